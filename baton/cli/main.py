@@ -1,0 +1,57 @@
+"""Entry point of the `baton` command.
+
+Commands import what they need when they run, so that `baton --help` is quick and only workers load torch.
+"""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from baton.cli.chat import chat
+from baton.cli.router_command import router
+from baton.cli.serve import serve
+from baton.cli.worker_command import worker_command
+from baton.core.errors import StartupError
+
+app = typer.Typer(
+    help="Serves large language models with prefill and decode on separate servers.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command()(serve)
+app.command()(chat)
+app.command()(router)
+app.command("prefill", help="Run one prefill server: it computes prompts.")(worker_command("prefill"))
+app.command("decode", help="Run one decode server: it continues prompts.")(worker_command("decode"))
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(f"baton {version('baton-serve')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    _: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Run the command line; a StartupError ends as one line on standard error and exit code 2."""
+    try:
+        app(prog_name="baton")
+    except StartupError as error:
+        print(f"baton: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

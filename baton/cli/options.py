@@ -1,0 +1,80 @@
+"""Command-line options that more than one command has, and what becomes of them."""
+
+import os
+from typing import Annotated
+
+import typer
+
+from baton.config import EngineConfig, parse_size
+
+EngineDtype = Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16 or float16.")]
+BlockSize = Annotated[int, typer.Option("--block-size", help="Tokens in a page of KV cache.")]
+KVCacheMemory = Annotated[str, typer.Option("--kv-cache-memory", help="Per worker, such as 512MiB or 4GiB.")]
+MaxNumSeqs = Annotated[int, typer.Option("--max-num-seqs", help="Sequences that a worker runs at once.")]
+MaxNumBatchedTokens = Annotated[int, typer.Option("--max-num-batched-tokens", help="Tokens in one step.")]
+MaxModelLen = Annotated[
+    int | None,
+    typer.Option("--max-model-len", help="Most tokens of prompt and answer.  [default: as the model says]"),
+]
+ServedModelName = Annotated[
+    str | None,
+    typer.Option("--served-model-name", help="Model name in the API.  [default: as MODEL is called]"),
+]
+HttpHost = Annotated[str, typer.Option("--host", help="Address that clients connect to; 0.0.0.0 for all.")]
+HttpPort = Annotated[int, typer.Option("--port", min=1, max=65535, help="Port of the HTTP API.")]
+GrpcPort = Annotated[int, typer.Option("--grpc-port", min=1, max=65535, help="Port of the gRPC API.")]
+ExitWithParent = Annotated[int | None, typer.Option("--exit-with-parent", hidden=True, metavar="PID")]
+
+DEFAULT_ENGINE = EngineConfig()
+DEFAULT_KV_CACHE_MEMORY = "1GiB"
+
+
+def engine_config(
+    dtype: str,
+    block_size: int,
+    kv_cache_memory: str,
+    max_num_seqs: int,
+    max_num_batched_tokens: int,
+    max_model_len: int | None,
+    num_threads: int,
+) -> EngineConfig:
+    """The engine settings that the options spell; raises StartupError."""
+    return EngineConfig(
+        dtype=dtype,
+        block_size=block_size,
+        kv_cache_bytes=parse_size(kv_cache_memory),
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=max_num_batched_tokens,
+        max_model_len=max_model_len,
+        num_threads=num_threads,
+    )
+
+
+def engine_arguments(engine: EngineConfig) -> list[str]:
+    """The options that spell `engine`; the inverse of `engine_config`."""
+    arguments = [
+        f"--dtype={engine.dtype}",
+        f"--block-size={engine.block_size}",
+        f"--kv-cache-memory={engine.kv_cache_bytes}",
+        f"--max-num-seqs={engine.max_num_seqs}",
+        f"--max-num-batched-tokens={engine.max_num_batched_tokens}",
+        f"--threads={engine.num_threads}",
+    ]
+    if engine.max_model_len is not None:
+        arguments.append(f"--max-model-len={engine.max_model_len}")
+    return arguments
+
+
+def cluster_token() -> str:
+    """The secret that routers and workers share; empty if there is none.
+
+    It comes by the environment because other users can read a process's arguments.
+    """
+    return os.environ.get("BATON_CLUSTER_TOKEN", "")
+
+
+def available_cores() -> int:
+    """CPU cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -1,0 +1,90 @@
+"""`baton prefill` and `baton decode`: one worker process."""
+
+from collections.abc import Callable
+from typing import Annotated
+
+import typer
+
+from baton.cli import options
+from baton.cli.logging_setup import set_up_logging
+from baton.cli.model_source import find_model
+from baton.cli.options import DEFAULT_ENGINE
+from baton.cli.parent_death import exit_with_parent as die_with_parent
+from baton.config import EngineConfig, Role, WorkerConfig
+
+Model = Annotated[str, typer.Option(help="Model directory or Hugging Face id.")]
+Listen = Annotated[str, typer.Option(metavar="ADDRESS", help="HOST:PORT or unix:/PATH to listen on.")]
+Advertise = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ADDRESS", help="Where the other servers reach this one.  [default: as --listen]"
+    ),
+]
+WorkerId = Annotated[str | None, typer.Option(help="Name in logs and metrics.  [default: from the address]")]
+Threads = Annotated[
+    int | None, typer.Option("--threads", help="CPU threads of one step.  [default: all cores]")
+]
+
+
+def worker_command(role: Role) -> Callable[..., None]:
+    """The command that runs one worker of this role."""
+
+    def command(
+        model: Model,
+        listen: Listen,
+        advertise: Advertise = None,
+        worker_id: WorkerId = None,
+        dtype: options.EngineDtype = DEFAULT_ENGINE.dtype,
+        block_size: options.BlockSize = DEFAULT_ENGINE.block_size,
+        kv_cache_memory: options.KVCacheMemory = options.DEFAULT_KV_CACHE_MEMORY,
+        max_num_seqs: options.MaxNumSeqs = DEFAULT_ENGINE.max_num_seqs,
+        max_num_batched_tokens: options.MaxNumBatchedTokens = DEFAULT_ENGINE.max_num_batched_tokens,
+        max_model_len: options.MaxModelLen = None,
+        threads: Threads = None,
+        exit_with_parent: options.ExitWithParent = None,
+    ) -> None:
+        if exit_with_parent is not None:
+            die_with_parent(exit_with_parent)
+        engine = options.engine_config(
+            dtype,
+            block_size,
+            kv_cache_memory,
+            max_num_seqs,
+            max_num_batched_tokens,
+            max_model_len,
+            threads or options.available_cores(),
+        )
+        run_worker(worker_config(role, model, listen, advertise, worker_id, engine))
+
+    return command
+
+
+def worker_config(
+    role: Role,
+    model: str,
+    listen: str,
+    advertise: str | None,
+    worker_id: str | None,
+    engine: EngineConfig,
+) -> WorkerConfig:
+    """The settings that the options spell; raises StartupError."""
+    advertise = advertise or listen
+    return WorkerConfig(
+        role=role,
+        model_dir=find_model(model).directory,
+        listen_address=listen,
+        advertise_address=advertise,
+        worker_id=worker_id or f"{role}@{advertise}",
+        cluster_token=options.cluster_token(),
+        engine=engine,
+    )
+
+
+def run_worker(config: WorkerConfig) -> None:
+    """Serve until the process is asked to stop."""
+    set_up_logging()
+    if config.role == "prefill":
+        from prefill_service.main import run
+    else:
+        from decode_service.main import run
+    run(config)

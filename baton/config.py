@@ -1,0 +1,140 @@
+"""Settings of each process: checked where they are made, resolved once by the command line, then frozen."""
+
+import ipaddress
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, get_args
+
+from baton.core.errors import StartupError
+from baton.core.kv_layout import DTYPE_BYTES
+
+Role = Literal["prefill", "decode"]
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?b?)", re.IGNORECASE)
+_SIZE_EXPONENTS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
+_WILDCARD_HOSTS = {"0.0.0.0", "::"}
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """What one engine may use; raises StartupError where a value makes no sense."""
+
+    dtype: str = "auto"  # "auto": the checkpoint's own; else a key of DTYPE_BYTES
+    block_size: int = 16  # tokens a page
+    kv_cache_bytes: int = 1 << 30
+    max_num_seqs: int = 64  # sequences that run at once
+    max_num_batched_tokens: int = 512  # tokens of one step
+    max_model_len: int | None = None  # None: as the model's config says
+    num_threads: int = 1  # CPU threads of one step
+
+    def __post_init__(self) -> None:
+        if self.dtype != "auto" and self.dtype not in DTYPE_BYTES:
+            raise StartupError(f"unknown dtype '{self.dtype}': use auto, {', '.join(DTYPE_BYTES)}")
+        for name in ("block_size", "kv_cache_bytes", "max_num_seqs", "max_num_batched_tokens", "num_threads"):
+            _require_positive(name, getattr(self, name))
+        if self.max_model_len is not None:
+            _require_positive("max_model_len", self.max_model_len)
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerConfig:
+    """One prefill or decode server. Addresses are 'host:port', '[ipv6]:port' or 'unix:/path'.
+
+    Without a cluster token a worker obeys whoever can connect to it, so StartupError is raised unless it
+    listens on loopback or on a Unix socket.
+    """
+
+    role: Role
+    model_dir: Path
+    listen_address: str
+    advertise_address: str  # where the other servers reach it
+    worker_id: str
+    cluster_token: str = field(default="", repr=False)  # empty: none
+    engine: EngineConfig = EngineConfig()
+
+    def __post_init__(self) -> None:
+        if self.role not in get_args(Role):
+            raise StartupError(f"unknown role '{self.role}': use {' or '.join(get_args(Role))}")
+        if host_of(self.advertise_address) in _WILDCARD_HOSTS:
+            raise StartupError(
+                f"other servers can't connect to {self.advertise_address}: "
+                "give the address that they reach this one at with --advertise"
+            )
+        if not self.cluster_token and not is_local(self.listen_address):
+            raise StartupError(
+                f"listening on {self.listen_address} needs a secret that the cluster shares: "
+                "set BATON_CLUSTER_TOKEN, the same for the router and every worker"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class RouterConfig:
+    """One router and the workers that it places requests on."""
+
+    model_dir: Path
+    served_model_name: str
+    prefill_addresses: tuple[str, ...]
+    decode_addresses: tuple[str, ...]
+    host: str = "127.0.0.1"
+    http_port: int = 8000
+    grpc_port: int = 8001
+    max_queue: int = 256  # requests that wait for a worker; more are refused
+    max_model_len: int | None = None  # None: as the workers say
+    cluster_token: str = field(default="", repr=False)  # empty: none
+
+    def __post_init__(self) -> None:
+        for role, addresses in (("prefill", self.prefill_addresses), ("decode", self.decode_addresses)):
+            if not addresses:
+                raise StartupError(f"a router needs at least one {role} server: name it with --{role} ADDRESS")
+            for address in addresses:
+                host_of(address)
+        if self.http_port == self.grpc_port:
+            raise StartupError(f"HTTP and gRPC can't share port {self.http_port}: choose another --grpc-port")
+        _require_positive("max_queue", self.max_queue)
+        if self.max_model_len is not None:
+            _require_positive("max_model_len", self.max_model_len)
+
+
+def parse_size(text: str) -> int:
+    """Bytes of '1GiB', '512MiB', '2G', '1.5g' or '1048576'; units are powers of 1024, as memory comes.
+
+    Raises StartupError on anything else.
+    """
+    match = _SIZE.fullmatch(text.strip())
+    size = 0
+    if match is not None:
+        number, unit, _ = match.groups()
+        size = int(float(number) * 1024 ** _SIZE_EXPONENTS[unit.lower()])
+    if size < 1:
+        raise StartupError(f"'{text}' is not a size: write it like 1GiB, 512MiB or 1073741824")
+    return size
+
+
+def host_of(address: str) -> str | None:
+    """The host of 'host:port' or '[ipv6]:port', None for 'unix:/path'; StartupError if it is neither."""
+    if address.startswith("unix:/"):
+        return None
+    host, _, port = address.rpartition(":")
+    bracketed = host.startswith("[") and host.endswith("]")
+    if bracketed:
+        host = host[1:-1]
+    if not host or (":" in host and not bracketed) or not (port.isdecimal() and 1 <= int(port) <= 65535):
+        raise StartupError(f"'{address}' is not an address: write HOST:PORT or unix:/PATH")
+    return host
+
+
+def is_local(address: str) -> bool:
+    """Whether only this machine can connect to `address`. Raises StartupError if it is no address."""
+    host = host_of(address)
+    if host is None or host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _require_positive(name: str, value: int) -> None:
+    if value < 1:
+        raise StartupError(f"{name.replace('_', '-')} must be at least 1, but is {value}")

@@ -1,0 +1,47 @@
+"""The shape of a KV page, as both ends of a transfer must agree on it."""
+
+from dataclasses import dataclass, fields
+
+from baton.core.errors import TransferRefused
+
+LAYOUT_VERSION = 1
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+@dataclass(frozen=True, slots=True)
+class KVLayout:
+    """Layout of one pool: `[num_blocks, num_layers, 2, num_kv_heads, block_size, head_dim]`.
+
+    A page (block) is contiguous across layers, so that one page is one copy and a group of layers of a
+    page is one slice of it. Index 0 of the third axis is K, 1 is V.
+    """
+
+    block_size: int  # tokens a page
+    num_layers: int
+    num_kv_heads: int
+    head_dim: int
+    dtype: str  # a key of DTYPE_BYTES
+    version: int = LAYOUT_VERSION
+
+    @property
+    def bytes_per_layer(self) -> int:
+        """Bytes of one layer of one page."""
+        return 2 * self.num_kv_heads * self.block_size * self.head_dim * DTYPE_BYTES[self.dtype]
+
+    @property
+    def bytes_per_block(self) -> int:
+        """Bytes of one page, all layers."""
+        return self.num_layers * self.bytes_per_layer
+
+    def blocks_for(self, num_tokens: int) -> int:
+        """Pages that hold `num_tokens` tokens."""
+        return -(-num_tokens // self.block_size)
+
+    def require_same(self, other: "KVLayout") -> None:
+        """Raise TransferRefused, naming what differs, unless pages of `other` fit here as they are."""
+        differing = [f.name for f in fields(self) if getattr(self, f.name) != getattr(other, f.name)]
+        if differing:
+            raise TransferRefused(
+                "layout",
+                f"KV layouts differ in {', '.join(differing)}: this side has {self}, the other {other}.",
+            )

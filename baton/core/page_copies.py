@@ -1,0 +1,36 @@
+"""Page copies that the next step has to make (copy on write), and the holds that keep them safe."""
+
+from baton.core.block_pool import BlockPool
+
+
+class PageCopies:
+    """Copies asked for and not yet made.
+
+    Both pages of a copy are held until it is made: the source might else be given to somebody who writes
+    it first, and the destination to somebody whose data the copy would overwrite.
+    """
+
+    def __init__(self, pool: BlockPool) -> None:
+        self._pool = pool
+        self._pending: list[tuple[int, int]] = []
+
+    def add(self, source: int, destination: int) -> None:
+        """Copy `source` to `destination` at the beginning of the next step."""
+        self._pool.acquire((source, destination))
+        self._pending.append((source, destination))
+
+    def take(self) -> tuple[tuple[int, int], ...]:
+        """The copies for the step being planned; those whose destination's owner has gone are dropped."""
+        wanted = []
+        for source, destination in self._pending:
+            if self._pool.is_shared(destination):
+                wanted.append((source, destination))
+            else:
+                self._pool.release((source, destination))
+        self._pending = []
+        return tuple(wanted)
+
+    def done(self, copies: tuple[tuple[int, int], ...]) -> None:
+        """The step that made `copies` is over."""
+        for source, destination in copies:
+            self._pool.release((source, destination))

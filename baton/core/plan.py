@@ -1,0 +1,58 @@
+"""What the scheduler hands to the runner for one step, and what comes back."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from baton.core.sampling import SampledToken, SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class SampleTask:
+    """One token to sample from the last hidden state of a row.
+
+    The sequences are the request's own lists: read them during the step, never keep or change them.
+    """
+
+    params: SamplingParams
+    seed: int  # of this choice, unsigned 64 bits
+    position: int  # index that the sampled token will have in prompt + output
+    prompt_token_ids: Sequence[int]
+    output_token_ids: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduledRow:
+    """The tokens of one request that this step computes.
+
+    `block_table[i]` is the page of positions [i * block_size, (i + 1) * block_size); it covers at least
+    positions [0, start + len(token_ids)), of which [0, start) are computed already. `block_table` is the
+    request's own list: read it during the step only.
+    """
+
+    token_ids: Sequence[int]
+    start: int
+    block_table: Sequence[int]
+    samples: tuple[SampleTask, ...] = ()  # empty while the row does not reach the request's last token
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    """One step: copy these pages first, in order, then compute these rows.
+
+    At least one row. Rows are in no particular order of kind; one token each is decode, more is prefill.
+    """
+
+    rows: tuple[ScheduledRow, ...]
+    block_copies: tuple[tuple[int, int], ...] = ()  # (source block, destination block)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that this step computes."""
+        return sum(len(row.token_ids) for row in self.rows)
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """`samples[r]` are the tokens of `plan.rows[r].samples`, in their order."""
+
+    samples: tuple[tuple[SampledToken, ...], ...]

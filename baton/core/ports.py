@@ -1,0 +1,35 @@
+"""What the core and the services need from the parts that know tensors."""
+
+from typing import Protocol
+
+from baton.core.kv_layout import KVLayout
+from baton.core.plan import StepPlan, StepResult
+
+
+class Runner(Protocol):
+    """Computes one step; knows tensors, not requests."""
+
+    def run(self, plan: StepPlan) -> StepResult:
+        """Copy pages, write the rows' K and V into their pages, and sample what the plan asks for."""
+        ...
+
+
+class PageStore(Protocol):
+    """The bytes of the KV pool, for transfers."""
+
+    @property
+    def layout(self) -> KVLayout:
+        """Layout of every page in the pool."""
+        ...
+
+    @property
+    def num_blocks(self) -> int:
+        """Pages in the pool."""
+        ...
+
+    def page(self, block_id: int, first_layer: int, num_layers: int) -> memoryview:
+        """Writable bytes of some layers of one page, `num_layers * layout.bytes_per_layer` long.
+
+        The memory is the pool's own: only the page's one writer (DESIGN: who owns a page) may write it.
+        """
+        ...

@@ -1,0 +1,126 @@
+"""One request as an engine sees it, and what is said about it to and from the engine."""
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from baton.core.sampling import SampledToken, SamplingParams, choice_seed
+from baton.core.stopping import FinishReason
+
+
+@dataclass(frozen=True, slots=True)
+class EngineRequest:
+    """What an engine is asked to do: the same on prefill and decode."""
+
+    request_id: str
+    prompt_token_ids: tuple[int, ...]
+    hash_seed: bytes  # parent of the first block's hash; see prefix.py
+    block_hashes: tuple[bytes, ...]  # of the prompt's full blocks
+    sampling: SamplingParams
+    priority: int = 0  # lower first; equal ones in order of arrival
+
+
+class Phase(Enum):
+    """Where a sequence is in its engine."""
+
+    WAITING = "waiting"  # holds no pages
+    RUNNING = "running"  # part of the batch
+    FINISHED = "finished"
+
+
+@dataclass(slots=True, eq=False)
+class SequenceState:
+    """One choice of a request: its tokens, pages and progress. Changed by the scheduler alone."""
+
+    request: EngineRequest
+    choice: int
+    arrival: int  # order of arrival at this engine
+    # A prefill server's requests end after their first token; their pages, from this block on, are exported
+    # for a transfer. None for a request that stays.
+    export_from: int | None = None
+    hands_over: bool = False
+    output_token_ids: list[int] = field(default_factory=list)
+    num_computed_tokens: int = 0  # tokens whose K and V are in the pages
+    block_table: list[int] = field(default_factory=list)
+    block_hashes: list[bytes] = field(init=False)  # of its full blocks; output's are added as they fill
+    num_published_blocks: int = 0
+    num_exported_blocks: int = field(init=False)  # blocks before it have left, or need not leave
+    num_cached_prompt_tokens: int = 0  # found in the prefix cache when it first started
+    phase: Phase = Phase.WAITING
+    seed: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.seed = choice_seed(self.request.sampling.seed, self.choice)
+        self.block_hashes = list(self.request.block_hashes)
+        self.num_exported_blocks = self.export_from or 0
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Tokens of the prompt."""
+        return len(self.request.prompt_token_ids)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens known so far: prompt and output."""
+        return len(self.request.prompt_token_ids) + len(self.output_token_ids)
+
+    @property
+    def order(self) -> tuple[int, int, int]:
+        """Who goes first: priority, then arrival."""
+        return (self.request.priority, self.arrival, self.choice)
+
+    def tokens(self, start: int, end: int) -> tuple[int, ...] | list[int]:
+        """Token ids of positions [start, end)."""
+        num_prompt = self.num_prompt_tokens
+        if end <= num_prompt:
+            return self.request.prompt_token_ids[start:end]
+        if start >= num_prompt:
+            return self.output_token_ids[start - num_prompt : end - num_prompt]
+        return [*self.request.prompt_token_ids[start:], *self.output_token_ids[: end - num_prompt]]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenEvent:
+    """One sampled token. `position` is its index among the choice's output tokens."""
+
+    request_id: str
+    choice: int
+    position: int
+    token: SampledToken
+    finish_reason: FinishReason | None = None
+    num_cached_prompt_tokens: int = 0  # set with the first token of choice 0
+
+
+@dataclass(frozen=True, slots=True)
+class PagesReady:
+    """Pages of a handed-over request that nobody will write again, held for the transfer until
+    `Scheduler.release_pages` gives them back. `first_block` is an index into the request's block table;
+    `blocks` may be empty."""
+
+    request_id: str
+    first_block: int
+    blocks: tuple[int, ...]
+    is_last: bool  # the prompt is computed; its first tokens come with the same step's events
+
+
+@dataclass(frozen=True, slots=True)
+class BlocksReserved:
+    """Pages taken for a request whose KV will arrive: `block_table` covers the prompt, and its first
+    `num_cached_blocks` pages were found in the prefix cache, so that they need no transfer."""
+
+    request_id: str
+    block_table: tuple[int, ...]
+    num_cached_blocks: int
+
+
+@dataclass(frozen=True, slots=True)
+class LoadSnapshot:
+    """How full an engine is; what placement decides on and what metrics show."""
+
+    num_running: int
+    num_waiting: int
+    num_reserved: int
+    num_blocks: int
+    num_free_blocks: int
+    num_preemptions: int  # since start
+    prefix_queries: int  # blocks, since start
+    prefix_hits: int

@@ -1,0 +1,79 @@
+"""Pages taken for prompts whose KV is on its way from a prefill server, and the requests that want some."""
+
+from bisect import insort
+from dataclasses import dataclass
+
+from baton.core.block_pool import BlockPool
+from baton.core.request import BlocksReserved, EngineRequest
+
+
+@dataclass(slots=True)
+class Reservee:
+    """One request's place: queued while `block_table` is empty, then granted."""
+
+    request: EngineRequest
+    arrival: int
+    block_table: tuple[int, ...] = ()
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """Who goes first."""
+        return (self.request.priority, self.arrival)
+
+
+class ReservedBlocks:
+    """Queue of reservations and the pages of those that were granted."""
+
+    def __init__(self, pool: BlockPool, block_size: int) -> None:
+        self._pool = pool
+        self._block_size = block_size
+        self._queue: list[Reservee] = []
+        self._granted: dict[str, Reservee] = {}
+
+    @property
+    def num_queued(self) -> int:
+        """Requests that wait for pages."""
+        return len(self._queue)
+
+    @property
+    def num_granted(self) -> int:
+        """Requests whose pages are waiting for their KV."""
+        return len(self._granted)
+
+    @property
+    def num_slots(self) -> int:
+        """Places in the batch that granted requests will take."""
+        return sum(reservee.request.sampling.n for reservee in self._granted.values())
+
+    def queue(self, request: EngineRequest, arrival: int) -> None:
+        """Ask for pages; `grant_next` gives them in order."""
+        insort(self._queue, Reservee(request, arrival), key=lambda reservee: reservee.order)
+
+    def grant_next(self, num_slots: int) -> BlocksReserved | None:
+        """Take pages for the first in the queue, if they and its places in the batch are free."""
+        if not self._queue or self._queue[0].request.sampling.n > num_slots:
+            return None
+        reservee = self._queue[0]
+        request = reservee.request
+        cached = self._pool.find_prefix(request.block_hashes)
+        # One token more than the prompt: the first step on decode must not fail for want of a page.
+        num_blocks = len(request.prompt_token_ids) // self._block_size + 1
+        missing = num_blocks - len(cached)
+        if missing + self._pool.num_free_among(cached) > self._pool.num_free:
+            return None
+        self._pool.acquire(cached)
+        self._pool.count_lookup(len(request.block_hashes), len(cached))
+        reservee.block_table = (*cached, *self._pool.allocate(missing))
+        self._granted[request.request_id] = self._queue.pop(0)
+        return BlocksReserved(request.request_id, reservee.block_table, len(cached))
+
+    def take(self, request_id: str) -> Reservee | None:
+        """Hand a granted reservation's pages over to the batch."""
+        return self._granted.pop(request_id, None)
+
+    def drop(self, request_id: str) -> None:
+        """Give up a reservation, queued or granted."""
+        self._queue = [reservee for reservee in self._queue if reservee.request.request_id != request_id]
+        reservee = self._granted.pop(request_id, None)
+        if reservee is not None:
+            self._pool.release(reservee.block_table)

@@ -1,0 +1,370 @@
+"""Which tokens of which requests the next step computes.
+
+As in vLLM V1 (https://blog.vllm.ai/2025/01/27/v1-alpha-release.html) a request is only "how many of its
+tokens are computed": prefill, chunked prefill, decode and mixed batches are one thing, tokens handed out
+under a budget. The scheduler is a pure state machine; the engine's loop runs it:
+
+    step = scheduler.schedule()
+    result = runner.run(step.plan)
+    events = scheduler.apply(step, result)
+"""
+
+from bisect import insort
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from baton.core.block_pool import BlockPool
+from baton.core.errors import InvalidRequest
+from baton.core.plan import SampleTask, ScheduledRow, StepPlan, StepResult
+from baton.core.request import (
+    BlocksReserved,
+    EngineRequest,
+    LoadSnapshot,
+    PagesReady,
+    Phase,
+    SequenceState,
+    TokenEvent,
+)
+from baton.core.reserved_blocks import ReservedBlocks
+from baton.core.sampling import SampledToken, choice_seed
+from baton.core.sequence_pages import SequencePages
+from baton.core.stopping import finish_reason
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerConfig:
+    """Limits of one engine."""
+
+    block_size: int  # tokens a page
+    max_model_len: int  # tokens of one sequence, prompt and output
+    max_num_seqs: int  # sequences in the batch
+    max_num_batched_tokens: int  # tokens a step
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduledStep:
+    """A plan for the runner, and whose rows they are."""
+
+    plan: StepPlan
+    sequences: tuple[SequenceState, ...]
+
+
+@dataclass(slots=True)
+class StepEvents:
+    """What a step produced."""
+
+    tokens: list[TokenEvent] = field(default_factory=list)
+    pages: list[PagesReady] = field(default_factory=list)
+
+
+class Scheduler:
+    """The batch and the queue of one engine. Not thread-safe: the engine's thread owns it."""
+
+    def __init__(self, config: SchedulerConfig, pool: BlockPool) -> None:
+        self.config = config
+        self.pool = pool
+        self.num_preemptions = 0
+        self._pages = SequencePages(pool, config.block_size)
+        self._reserved = ReservedBlocks(pool, config.block_size)
+        self._running: list[SequenceState] = []
+        self._waiting: list[SequenceState] = []  # by SequenceState.order
+        self._by_request: dict[str, list[SequenceState]] = {}
+        self._num_arrivals = 0
+
+    # --- requests come and go -----------------------------------------------------------------------
+
+    def add(
+        self, request: EngineRequest, *, hands_over: bool = False, export_from: int | None = None
+    ) -> None:
+        """Queue a request to be computed here.
+
+        With `hands_over` it ends after its first tokens; with `export_from` its pages from that block of
+        its table on come out as PagesReady. Raises InvalidRequest where it can never run here.
+        """
+        self._require_servable(request, num_slots=1 if hands_over else request.sampling.n)
+        sequence = SequenceState(request, 0, self._next_arrival(), export_from, hands_over)
+        self._by_request[request.request_id] = [sequence]
+        self._wait(sequence)
+
+    def reserve(self, request: EngineRequest) -> None:
+        """Queue a request for pages that a transfer will fill; `admit_reservations` grants them.
+
+        Raises InvalidRequest where it can never run here.
+        """
+        self._require_servable(request, num_slots=request.sampling.n)
+        self._reserved.queue(request, self._next_arrival())
+
+    def admit_reservations(self) -> list[BlocksReserved]:
+        """Grant queued reservations, in order, while pages and places in the batch last.
+
+        A request that ran here already, and lost its pages, comes first.
+        """
+        granted: list[BlocksReserved] = []
+        while not self._waiting:
+            reserved = self._reserved.grant_next(self.config.max_num_seqs - self._num_slots_taken())
+            if reserved is None:
+                break
+            granted.append(reserved)
+        return granted
+
+    def commit(self, request_id: str, first_tokens: dict[int, int]) -> None:
+        """The reserved pages hold the prompt's KV: let the request's choices join the batch.
+
+        `first_tokens` maps each choice that goes on, at least one, to its first token. Unknown requests,
+        aborted meanwhile, are ignored.
+        """
+        reserved = self._reserved.take(request_id)
+        if reserved is None:
+            return
+        first, *others = [
+            SequenceState(reserved.request, choice, reserved.arrival, output_token_ids=[token])
+            for choice, token in sorted(first_tokens.items())
+        ]
+        self._by_request[request_id] = [first, *others]
+        first.block_table = list(reserved.block_table)
+        first.num_computed_tokens = first.num_prompt_tokens
+        self._pages.publish(first)
+        self._run(first)
+        for sequence in others:
+            self._fork(first, sequence)
+
+    def abort(self, request_id: str) -> None:
+        """Forget a request and give its pages back; unknown ids are ignored (it may just have ended)."""
+        self._reserved.drop(request_id)
+        for sequence in self._by_request.pop(request_id, ()):
+            self._end(sequence)
+
+    def abort_choice(self, request_id: str, choice: int) -> None:
+        """Forget one choice of a request."""
+        for sequence in self._by_request.get(request_id, ()):
+            if sequence.choice == choice:
+                self._finish(sequence)
+                return
+
+    def release_pages(self, blocks: Sequence[int]) -> None:
+        """A transfer is done with pages that PagesReady named."""
+        self.pool.release(blocks)
+
+    # --- steps --------------------------------------------------------------------------------------
+
+    def schedule(self) -> ScheduledStep | None:
+        """Plan the next step, or None where there is nothing to compute.
+
+        Sequences that only miss one token go first, so that a long prompt never holds up a decode; then
+        prompts under way; then waiting requests.
+        """
+        batch: dict[SequenceState, int] = {}
+        num_preemptions = self.num_preemptions
+        budget = self.config.max_num_batched_tokens
+        for sequence in sorted(self._running, key=_decode_first):
+            if budget > 0 and sequence.phase is Phase.RUNNING:
+                count = min(sequence.num_tokens - sequence.num_computed_tokens, budget)
+                if self._make_room(sequence, sequence.num_computed_tokens + count, batch):
+                    batch[sequence] = count
+                budget = self.config.max_num_batched_tokens - sum(batch.values())
+        if self.num_preemptions == num_preemptions:
+            self._admit_waiting(batch, budget)
+        copies = self._pages.copies.take()
+        if not batch:
+            return None
+        rows = tuple(self._row(sequence, count) for sequence, count in batch.items())
+        return ScheduledStep(StepPlan(rows, copies), tuple(batch))
+
+    def apply(self, step: ScheduledStep, result: StepResult) -> StepEvents:
+        """Take in what the runner computed for `step`."""
+        self._pages.copies.done(step.plan.block_copies)
+        events = StepEvents()
+        for sequence, row, samples in zip(step.sequences, step.plan.rows, result.samples, strict=True):
+            sequence.num_computed_tokens = row.start + len(row.token_ids)
+            self._pages.publish(sequence)
+            if samples:
+                self._take_samples(sequence, samples, events)
+            elif sequence.export_from is not None:
+                events.pages.append(self._pages.export(sequence, is_last=False))
+        return events
+
+    def fail(self, step: ScheduledStep) -> list[str]:
+        """The runner could not compute `step`: forget its requests, and say which they were."""
+        self._pages.copies.done(step.plan.block_copies)
+        request_ids = list(dict.fromkeys(sequence.request.request_id for sequence in step.sequences))
+        for request_id in request_ids:
+            self.abort(request_id)
+        return request_ids
+
+    def load(self) -> LoadSnapshot:
+        """How full this engine is."""
+        return LoadSnapshot(
+            num_running=len(self._running),
+            num_waiting=len(self._waiting) + self._reserved.num_queued,
+            num_reserved=self._reserved.num_granted,
+            num_blocks=self.pool.num_blocks,
+            num_free_blocks=self.pool.num_free,
+            num_preemptions=self.num_preemptions,
+            prefix_queries=self.pool.num_queries,
+            prefix_hits=self.pool.num_hits,
+        )
+
+    # --- inside a step ------------------------------------------------------------------------------
+
+    def _make_room(self, sequence: SequenceState, num_tokens: int, batch: dict[SequenceState, int]) -> bool:
+        """Get pages for `num_tokens` tokens, preempting whoever goes last; False if that is itself."""
+        missing = self._pages.num_missing(sequence, num_tokens)
+        while missing > self.pool.num_free:
+            victim = max(self._running, key=lambda running: running.order)
+            batch.pop(victim, None)
+            self._preempt(victim)
+            if victim is sequence:
+                return False
+        if missing > 0:
+            self._pages.grow(sequence, missing)
+        return True
+
+    def _admit_waiting(self, batch: dict[SequenceState, int], budget: int) -> None:
+        """Start waiting sequences in order, on cached prefixes where there are any."""
+        while self._waiting and budget > 0:
+            sequence = self._waiting[0]
+            if self._num_slots_taken() + _num_slots(sequence) > self.config.max_num_seqs:
+                return
+            count = self._pages.begin(sequence, budget)
+            if count is None:
+                return
+            self._waiting.pop(0)
+            self._run(sequence)
+            batch[sequence] = count
+            budget -= count
+
+    def _row(self, sequence: SequenceState, count: int) -> ScheduledRow:
+        start = sequence.num_computed_tokens
+        samples: tuple[SampleTask, ...] = ()
+        if start + count == sequence.num_tokens:
+            samples = tuple(_sample_task(sequence, choice) for choice in _choices_to_sample(sequence))
+        return ScheduledRow(sequence.tokens(start, start + count), start, sequence.block_table, samples)
+
+    def _take_samples(
+        self, sequence: SequenceState, samples: tuple[SampledToken, ...], events: StepEvents
+    ) -> None:
+        choices = _choices_to_sample(sequence)
+        takers = [
+            sequence
+            if choice == sequence.choice
+            else SequenceState(sequence.request, choice, sequence.arrival)
+            for choice in choices
+        ]
+        going_on = [
+            taker
+            for taker, token in zip(takers, samples, strict=True)
+            if self._take_token(taker, token, events)
+        ]
+        if sequence.export_from is not None and going_on:
+            events.pages.append(self._pages.export(sequence, is_last=True))
+        if not sequence.hands_over:
+            for sibling in going_on:
+                if sibling is not sequence:
+                    self._by_request[sequence.request.request_id].append(sibling)
+                    self._fork(sequence, sibling)
+        if sequence.hands_over or sequence not in going_on:
+            self._finish(sequence)
+
+    def _take_token(self, sequence: SequenceState, token: SampledToken, events: StepEvents) -> bool:
+        """Append a sampled token; returns whether the choice goes on."""
+        sequence.output_token_ids.append(token.token_id)
+        num_output = len(sequence.output_token_ids)
+        request = sequence.request
+        reason = finish_reason(
+            request.sampling, token.token_id, num_output, sequence.num_tokens, self.config.max_model_len
+        )
+        num_cached = sequence.num_cached_prompt_tokens if num_output == 1 else 0
+        events.tokens.append(
+            TokenEvent(request.request_id, sequence.choice, num_output - 1, token, reason, num_cached)
+        )
+        return reason is None
+
+    # --- phases -------------------------------------------------------------------------------------
+
+    def _wait(self, sequence: SequenceState) -> None:
+        sequence.phase = Phase.WAITING
+        insort(self._waiting, sequence, key=lambda waiting: waiting.order)
+
+    def _run(self, sequence: SequenceState) -> None:
+        sequence.phase = Phase.RUNNING
+        self._running.append(sequence)
+
+    def _fork(self, parent: SequenceState, child: SequenceState) -> None:
+        """Let `child` go on from its parent's prompt, or wait and find it in the prefix cache."""
+        if self._pages.share_prompt(parent, child):
+            self._run(child)
+        else:
+            self._wait(child)
+
+    def _preempt(self, sequence: SequenceState) -> None:
+        """Take a running sequence's pages; it computes its tokens again when there is room."""
+        self.num_preemptions += 1
+        self._running.remove(sequence)
+        self._pages.drop(sequence)
+        self._wait(sequence)
+
+    def _finish(self, sequence: SequenceState) -> None:
+        siblings = self._by_request[sequence.request.request_id]
+        siblings.remove(sequence)
+        if not siblings:
+            del self._by_request[sequence.request.request_id]
+        self._end(sequence)
+
+    def _end(self, sequence: SequenceState) -> None:
+        if sequence.phase is Phase.RUNNING:
+            self._running.remove(sequence)
+        else:
+            self._waiting.remove(sequence)
+        self._pages.drop(sequence)
+        sequence.phase = Phase.FINISHED
+
+    def _num_slots_taken(self) -> int:
+        return sum(_num_slots(sequence) for sequence in self._running) + self._reserved.num_slots
+
+    def _next_arrival(self) -> int:
+        self._num_arrivals += 1
+        return self._num_arrivals
+
+    def _require_servable(self, request: EngineRequest, num_slots: int) -> None:
+        num_prompt, longest = len(request.prompt_token_ids), self.config.max_model_len - 1
+        if not 0 < num_prompt <= longest:
+            raise InvalidRequest(
+                f"The prompt has {num_prompt} tokens; this worker takes 1 to {longest}.",
+                param="prompt",
+                code="context_length_exceeded",
+            )
+        if num_slots > self.config.max_num_seqs:
+            raise InvalidRequest(
+                f"n is {num_slots}; this worker runs at most {self.config.max_num_seqs} sequences at once.",
+                param="n",
+                code="out_of_range",
+            )
+
+
+def _choices_to_sample(sequence: SequenceState) -> range:
+    """A prompt's last row samples the first token of all its choices; after that each goes alone."""
+    if sequence.output_token_ids:
+        return range(sequence.choice, sequence.choice + 1)
+    return range(sequence.request.sampling.n)
+
+
+def _sample_task(sequence: SequenceState, choice: int) -> SampleTask:
+    params = sequence.request.sampling
+    return SampleTask(
+        params=params,
+        seed=sequence.seed if choice == sequence.choice else choice_seed(params.seed, choice),
+        position=sequence.num_tokens,
+        prompt_token_ids=sequence.request.prompt_token_ids,
+        output_token_ids=sequence.output_token_ids,
+    )
+
+
+def _num_slots(sequence: SequenceState) -> int:
+    """Places in the batch that a sequence takes, or will when its prompt is computed and it forks."""
+    if sequence.output_token_ids or sequence.hands_over:
+        return 1
+    return sequence.request.sampling.n
+
+
+def _decode_first(sequence: SequenceState) -> tuple[bool, tuple[int, int, int]]:
+    return (sequence.num_tokens - sequence.num_computed_tokens > 1, sequence.order)

@@ -1,0 +1,27 @@
+"""When a choice ends, as far as token ids can tell; stop strings are the router's, which knows text."""
+
+from enum import Enum
+
+from baton.core.sampling import SamplingParams
+
+
+class FinishReason(Enum):
+    """Why a choice ended, in OpenAI's words."""
+
+    STOP = "stop"
+    LENGTH = "length"
+
+
+def finish_reason(
+    params: SamplingParams, token_id: int, num_output_tokens: int, num_tokens: int, max_model_len: int
+) -> FinishReason | None:
+    """Whether the choice whose newest token is `token_id` ends with it.
+
+    `num_output_tokens` and `num_tokens` (prompt + output) count the newest token. A stop token before
+    `min_tokens` can't come up: the sampler forbids it.
+    """
+    if token_id in params.stop_token_ids and num_output_tokens > params.min_tokens:
+        return FinishReason.STOP
+    if num_output_tokens >= params.max_tokens or num_tokens >= max_model_len:
+        return FinishReason.LENGTH
+    return None
