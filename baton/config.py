@@ -16,7 +16,7 @@ _SIZE_EXPONENTS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 _WILDCARD_HOSTS = {"0.0.0.0", "::"}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class EngineConfig:
     """What one engine may use; raises StartupError where a value makes no sense."""
 
@@ -37,7 +37,7 @@ class EngineConfig:
             _require_positive("max_model_len", self.max_model_len)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class WorkerConfig:
     """One prefill or decode server. Addresses are 'host:port', '[ipv6]:port' or 'unix:/path'.
 
@@ -51,7 +51,7 @@ class WorkerConfig:
     advertise_address: str  # where the other servers reach it
     worker_id: str
     cluster_token: str = field(default="", repr=False)  # empty: none
-    engine: EngineConfig = EngineConfig()
+    engine: EngineConfig = field(default_factory=EngineConfig)
 
     def __post_init__(self) -> None:
         if self.role not in get_args(Role):
@@ -68,7 +68,7 @@ class WorkerConfig:
             )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class RouterConfig:
     """One router and the workers that it places requests on."""
 
@@ -86,7 +86,9 @@ class RouterConfig:
     def __post_init__(self) -> None:
         for role, addresses in (("prefill", self.prefill_addresses), ("decode", self.decode_addresses)):
             if not addresses:
-                raise StartupError(f"a router needs at least one {role} server: name it with --{role} ADDRESS")
+                raise StartupError(
+                    f"a router needs at least one {role} server: name it with --{role} ADDRESS"
+                )
             for address in addresses:
                 host_of(address)
         if self.http_port == self.grpc_port:

@@ -83,27 +83,33 @@ class Shape:
     head_dim: int = 64
     positions: int = 4096
     rope_theta: float = 10000.0
+    initial_spread: float = 0.02
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """How the model is trained. Every step sees the same number of tokens, in rows of one of two lengths."""
+    """How the model is trained: many small steps over short rows, and now and then one over one long row."""
 
-    steps: int = 1500
-    tokens_per_step: int = 2048
+    steps: int = 2700
+    short_rows: int = 4
     short_row: int = 256
+    # Long rows cost more, but only they teach the model to stay sensible after a prompt of 1,000 tokens.
     long_row: int = 2048
-    # Every n-th step is long: a step over long rows costs half as much again, but only such steps teach
-    # the model to stay sensible after a prompt of 1,000 tokens and more.
-    long_every: int = 6
-    warmup_steps: int = 60
+    long_every: int = 12
+    warmup_steps: int = 100
     peak_rate: float = 3e-3
     last_rate_fraction: float = 0.02
     weight_decay: float = 0.1
     largest_gradient: float = 1.0
 
-    def row_length(self, step: int) -> int:
-        return self.long_row if step % self.long_every == self.long_every - 1 else self.short_row
+    def batch_shape(self, step: int) -> tuple[int, int]:
+        """Rows, and tokens in each."""
+        is_long = step % self.long_every == self.long_every - 1
+        return (1, self.long_row) if is_long else (self.short_rows, self.short_row)
+
+    @property
+    def tokens_seen(self) -> int:
+        return sum(math.prod(self.batch_shape(step)) for step in range(self.steps))
 
     def rate_factor(self, step: int) -> float:
         """Linear warm-up, then a cosine down to a small part of the peak rate."""
@@ -256,7 +262,7 @@ def model_config(shape: Shape) -> dict[str, Any]:
         "attention_bias": False,
         "attention_dropout": 0.0,
         "mlp_bias": False,
-        "initializer_range": 0.02,
+        "initializer_range": shape.initial_spread,
         "tie_word_embeddings": True,
         "bos_token_id": BEGIN_ID,
         "eos_token_id": END_ID,
@@ -285,8 +291,7 @@ def batches(stream: torch.Tensor, schedule: Schedule) -> Iterator[torch.Tensor]:
     """Rows of one token more than the row length, from random places of the stream."""
     generator = torch.Generator().manual_seed(SEED)
     for step in range(schedule.steps):
-        length = schedule.row_length(step)
-        rows = schedule.tokens_per_step // length
+        rows, length = schedule.batch_shape(step)
         starts = torch.randint(len(stream) - length, (rows, 1), generator=generator)
         yield stream[starts + torch.arange(length + 1)]
 
@@ -450,14 +455,13 @@ def card_data(result: Result) -> str:
 
 def card_training(result: Result) -> str:
     schedule = result.schedule
-    seen = schedule.steps * schedule.tokens_per_step
     command = f"python tools/train_demo_model.py --steps {schedule.steps}"
     return textwrap.dedent(f"""\
         ## Training
 
             {command}
 
-        {schedule.steps:,} steps of {schedule.tokens_per_step:,} tokens ({seen:,} tokens drawn from a stream of
+        {schedule.steps:,} steps ({schedule.tokens_seen:,} tokens drawn from a stream of
         {result.training_tokens:,}), rows of {schedule.short_row} tokens, and of {schedule.long_row:,} at every
         {schedule.long_every}th step. AdamW, peak rate {schedule.peak_rate}, warm-up over {schedule.warmup_steps}
         steps, then a cosine; gradients clipped at {schedule.largest_gradient}. {result.minutes:.0f} minutes on one

@@ -12,7 +12,7 @@ from baton.cli.chat import chat
 from baton.cli.router_command import router
 from baton.cli.serve import serve
 from baton.cli.worker_command import worker_command
-from baton.core.errors import StartupError
+from baton.core.errors import BatonError, StartupError
 
 app = typer.Typer(
     help="Serves large language models with prefill and decode on separate servers.",
@@ -45,12 +45,12 @@ def _options(
 
 
 def main() -> None:
-    """Run the command line; a StartupError ends as one line on standard error and exit code 2."""
+    """Run the command line; an error of ours ends as one line on standard error (StartupError: code 2)."""
     try:
         app(prog_name="baton")
-    except StartupError as error:
+    except BatonError as error:
         print(f"baton: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(2 if isinstance(error, StartupError) else 1)
 
 
 if __name__ == "__main__":

@@ -4,10 +4,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-import baton
 from baton.core.errors import StartupError
 
-SHIPPED_MODEL = Path(baton.__file__).parent / "demo_model"
+SHIPPED_MODEL = Path(__file__).parent.parent / "demo_model"
 SHIPPED_MODEL_NAME = "baton-demo"
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", re.ASCII)
@@ -28,6 +27,8 @@ def find_model(model: str | None) -> ModelSource:
     What looks like a path is never looked up on the hub. Raises StartupError where there is no such model.
     """
     if model is None:
+        if not SHIPPED_MODEL.is_dir():
+            raise StartupError("this installation of Baton holds no model: name one with `baton serve MODEL`")
         return ModelSource(_require_model(SHIPPED_MODEL), SHIPPED_MODEL_NAME)
     path = Path(model).expanduser()
     if model.startswith((".", "/", "~")) or path.exists():
@@ -43,20 +44,16 @@ def _require_model(directory: Path) -> Path:
     if not directory.is_dir():
         raise StartupError(f"there is no model directory {directory}")
     if not (directory / "config.json").is_file():
-        raise StartupError(f"{directory} holds no config.json: a model directory in Hugging Face format has one")
+        raise StartupError(
+            f"{directory} holds no config.json: a model directory in Hugging Face format has one"
+        )
     return directory
 
 
 def _fetch(model: str) -> Path:
     """Download what a model needs, or find it in the hub's cache. Its progress bars go to standard error."""
-    import httpx
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-    )
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
     try:
         return Path(snapshot_download(model, allow_patterns=_HUB_FILES))
@@ -68,6 +65,6 @@ def _fetch(model: str) -> Path:
         raise StartupError(
             f"there is neither a directory '{model}' nor a model of that name on the Hugging Face hub"
         ) from None
-    except (LocalEntryNotFoundError, HfHubHTTPError, httpx.HTTPError, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise StartupError(f"could not reach the Hugging Face hub to fetch '{model}': {reason}") from None
+    except Exception as error:  # whatever its HTTP library raises, which differs between versions
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise StartupError(f"could not reach the Hugging Face hub to fetch '{model}': {reason}") from error

@@ -14,11 +14,13 @@ MaxNumSeqs = Annotated[int, typer.Option("--max-num-seqs", help="Sequences that 
 MaxNumBatchedTokens = Annotated[int, typer.Option("--max-num-batched-tokens", help="Tokens in one step.")]
 MaxModelLen = Annotated[
     int | None,
-    typer.Option("--max-model-len", help="Most tokens of prompt and answer.  [default: as the model says]"),
+    typer.Option(
+        "--max-model-len", help="Most tokens of prompt and answer.", show_default="as the model says"
+    ),
 ]
 ServedModelName = Annotated[
     str | None,
-    typer.Option("--served-model-name", help="Model name in the API.  [default: as MODEL is called]"),
+    typer.Option("--served-model-name", help="Model name in the API.", show_default="as the model is called"),
 ]
 HttpHost = Annotated[str, typer.Option("--host", help="Address that clients connect to; 0.0.0.0 for all.")]
 HttpPort = Annotated[int, typer.Option("--port", min=1, max=65535, help="Port of the HTTP API.")]

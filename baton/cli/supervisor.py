@@ -1,6 +1,7 @@
 """Keeps a set of processes alive together: starts them, restarts what crashes, stops all at the end."""
 
 import asyncio
+import contextlib
 import os
 import signal
 import time
@@ -34,6 +35,9 @@ class Timing:
     steady_after: float = 60.0  # a process that ran so long starts again with the first backoff
 
 
+DEFAULT_TIMING = Timing()
+
+
 class Reporter(Protocol):
     """Where the supervisor says what happens."""
 
@@ -65,7 +69,7 @@ class Supervisor:
         children: Sequence[ChildSpec],
         is_ready: Callable[[], Awaitable[bool]],
         reporter: Reporter,
-        timing: Timing = Timing(),  # noqa: B008  (frozen)
+        timing: Timing = DEFAULT_TIMING,
     ) -> None:
         self._children = children
         self._is_ready = is_ready
@@ -75,7 +79,7 @@ class Supervisor:
         self._started = False
         self._failure: str | None = None
         self._stopping = asyncio.Event()
-        self._killing = asyncio.Event()
+        self._killing = asyncio.Event()  # set when there is nothing left to wait for
 
     def stop(self) -> None:
         """Stop all children; asked a second time, kill them."""
@@ -91,10 +95,116 @@ class Supervisor:
                 tasks.create_task(self._await_ready())
                 await self._stopping.wait()
                 self._signal_all(signal.SIGTERM)
-                killing = tasks.create_task(self._killing.wait())
-                await self._wait_for_end(keepers, killing)
-                self._signal_all(signal.SIGKILL)
+                await self._wait_for_end(keepers)
         finally:
             self._signal_all(signal.SIGKILL)
         if self._failure is not None:
             raise StartupError(self._failure)
+
+    async def _wait_for_end(self, keepers: Sequence[asyncio.Task[None]]) -> None:
+        """Wait until all children have ended, the grace period is over, or somebody is in a hurry."""
+        ended = asyncio.gather(*keepers)
+        ended.add_done_callback(lambda _: self._killing.set())
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._timing.stop_grace):
+                await self._killing.wait()
+        self._signal_all(signal.SIGKILL)
+        await ended
+
+    async def _await_ready(self) -> None:
+        deadline = time.monotonic() + self._timing.startup_deadline
+        while not self._stopping.is_set():
+            if await self._is_ready():
+                self._started = True
+                self._reporter.ready()
+                return
+            if time.monotonic() > deadline:
+                self._fail(f"not ready after {self._timing.startup_deadline:g} seconds")
+            self._reporter.waiting()
+            await self._pause(self._timing.poll_interval)
+
+    async def _keep_running(self, child: ChildSpec) -> None:
+        backoff = self._timing.first_backoff
+        while not self._stopping.is_set():
+            begun = time.monotonic()
+            ending = await self._run_once(child)
+            if self._stopping.is_set():
+                return
+            if not self._started:
+                self._fail(ending)
+                return
+            if time.monotonic() - begun >= self._timing.steady_after:
+                backoff = self._timing.first_backoff
+            self._reporter.notice(f"{ending}; starting it again in {backoff:g} s")
+            await self._pause(backoff)
+            backoff = min(2 * backoff, self._timing.longest_backoff)
+
+    async def _run_once(self, child: ChildSpec) -> str:
+        """Run the process to its end, showing its lines, and say how it ended.
+
+        It gets a session of its own, so that Ctrl-C in the terminal reaches the supervisor alone.
+        """
+        process = await asyncio.create_subprocess_exec(
+            *child.arguments,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            env=child.environment,
+            start_new_session=True,
+        )
+        self._processes[child.name] = process
+        if self._stopping.is_set():  # `stop` came while it was being made
+            process.kill()
+        assert process.stdout is not None
+        last_words = ""
+        async for line in _lines(process.stdout):
+            if line.startswith(ERROR_PREFIX):
+                last_words = line.removeprefix(ERROR_PREFIX)
+            else:
+                self._reporter.child_line(child.name, line)
+        return _describe_end(child.name, await process.wait(), last_words)
+
+    def _fail(self, reason: str) -> None:
+        if not self._stopping.is_set():
+            self._failure = reason
+            self._stopping.set()
+
+    async def _pause(self, seconds: float) -> None:
+        """Sleep, but no longer than until `stop`."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._stopping.wait()
+
+    def _signal_all(self, number: signal.Signals) -> None:
+        """Signal what still runs; SIGKILL also goes to what the children have started."""
+        for process in self._processes.values():
+            if process.returncode is not None:
+                continue
+            with contextlib.suppress(ProcessLookupError):
+                if number == signal.SIGKILL:
+                    os.killpg(process.pid, number)
+                else:
+                    process.send_signal(number)
+
+
+async def _lines(stream: asyncio.StreamReader) -> AsyncIterator[str]:
+    """Lines of any length; of a progress bar that returns to the line's start, its last state."""
+    rest = b""
+    while chunk := await stream.read(65536):
+        *whole, rest = (rest + chunk).split(b"\n")
+        for line in whole:
+            yield _text(line)
+    if rest:
+        yield _text(rest)
+
+
+def _text(line: bytes) -> str:
+    return line.decode(errors="replace").rstrip().rpartition("\r")[2]
+
+
+def _describe_end(name: str, code: int, last_words: str) -> str:
+    if last_words:
+        return f"{name}: {last_words}"
+    if code < 0:
+        return f"{name} was killed by {signal.Signals(-code).name}"
+    return f"{name} ended with exit code {code}"

@@ -17,12 +17,14 @@ Listen = Annotated[str, typer.Option(metavar="ADDRESS", help="HOST:PORT or unix:
 Advertise = Annotated[
     str | None,
     typer.Option(
-        metavar="ADDRESS", help="Where the other servers reach this one.  [default: as --listen]"
+        metavar="ADDRESS", help="Where the other servers reach this one.", show_default="as --listen"
     ),
 ]
-WorkerId = Annotated[str | None, typer.Option(help="Name in logs and metrics.  [default: from the address]")]
+WorkerId = Annotated[
+    str | None, typer.Option(help="Name in logs and metrics.", show_default="from the address")
+]
 Threads = Annotated[
-    int | None, typer.Option("--threads", help="CPU threads of one step.  [default: all cores]")
+    int | None, typer.Option("--threads", help="CPU threads of one step.", show_default="all cores")
 ]
 
 

@@ -1,5 +1,7 @@
 """Page copies that the next step has to make (copy on write), and the holds that keep them safe."""
 
+from collections.abc import Sequence
+
 from baton.core.block_pool import BlockPool
 
 
@@ -19,18 +21,27 @@ class PageCopies:
         self._pool.acquire((source, destination))
         self._pending.append((source, destination))
 
-    def take(self) -> tuple[tuple[int, int], ...]:
-        """The copies for the step being planned; those whose destination's owner has gone are dropped."""
-        wanted = []
+    def cancel(self, destinations: Sequence[int]) -> None:
+        """The owner of `destinations` gives them up: what was to be copied there is not wanted any more."""
+        kept = []
         for source, destination in self._pending:
-            if self._pool.is_shared(destination):
-                wanted.append((source, destination))
-            else:
+            if destination in destinations:
                 self._pool.release((source, destination))
+            else:
+                kept.append((source, destination))
+        self._pending = kept
+
+    def take(self) -> tuple[tuple[int, int], ...]:
+        """The copies for the step being planned; they stay held until `done` or `retry`."""
+        copies = tuple(self._pending)
         self._pending = []
-        return tuple(wanted)
+        return copies
 
     def done(self, copies: tuple[tuple[int, int], ...]) -> None:
         """The step that made `copies` is over."""
         for source, destination in copies:
             self._pool.release((source, destination))
+
+    def retry(self, copies: tuple[tuple[int, int], ...]) -> None:
+        """The step that was to make `copies` failed: the next one makes them."""
+        self._pending = [*copies, *self._pending]

@@ -33,3 +33,27 @@ class PageStore(Protocol):
         The memory is the pool's own: only the page's one writer (DESIGN: who owns a page) may write it.
         """
         ...
+
+
+class LoadedEngine(Protocol):
+    """A model ready to run, and what its worker says of it."""
+
+    @property
+    def runner(self) -> Runner:
+        """Computes steps."""
+        ...
+
+    @property
+    def page_store(self) -> PageStore:
+        """The KV pool that the runner works on."""
+        ...
+
+    @property
+    def max_model_len(self) -> int:
+        """Tokens of one sequence, prompt and output."""
+        ...
+
+    @property
+    def fingerprint(self) -> bytes:
+        """16 bytes that differ between models."""
+        ...

@@ -162,11 +162,12 @@ class Scheduler:
                 if self._make_room(sequence, sequence.num_computed_tokens + count, batch):
                     batch[sequence] = count
                 budget = self.config.max_num_batched_tokens - sum(batch.values())
-        if self.num_preemptions == num_preemptions:
+        # With nothing else to compute, even after a preemption: a None would put the engine's loop to sleep.
+        if self.num_preemptions == num_preemptions or not batch:
             self._admit_waiting(batch, budget)
-        copies = self._pages.copies.take()
         if not batch:
             return None
+        copies = self._pages.copies.take()
         rows = tuple(self._row(sequence, count) for sequence, count in batch.items())
         return ScheduledStep(StepPlan(rows, copies), tuple(batch))
 
@@ -185,7 +186,8 @@ class Scheduler:
 
     def fail(self, step: ScheduledStep) -> list[str]:
         """The runner could not compute `step`: forget its requests, and say which they were."""
-        self._pages.copies.done(step.plan.block_copies)
+        # Its copies may be for sequences that had no row in it: those go on, and still need them.
+        self._pages.copies.retry(step.plan.block_copies)
         request_ids = list(dict.fromkeys(sequence.request.request_id for sequence in step.sequences))
         for request_id in request_ids:
             self.abort(request_id)

@@ -86,6 +86,7 @@ class SequencePages:
 
     def drop(self, sequence: SequenceState) -> None:
         """Give up the sequence's hold on all its pages."""
+        self.copies.cancel(sequence.block_table)
         self.pool.release(sequence.block_table)
         sequence.block_table = []
         sequence.num_computed_tokens = 0

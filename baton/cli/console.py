@@ -1,0 +1,47 @@
+"""What `baton serve` shows on the terminal while its processes start and run."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+
+
+class ConsoleReporter:
+    """Shows children's lines behind their names, a status line until all is ready, then the banner.
+
+    All but the banner goes to standard error. `sockets` are the files that the workers make when they
+    listen; a process that has none counts as ready with the whole.
+    """
+
+    def __init__(self, sockets: Mapping[str, Path | None], banner: str) -> None:
+        self._console = Console(stderr=True)
+        self._status = self._console.status("starting")
+        self._sockets = sockets
+        self._banner = banner
+
+    def child_line(self, name: str, line: str) -> None:
+        """Show a line of a child as it is, however long."""
+        self._console.print(Text.assemble((f"[{name}] ", "cyan"), line), soft_wrap=True)
+
+    def notice(self, text: str) -> None:
+        """Show a line of Baton's own."""
+        self._console.print(Text(f"baton: {text}", style="yellow"), soft_wrap=True)
+
+    def waiting(self) -> None:
+        """Say who is ready and who is not."""
+        words = [
+            f"[green]{name} ✓[/]" if socket is not None and socket.exists() else f"[dim]{name} …[/]"
+            for name, socket in self._sockets.items()
+        ]
+        self._status.update(f"starting: {'  '.join(words)}")
+        self._status.start()
+
+    def ready(self) -> None:
+        """Replace the status line by the banner."""
+        self._status.stop()
+        print(self._banner, flush=True)
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        self._status.stop()

@@ -1,0 +1,169 @@
+"""`baton serve`: a router with its prefill and decode servers on this machine, as one command."""
+
+import asyncio
+import json
+import os
+import secrets
+import shlex
+import signal
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from baton.cli import options
+from baton.cli.model_source import ModelSource, find_model
+from baton.cli.options import DEFAULT_ENGINE
+from baton.config import EngineConfig, RouterConfig
+from baton.core.errors import StartupError
+
+if TYPE_CHECKING:
+    from baton.cli.supervisor import ChildSpec, Supervisor
+
+Model = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="MODEL", help="Model directory or Hugging Face id.", show_default="the shipped model"
+    ),
+]
+NumPrefill = Annotated[int, typer.Option("--prefill", min=1, help="Number of prefill servers.")]
+NumDecode = Annotated[int, typer.Option("--decode", min=1, help="Number of decode servers.")]
+
+
+@dataclass(frozen=True, slots=True)
+class ServePlan:
+    """All that decides which processes `baton serve` starts, and with which options."""
+
+    model: ModelSource
+    served_model_name: str
+    num_prefill: int
+    num_decode: int
+    host: str
+    http_port: int
+    grpc_port: int
+    engine: EngineConfig
+
+
+def serve(
+    model: Model = None,
+    prefill: NumPrefill = 1,
+    decode: NumDecode = 1,
+    host: options.HttpHost = RouterConfig.host,
+    port: options.HttpPort = RouterConfig.http_port,
+    grpc_port: options.GrpcPort = RouterConfig.grpc_port,
+    served_model_name: options.ServedModelName = None,
+    dtype: options.EngineDtype = DEFAULT_ENGINE.dtype,
+    max_model_len: options.MaxModelLen = None,
+    block_size: options.BlockSize = DEFAULT_ENGINE.block_size,
+    kv_cache_memory: options.KVCacheMemory = options.DEFAULT_KV_CACHE_MEMORY,
+    max_num_seqs: options.MaxNumSeqs = DEFAULT_ENGINE.max_num_seqs,
+    max_num_batched_tokens: options.MaxNumBatchedTokens = DEFAULT_ENGINE.max_num_batched_tokens,
+) -> None:
+    """Serve a model on this machine: a router, prefill servers and decode servers, until Ctrl-C."""
+    from baton.cli.listening import require_free_port
+
+    engine = options.engine_config(
+        dtype,
+        block_size,
+        kv_cache_memory,
+        max_num_seqs,
+        max_num_batched_tokens,
+        max_model_len,
+        max(1, options.available_cores() // (prefill + decode)),
+    )
+    if port == grpc_port:
+        raise StartupError(f"HTTP and gRPC can't share port {port}: choose another with --grpc-port")
+    require_free_port(host, port, "--port")
+    require_free_port(host, grpc_port, "--grpc-port")
+    source = find_model(model)
+    name = served_model_name or source.name
+    run_plan(ServePlan(source, name, prefill, decode, host, port, grpc_port, engine))
+
+
+def run_plan(plan: ServePlan) -> None:
+    """Start the processes of the plan and stay until they are stopped; StartupError if they don't start."""
+    from baton.cli.console import ConsoleReporter
+    from baton.cli.listening import answers_ok, reachable_host
+    from baton.cli.supervisor import Supervisor
+
+    async def is_ready() -> bool:
+        host = reachable_host(plan.host).strip("[]")
+        return await asyncio.to_thread(answers_ok, host, plan.http_port, "/health")
+
+    with tempfile.TemporaryDirectory(prefix="baton-", ignore_cleanup_errors=True) as directory:
+        sockets = worker_sockets(plan, Path(directory))
+        reporter = ConsoleReporter({**sockets, "router": None}, banner(plan))
+        supervisor = Supervisor(child_specs(plan, sockets), is_ready, reporter)
+        reporter.notice(f"starting {', '.join(sockets)} and the router with {plan.model.directory}")
+        try:
+            asyncio.run(_run_until_signalled(supervisor))
+        finally:
+            reporter.close()
+
+
+async def _run_until_signalled(supervisor: "Supervisor") -> None:
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        loop.add_signal_handler(number, supervisor.stop)
+    await supervisor.run()
+
+
+def worker_sockets(plan: ServePlan, directory: Path) -> dict[str, Path]:
+    """The Unix socket of each worker, by the worker's name."""
+    names = [f"prefill-{index}" for index in range(plan.num_prefill)]
+    names += [f"decode-{index}" for index in range(plan.num_decode)]
+    return {name: directory / f"{name}.sock" for name in names}
+
+
+def child_specs(plan: ServePlan, sockets: dict[str, Path]) -> list["ChildSpec"]:
+    """How to start every process; all share a new secret, and end with this process."""
+    from baton.cli.supervisor import ChildSpec
+
+    environment = {**os.environ, "BATON_CLUSTER_TOKEN": secrets.token_urlsafe(32)}
+    common = [f"--model={plan.model.directory}", f"--exit-with-parent={os.getpid()}"]
+    children = {"router": ["router", *common, *router_arguments(plan, sockets)]}
+    for name, socket in sockets.items():
+        role = name.partition("-")[0]
+        listen = [f"--listen=unix:{socket}", f"--worker-id={name}"]
+        children[name] = [role, *common, *listen, *options.engine_arguments(plan.engine)]
+    program = (sys.executable, "-m", "baton.cli.main")
+    return [ChildSpec(name, (*program, *arguments), environment) for name, arguments in children.items()]
+
+
+def router_arguments(plan: ServePlan, sockets: dict[str, Path]) -> list[str]:
+    """The router's own options."""
+    arguments = [
+        f"--host={plan.host}",
+        f"--port={plan.http_port}",
+        f"--grpc-port={plan.grpc_port}",
+        f"--served-model-name={plan.served_model_name}",
+    ]
+    if plan.engine.max_model_len is not None:
+        arguments.append(f"--max-model-len={plan.engine.max_model_len}")
+    return arguments + [f"--{name.partition('-')[0]}=unix:{socket}" for name, socket in sockets.items()]
+
+
+def banner(plan: ServePlan) -> str:
+    """What a person needs once all is ready; the curl line works as pasted into a shell."""
+    from baton.cli.listening import reachable_host
+
+    host = reachable_host(plan.host)
+    url = f"http://{host}:{plan.http_port}"
+    body = json.dumps({"model": plan.served_model_name, "prompt": "def fibonacci(n):", "max_tokens": 64})
+    return "\n".join(
+        (
+            "",
+            f"  Baton serves {plan.served_model_name}. Ctrl-C stops it.",
+            "",
+            f"  HTTP   {url}/v1  (OpenAI's API)",
+            f"  gRPC   {host}:{plan.grpc_port}",
+            f"  Docs   {url}/docs",
+            f"  Chat   baton chat --url {url}",
+            "",
+            f"curl {url}/v1/completions -H 'Content-Type: application/json' -d {shlex.quote(body)}",
+            "",
+        )
+    )

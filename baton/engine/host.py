@@ -1,0 +1,62 @@
+"""One engine inside an asyncio service: loaded, on its own thread, its output brought to the event loop."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from baton.config import EngineConfig
+from baton.core.block_pool import BlockPool
+from baton.core.commands import EngineCommand, EngineOutput
+from baton.core.ports import LoadedEngine, PageStore
+from baton.core.request import LoadSnapshot
+from baton.core.scheduler import Scheduler, SchedulerConfig
+from baton.engine.loop import EngineLoop
+
+logger = logging.getLogger(__name__)
+
+_STOP_TIMEOUT_S = 10.0
+
+
+class EngineHost:
+    """The engine of one worker. Make and use it on the event loop's thread."""
+
+    def __init__(self, config: EngineConfig, loaded: LoadedEngine) -> None:
+        self.store: PageStore = loaded.page_store
+        self.max_model_len = loaded.max_model_len
+        self.fingerprint = loaded.fingerprint
+        self.scheduler_config = SchedulerConfig(
+            block_size=config.block_size,
+            max_model_len=loaded.max_model_len,
+            max_num_seqs=config.max_num_seqs,
+            max_num_batched_tokens=config.max_num_batched_tokens,
+        )
+        scheduler = Scheduler(self.scheduler_config, BlockPool(self.store.num_blocks))
+        self.load: LoadSnapshot = scheduler.load()
+        self._on_output: Callable[[EngineOutput], None] | None = None
+        self._event_loop: asyncio.AbstractEventLoop | None = None
+        self._engine = EngineLoop(scheduler, loaded.runner, self._emit)
+
+    def start(self, on_output: Callable[[EngineOutput], None]) -> None:
+        """Run; `on_output` is called on this event loop's thread, in order, with all that happens."""
+        self._event_loop = asyncio.get_running_loop()
+        self._on_output = on_output
+        self._engine.start()
+
+    def submit(self, command: EngineCommand) -> None:
+        """Ask the engine for something; it takes effect before its next step."""
+        self._engine.submit(command)
+
+    async def stop(self) -> None:
+        """End the thread after the step under way."""
+        if not await asyncio.to_thread(self._engine.stop, _STOP_TIMEOUT_S):
+            logger.warning("the engine's step did not end within %.0f s", _STOP_TIMEOUT_S)
+
+    def _emit(self, output: EngineOutput) -> None:
+        assert self._event_loop is not None
+        if not self._event_loop.is_closed():
+            self._event_loop.call_soon_threadsafe(self._receive, output)
+
+    def _receive(self, output: EngineOutput) -> None:
+        assert self._on_output is not None
+        self.load = output.load
+        self._on_output(output)

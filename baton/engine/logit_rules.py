@@ -1,0 +1,59 @@
+"""What one request's settings do to its logits before a token is drawn: bias, forbidden tokens, penalties."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from baton.core.plan import SampleTask
+
+
+def has_rules(task: SampleTask) -> bool:
+    """Whether the task's logits are changed at all."""
+    params = task.params
+    return bool(params.logit_bias) or params.has_penalties or _forbids_stopping(task)
+
+
+def apply_rules(logits: Tensor, task: SampleTask) -> None:
+    """Change one row of logits, float32 `[V]`, in place: bias, then `min_tokens`, then penalties.
+
+    Tokens outside the vocabulary are passed over.
+    """
+    params = task.params
+    if params.logit_bias:
+        _add_bias(logits, params.logit_bias)
+    if _forbids_stopping(task):
+        logits[_known(params.stop_token_ids, logits)] = float("-inf")
+    if params.has_penalties:
+        _penalise(logits, task)
+
+
+def _forbids_stopping(task: SampleTask) -> bool:
+    return len(task.output_token_ids) < task.params.min_tokens
+
+
+def _add_bias(logits: Tensor, biases: Sequence[tuple[int, float]]) -> None:
+    ids = torch.tensor([token_id for token_id, _ in biases], device=logits.device)
+    values = torch.tensor([bias for _, bias in biases], device=logits.device, dtype=logits.dtype)
+    known = (ids >= 0) & (ids < logits.shape[0])
+    logits.index_put_((ids[known],), values[known], accumulate=True)
+
+
+def _penalise(logits: Tensor, task: SampleTask) -> None:
+    """Repetition (Keskar et al., 2019) over prompt and output; frequency and presence over the output."""
+    params = task.params
+    output_ids = _known(task.output_token_ids, logits)
+    if params.repetition_penalty != 1.0:
+        seen = torch.zeros_like(logits, dtype=torch.bool)
+        seen[_known(task.prompt_token_ids, logits)] = True
+        seen[output_ids] = True
+        penalty = params.repetition_penalty
+        logits.copy_(torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits))
+    counts = torch.bincount(output_ids, minlength=logits.shape[0])
+    logits -= params.frequency_penalty * counts + params.presence_penalty * (counts > 0)
+
+
+def _known(token_ids: Sequence[int], logits: Tensor) -> Tensor:
+    """The ids that are in the vocabulary, int64."""
+    ids = torch.tensor(list(token_ids), dtype=torch.int64, device=logits.device)
+    return ids[(ids >= 0) & (ids < logits.shape[0])]

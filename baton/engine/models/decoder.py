@@ -1,0 +1,134 @@
+"""One decoder for the whole Llama family; what tells its members apart is data.
+
+Letters in shape comments: T tokens of a step, H query heads, K kv heads, D head_dim, V vocab_size.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from baton.engine.attention.base import AttentionStep
+from baton.engine.layers import GatedMLP, Layer, Linear, Placement, RMSNorm
+from baton.engine.rope import RopeConfig, RotaryEmbedding, rotate
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderConfig:
+    """The shape of a decoder-only transformer with rotary positions, RMSNorm and a gated MLP."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    rms_norm_eps: float
+    activation: str  # a key of layers.ACTIVATIONS
+    rope: RopeConfig
+    qkv_bias: bool
+    output_bias: bool  # of attention's output projection
+    mlp_bias: bool
+    qk_norm: bool  # RMSNorm over every head's query and key before they are rotated
+    tied_embeddings: bool  # the output projection is the embedding
+    windows: tuple[
+        int | None, ...
+    ]  # of each layer: last tokens that a query sees, itself included; None: all
+    max_position_embeddings: int  # tokens
+
+
+class Decoder:
+    """Token ids to hidden states to logits. Its parameters are uninitialised until loaded."""
+
+    def __init__(self, config: DecoderConfig, placement: Placement) -> None:
+        self.config = config
+        self._rotary = RotaryEmbedding(config.rope, config.head_dim, placement.dtype, placement.device)
+        self._embedding = placement.empty(config.vocab_size, config.hidden_size)
+        self._layers = [_DecoderLayer(config, index, placement) for index in range(config.num_layers)]
+        self._norm = RMSNorm("model.norm", config.hidden_size, config.rms_norm_eps, placement)
+        if config.tied_embeddings:
+            self._output = self._embedding
+        else:
+            self._output = placement.empty(config.vocab_size, config.hidden_size)
+
+    def forward(self, token_ids: Tensor, positions: Tensor, attention: AttentionStep) -> Tensor:
+        """Hidden states after the last layer, before the final norm.
+
+        token_ids, positions: int64 `[T]`, the rows of the step one after the other.
+        Returns `[T, hidden_size]` in the model's dtype.
+        """
+        hidden = F.embedding(token_ids, self._embedding)
+        cosines, sines = self._rotary.angles(positions)
+        for layer in self._layers:
+            hidden = layer(hidden, cosines, sines, attention)
+        return hidden
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits `[rows, V]` of hidden states `[rows, hidden_size]`, both in the model's dtype."""
+        return F.linear(self._norm(hidden), self._output)
+
+    def checkpoint_tensors(self) -> dict[str, Tensor]:
+        """The tensors that a checkpoint must have: name, and (part of a) parameter to load it into."""
+        tensors = {"model.embed_tokens.weight": self._embedding}
+        if not self.config.tied_embeddings:
+            tensors["lm_head.weight"] = self._output
+        for index, layer in enumerate(self._layers):
+            tensors |= {f"model.layers.{index}.{name}": part for name, part in layer.checkpoint_tensors()}
+        tensors.update(self._norm.checkpoint_tensors())
+        return tensors
+
+
+class _DecoderLayer:
+    def __init__(self, config: DecoderConfig, index: int, placement: Placement) -> None:
+        hidden_size, eps = config.hidden_size, config.rms_norm_eps
+        self._attention_norm = RMSNorm("input_layernorm", hidden_size, eps, placement)
+        self._attention = _Attention(config, index, placement)
+        self._mlp_norm = RMSNorm("post_attention_layernorm", hidden_size, eps, placement)
+        self._mlp = GatedMLP(
+            hidden_size, config.intermediate_size, config.activation, config.mlp_bias, placement
+        )
+
+    def __call__(self, hidden: Tensor, cosines: Tensor, sines: Tensor, attention: AttentionStep) -> Tensor:
+        hidden = hidden + self._attention(self._attention_norm(hidden), cosines, sines, attention)
+        return hidden + self._mlp(self._mlp_norm(hidden))
+
+    def checkpoint_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        for part in (self._attention_norm, self._attention, self._mlp_norm, self._mlp):
+            yield from part.checkpoint_tensors()
+
+
+class _Attention:
+    def __init__(self, config: DecoderConfig, index: int, placement: Placement) -> None:
+        self._config = config
+        self._index = index
+        query_size, kv_size = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+        parts = {"self_attn.q_proj": query_size, "self_attn.k_proj": kv_size, "self_attn.v_proj": kv_size}
+        self._qkv = Linear(config.hidden_size, parts, config.qkv_bias, placement)
+        self._output = Linear(
+            query_size, {"self_attn.o_proj": config.hidden_size}, config.output_bias, placement
+        )
+        self._head_norms = []
+        if config.qk_norm:
+            self._head_norms = [
+                RMSNorm(f"self_attn.{name}", config.head_dim, config.rms_norm_eps, placement)
+                for name in ("q_norm", "k_norm")
+            ]
+
+    def __call__(self, states: Tensor, cosines: Tensor, sines: Tensor, attention: AttentionStep) -> Tensor:
+        heads, kv_heads = self._config.num_heads, self._config.num_kv_heads
+        qkv = self._qkv(states).view(-1, heads + 2 * kv_heads, self._config.head_dim)  # [T, H + 2K, D]
+        query_key, value = qkv.split_with_sizes((heads + kv_heads, kv_heads), dim=1)
+        if self._head_norms:
+            parts = query_key.split_with_sizes((heads, kv_heads), dim=1)
+            query_key = torch.cat([norm(part) for norm, part in zip(self._head_norms, parts, strict=True)], 1)
+        query, key = rotate(query_key, cosines, sines).split_with_sizes((heads, kv_heads), dim=1)
+        output = attention.attend(self._index, query, key, value)  # [T, H, D]
+        return self._output(output.flatten(1))
+
+    def checkpoint_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        parts: tuple[Layer, ...] = (self._qkv, self._output, *self._head_norms)
+        for part in parts:
+            yield from part.checkpoint_tensors()

@@ -1,0 +1,166 @@
+"""Model families as data: a Hugging Face `config.json` becomes a DecoderConfig.
+
+Keys that a file leaves out get the family's defaults in Hugging Face transformers. Everything here raises
+StartupError, with the key's name, where a file asks for what Baton does not do.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from baton.core.errors import StartupError
+from baton.engine.layers import ACTIVATIONS
+from baton.engine.models.decoder import DecoderConfig
+from baton.engine.rope import ROPE_TYPES, RopeConfig, yarn_attention_factor
+from baton.model_files import max_position_embeddings
+
+HFConfig = Mapping[str, Any]
+
+
+def llama(config: HFConfig) -> DecoderConfig:
+    """Llama 1 to 3, and the many models that use its architecture."""
+    attention_bias = bool(config.get("attention_bias", False))
+    return _decoder_config(
+        config,
+        qkv_bias=attention_bias,
+        output_bias=attention_bias,
+        mlp_bias=bool(config.get("mlp_bias", False)),
+    )
+
+
+def mistral(config: HFConfig) -> DecoderConfig:
+    """Mistral: every layer has the sliding window, if there is one (a file without the key means 4,096)."""
+    window = config.get("sliding_window", 4096)
+    return _decoder_config(config, windows=(window,) * _required(config, "num_hidden_layers"), kv_heads=8)
+
+
+def qwen2(config: HFConfig) -> DecoderConfig:
+    """Qwen 2 and 2.5: biases on queries, keys and values only."""
+    return _decoder_config(config, qkv_bias=True, windows=_qwen_windows(config), kv_heads=32)
+
+
+def qwen3(config: HFConfig) -> DecoderConfig:
+    """Qwen 3, dense: normalised queries and keys, a head_dim of its own."""
+    attention_bias = bool(config.get("attention_bias", False))
+    return _decoder_config(
+        config,
+        qkv_bias=attention_bias,
+        output_bias=attention_bias,
+        qk_norm=True,
+        windows=_qwen_windows(config),
+        kv_heads=32,
+        head_dim=128,
+    )
+
+
+def _decoder_config(
+    config: HFConfig,
+    *,
+    qkv_bias: bool = False,
+    output_bias: bool = False,
+    mlp_bias: bool = False,
+    qk_norm: bool = False,
+    windows: tuple[int | None, ...] | None = None,
+    kv_heads: int | None = None,
+    head_dim: int | None = None,
+) -> DecoderConfig:
+    """`kv_heads` and `head_dim` are defaults; None: as many as heads, and hidden_size / heads."""
+    _refuse_quantized(config)
+    hidden_size, num_heads = _required(config, "hidden_size"), _required(config, "num_attention_heads")
+    num_layers = _required(config, "num_hidden_layers")
+    num_kv_heads = config.get("num_key_value_heads", kv_heads) or num_heads
+    if num_heads % num_kv_heads:
+        raise StartupError(
+            f"config.json has {num_heads} attention heads, not a multiple of its "
+            f"{num_kv_heads} key-value heads."
+        )
+    activation = config.get("hidden_act", "silu")
+    if activation not in ACTIVATIONS:
+        raise StartupError(f"config.json's hidden_act '{activation}' is none of {', '.join(ACTIVATIONS)}.")
+    return DecoderConfig(
+        vocab_size=_required(config, "vocab_size"),
+        hidden_size=hidden_size,
+        intermediate_size=_required(config, "intermediate_size"),
+        num_layers=num_layers,
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads,
+        head_dim=config.get("head_dim", head_dim) or hidden_size // num_heads,
+        rms_norm_eps=float(config.get("rms_norm_eps", 1e-6)),
+        activation=activation,
+        rope=rope_config(config),
+        qkv_bias=qkv_bias,
+        output_bias=output_bias,
+        mlp_bias=mlp_bias,
+        qk_norm=qk_norm,
+        tied_embeddings=bool(config.get("tie_word_embeddings", False)),
+        windows=windows or (None,) * num_layers,
+        max_position_embeddings=max_position_embeddings(config),
+    )
+
+
+def rope_config(config: HFConfig) -> RopeConfig:
+    """Reads `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (older files)."""
+    parameters: Mapping[str, Any] = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    rope_type = parameters.get("rope_type", parameters.get("type", "default"))
+    if rope_type not in ROPE_TYPES:
+        raise StartupError(f"config.json's rope type '{rope_type}' is none of {', '.join(ROPE_TYPES)}.")
+    if parameters.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0)) != 1.0:
+        raise StartupError("config.json's partial_rotary_factor is not 1, which Baton does not support.")
+    theta = float(parameters.get("rope_theta", config.get("rope_theta", 10_000.0)))
+    if rope_type == "default":
+        return RopeConfig(
+            "default", theta, factor=1.0, original_length=_required(config, "max_position_embeddings")
+        )
+    return _scaled_rope(config, parameters, rope_type, theta)
+
+
+def _scaled_rope(config: HFConfig, parameters: HFConfig, rope_type: str, theta: float) -> RopeConfig:
+    longest = _required(config, "max_position_embeddings")
+    original = config.get(
+        "original_max_position_embeddings", parameters.get("original_max_position_embeddings", longest)
+    )
+    factor = parameters.get("factor") or (longest / original if rope_type == "yarn" else None)
+    if factor is None:
+        raise StartupError(f"config.json's rope type '{rope_type}' needs a 'factor'.")
+    attention_factor = 1.0
+    if rope_type == "yarn":
+        attention_factor = parameters.get("attention_factor") or yarn_attention_factor(
+            factor, parameters.get("mscale"), parameters.get("mscale_all_dim")
+        )
+    return RopeConfig(
+        rope_type=rope_type,
+        theta=theta,
+        factor=float(factor),
+        original_length=original,
+        low_freq_factor=parameters.get("low_freq_factor", 1.0),
+        high_freq_factor=parameters.get("high_freq_factor", 4.0),
+        beta_fast=parameters.get("beta_fast") or 32.0,
+        beta_slow=parameters.get("beta_slow") or 1.0,
+        truncate=parameters.get("truncate", True),
+        attention_factor=attention_factor,
+    )
+
+
+def _qwen_windows(config: HFConfig) -> tuple[int | None, ...]:
+    """The window holds in the layers that `layer_types` names, else from layer `max_window_layers` on."""
+    num_layers = _required(config, "num_hidden_layers")
+    window = config.get("sliding_window", 4096) if config.get("use_sliding_window", False) else None
+    layer_types = config.get("layer_types")
+    if layer_types is not None:
+        return tuple(window if kind == "sliding_attention" else None for kind in layer_types)
+    first = config.get("max_window_layers", 28)
+    return tuple(window if index >= first else None for index in range(num_layers))
+
+
+def _refuse_quantized(config: HFConfig) -> None:
+    if config.get("quantization_config"):
+        raise StartupError(
+            "The checkpoint is quantized (config.json has 'quantization_config'), which Baton does not "
+            "support; use the model's bfloat16 or float16 checkpoint."
+        )
+
+
+def _required(config: HFConfig, key: str) -> int:
+    value = config.get(key)
+    if not isinstance(value, int) or value < 1:
+        raise StartupError(f"config.json has no usable '{key}' (it has {value!r}); check the checkpoint.")
+    return value

@@ -1,0 +1,164 @@
+"""Chooses the next tokens of all rows of a step.
+
+The order is vLLM's: rules (bias, min_tokens, penalties), temperature, min_p, top_k, top_p, draw.
+A task's token depends on its own logits, settings, seed and position, never on the rest of the batch.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from baton.core.plan import SampleTask
+from baton.core.sampling import SampledToken, SamplingParams, uniform
+from baton.engine.logit_rules import apply_rules, has_rules
+
+_TASKS_AT_A_TIME = 32  # bounds the sampler's memory: about 32 bytes * vocabulary each
+_LIKELIEST_LOOKED_AT = 1024  # top_p sorts more than these only where they don't reach it
+
+Task = tuple[int, SampleTask]  # the line of its logits
+
+
+def sample(logits: Tensor, tasks: Sequence[Task]) -> list[SampledToken]:
+    """One token for each task, in order. logits: `[rows, V]`, any float dtype, left unchanged.
+
+    NaN counts as the least likely. Rows that are plainly greedy cost one argmax.
+    """
+    token_ids = [0] * len(tasks)
+    plain = [index for index, (_, task) in enumerate(tasks) if task.params.is_greedy and not has_rules(task)]
+    if plain:
+        likeliest = _likeliest(logits).tolist()
+        for index in plain:
+            token_ids[index] = likeliest[tasks[index][0]]
+    others = sorted(set(range(len(tasks))) - set(plain))
+    for group in _groups(others):
+        chosen = _choose(_finite(logits, [tasks[index][0] for index in group]), [tasks[i][1] for i in group])
+        for index, token_id in zip(group, chosen, strict=True):
+            token_ids[index] = token_id
+    return _with_logprobs(logits, tasks, token_ids)
+
+
+def _likeliest(logits: Tensor) -> Tensor:
+    """The likeliest token of each row, the lowest id of equals, int64 `[rows]`."""
+    token_ids = logits.argmax(dim=-1)
+    # argmax takes NaN for the greatest, so its own value tells whether a row has any.
+    broken = logits.gather(-1, token_ids[:, None]).isnan().squeeze(-1)
+    if broken.any():
+        lines = broken.nonzero().squeeze(-1)
+        token_ids[lines] = _finite(logits, lines.tolist()).argmax(dim=-1)
+    return token_ids
+
+
+def _finite(logits: Tensor, lines: list[int]) -> Tensor:
+    """Those lines as float32 copies, without NaN or infinities."""
+    least = torch.finfo(torch.float32).min
+    return torch.nan_to_num(logits[lines].float(), nan=least)
+
+
+def _choose(logits: Tensor, tasks: list[SampleTask]) -> list[int]:
+    """Token ids for rows that are not plainly greedy. logits: float32 `[tasks, V]`, overwritten."""
+    for line, task in zip(logits, tasks, strict=True):
+        apply_rules(line, task)
+    token_ids = logits.argmax(dim=-1)
+    drawn = [index for index, task in enumerate(tasks) if not task.params.is_greedy]
+    if drawn:
+        probabilities = filtered_probabilities(logits[drawn], [tasks[index].params for index in drawn])
+        numbers = [uniform(tasks[index].seed, tasks[index].position) for index in drawn]
+        token_ids[drawn] = draw(probabilities, numbers)
+    chosen: list[int] = token_ids.tolist()
+    return chosen
+
+
+def filtered_probabilities(logits: Tensor, params: Sequence[SamplingParams]) -> Tensor:
+    """Probabilities after temperature and filters, not normalised: 0 for tokens that can't be drawn.
+
+    logits: float32 `[rows, V]`; all temperatures above 0. Returns float32 `[rows, V]`.
+    """
+    vocab_size = logits.shape[-1]
+    temperatures = _column([p.temperature for p in params], logits)
+    scaled = (logits - logits.amax(dim=-1, keepdim=True)) / temperatures  # the likeliest has 0
+    if any(p.min_p > 0.0 for p in params):
+        scaled.masked_fill_(scaled < _column([p.min_p for p in params], logits).log(), float("-inf"))
+    lines = [line for line, p in enumerate(params) if 0 < p.top_k < vocab_size]
+    if lines:
+        counts = torch.tensor([params[line].top_k for line in lines], device=logits.device)
+        scaled[lines] = _top_k(scaled[lines], counts)
+    probabilities = torch.softmax(scaled, dim=-1)
+    lines = [line for line, p in enumerate(params) if p.top_p < 1.0]
+    if lines:
+        masses = _column([params[line].top_p for line in lines], logits, torch.float64)
+        probabilities[lines] = _top_p(probabilities[lines], masses)
+    return probabilities
+
+
+def draw(probabilities: Tensor, numbers: Sequence[float]) -> Tensor:
+    """Inverse of the cumulative distribution in token id order: int64 `[rows]`.
+
+    probabilities: `[rows, V]`, not normalised; numbers: one in [0, 1) a row. A token of
+    probability 0 is never drawn.
+    """
+    cumulative = probabilities.cumsum(dim=-1, dtype=torch.float64)
+    total = cumulative[:, -1:]
+    # Rounding may carry the product up to the total, beyond the last token that has a probability.
+    target = torch.minimum(
+        _column(numbers, probabilities, torch.float64) * total, total.nextafter(torch.zeros_like(total))
+    )
+    return torch.searchsorted(cumulative, target, right=True).squeeze(-1)
+
+
+def _top_k(scaled: Tensor, counts: Tensor) -> Tensor:
+    """Keep the `counts` `[rows]` greatest of each row; the rest becomes minus infinity."""
+    greatest = scaled.topk(int(counts.max()), dim=-1).values
+    smallest_kept = greatest.gather(-1, counts[:, None] - 1)
+    return scaled.masked_fill(~_greatest(scaled, smallest_kept, counts[:, None]), float("-inf"))
+
+
+def _top_p(probabilities: Tensor, masses: Tensor) -> Tensor:
+    """Nucleus sampling (Holtzman et al., 2019): keep the fewest tokens that reach `masses` `[rows, 1]`."""
+    vocab_size = probabilities.shape[-1]
+    descending = probabilities.topk(min(_LIKELIEST_LOOKED_AT, vocab_size), dim=-1).values
+    cumulative = descending.cumsum(dim=-1, dtype=torch.float64)
+    if vocab_size > _LIKELIEST_LOOKED_AT and bool((cumulative[:, -1:] < masses).any()):
+        descending = probabilities.sort(dim=-1, descending=True).values
+        cumulative = descending.cumsum(dim=-1, dtype=torch.float64)
+    counts = ((cumulative < masses).sum(dim=-1, keepdim=True) + 1).clamp_(max=descending.shape[-1])
+    smallest_kept = descending.gather(-1, counts - 1)
+    return probabilities.masked_fill(~_greatest(probabilities, smallest_kept, counts), 0.0)
+
+
+def _greatest(values: Tensor, smallest_kept: Tensor, counts: Tensor) -> Tensor:
+    """Mask of the `counts` greatest of each row, the lowest ids of equals; the least is `smallest_kept`."""
+    above = values > smallest_kept
+    equal = values == smallest_kept
+    return above | (equal & (equal.cumsum(dim=-1) <= counts - above.sum(dim=-1, keepdim=True)))
+
+
+def _with_logprobs(logits: Tensor, tasks: Sequence[Task], token_ids: list[int]) -> list[SampledToken]:
+    tokens = [SampledToken(token_id) for token_id in token_ids]
+    asked = [index for index, (_, task) in enumerate(tasks) if task.params.num_logprobs is not None]
+    for group in _groups(asked):
+        logprobs = torch.log_softmax(_finite(logits, [tasks[index][0] for index in group]), dim=-1)
+        for index, line in zip(group, logprobs, strict=True):
+            count = tasks[index][1].params.num_logprobs or 0
+            token_id = token_ids[index]
+            tokens[index] = SampledToken(token_id, float(line[token_id]), _top_logprobs(line, count))
+    return tokens
+
+
+def _top_logprobs(logprobs: Tensor, count: int) -> tuple[tuple[int, float], ...]:
+    """The likeliest tokens of one row, the lowest ids of equals first."""
+    count = min(count, logprobs.shape[0])
+    if count == 0:
+        return ()
+    token_ids = (logprobs >= logprobs.topk(count).values[-1]).nonzero().squeeze(-1)
+    values, order = logprobs[token_ids].sort(descending=True, stable=True)
+    return tuple(zip(token_ids[order[:count]].tolist(), values[:count].tolist(), strict=True))
+
+
+def _column(numbers: Sequence[float], like: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.tensor(numbers, dtype=dtype, device=like.device)[:, None]
+
+
+def _groups(indices: list[int]) -> Iterator[list[int]]:
+    for first in range(0, len(indices), _TASKS_AT_A_TIME):
+        yield indices[first : first + _TASKS_AT_A_TIME]

@@ -1,0 +1,111 @@
+"""Loads safetensors checkpoints tensor by tensor into preallocated parameters: one copy in memory."""
+
+import logging
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import Progress
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from baton.core.errors import StartupError
+from baton.model_files import safetensors_files
+
+_DTYPES = {
+    "bfloat16": torch.bfloat16,
+    "bf16": torch.bfloat16,
+    "float16": torch.float16,
+    "fp16": torch.float16,
+    "float32": torch.float32,
+    "fp32": torch.float32,
+}
+# Found in sound checkpoints and not needed: old files store RoPE's frequencies, and files of models with tied
+# embeddings may store the output projection a second time.
+_IGNORED_SUFFIXES = ("rotary_emb.inv_freq", "lm_head.weight")
+_NAMES_SHOWN = 3
+
+_logger = logging.getLogger(__name__)
+
+
+def resolve_dtype(name: str, config: Mapping[str, Any]) -> torch.dtype:
+    """The dtype called `name`, or for "auto" the one that `config.json` names, else float32.
+
+    Raises StartupError for a name that is none of these.
+    """
+    wanted = name
+    if name == "auto":
+        wanted = config.get("dtype") or config.get("torch_dtype") or "float32"
+    if wanted not in _DTYPES:
+        origin = f"config.json's dtype '{wanted}'" if name == "auto" else f"The dtype '{name}'"
+        raise StartupError(f"{origin} is not supported; choose bfloat16, float16 or float32 with --dtype.")
+    return _DTYPES[wanted]
+
+
+def load_weights(model_dir: Path, parameters: Mapping[str, Tensor]) -> None:
+    """Fill every tensor of `parameters` from the checkpoint's tensor of that name, converting its dtype.
+
+    Raises StartupError where files or tensors are missing, corrupt, of another shape, or of no use
+    to the model (its config.json would then not describe it).
+    """
+    started = time.monotonic()
+    files = safetensors_files(model_dir)
+    missing = set(parameters)
+    for name, tensor in _with_progress(_tensors(files), len(parameters)):
+        if name not in parameters:
+            if name.endswith(_IGNORED_SUFFIXES):
+                continue
+            raise StartupError(
+                f"'{model_dir}' has a tensor '{name}' that its config.json leaves no place for; "
+                "check that config.json and weights belong together."
+            )
+        _copy(name, tensor, parameters[name])
+        missing.discard(name)
+    if missing:
+        names = ", ".join(sorted(missing)[:_NAMES_SHOWN])
+        raise StartupError(
+            f"'{model_dir}' lacks {len(missing)} of {len(parameters)} tensors ({names}"
+            f"{', ...' if len(missing) > _NAMES_SHOWN else ''}); check that the download is complete."
+        )
+    _logger.info(
+        "loaded %d tensors from %d files in %.1f s", len(parameters), len(files), time.monotonic() - started
+    )
+
+
+def _copy(name: str, source: Tensor, destination: Tensor) -> None:
+    if source.shape != destination.shape:
+        raise StartupError(
+            f"The checkpoint's tensor '{name}' has shape {list(source.shape)}, but config.json asks for "
+            f"{list(destination.shape)}; check that config.json and weights belong together."
+        )
+    destination.copy_(source)
+
+
+def _tensors(files: tuple[Path, ...]) -> Iterator[tuple[str, Tensor]]:
+    """All tensors of all files, one in memory at a time."""
+    for file in files:
+        try:
+            with safe_open(file, framework="pt", device="cpu") as checkpoint:
+                for name in checkpoint.keys():  # noqa: SIM118 - not a dict
+                    yield name, checkpoint.get_tensor(name)
+        except (SafetensorError, OSError) as error:
+            reason = " ".join(str(error).split())
+            raise StartupError(
+                f"'{file}' is not a sound safetensors file ({reason}); download it again."
+            ) from error
+
+
+def _with_progress(tensors: Iterator[tuple[str, Tensor]], total: int) -> Iterator[tuple[str, Tensor]]:
+    """A progress bar on stderr if a person is watching it."""
+    if not sys.stderr.isatty():
+        yield from tensors
+        return
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("Loading weights", total=total)
+        for item in tensors:
+            yield item
+            progress.advance(task)

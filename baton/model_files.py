@@ -1,0 +1,141 @@
+"""What can be read from a model directory without torch: configuration, end tokens, fingerprint.
+
+The router needs these as much as the workers do, so nothing here imports torch.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from baton.core.errors import StartupError
+
+FINGERPRINT_BYTES = 16
+_SINGLE_FILE = "model.safetensors"
+_INDEX_FILE = "model.safetensors.index.json"
+_MAX_HEADER_BYTES = 100 * 2**20  # the safetensors format's own limit
+
+
+def read_config(model_dir: Path) -> dict[str, Any]:
+    """The model's `config.json`.
+
+    Raises StartupError where the directory or the file is missing, or the file is not a JSON object.
+    """
+    if not model_dir.is_dir():
+        raise StartupError(f"The model directory '{model_dir}' does not exist; check the path of the model.")
+    if not (model_dir / "config.json").is_file():
+        raise StartupError(
+            f"'{model_dir}' has no config.json; give the directory of a Hugging Face checkpoint."
+        )
+    return _read_json_object(model_dir / "config.json")
+
+
+def eos_token_ids(model_dir: Path) -> tuple[int, ...]:
+    """Token ids that end an answer; empty if the model names none.
+
+    `generation_config.json` wins over `config.json`, because chat models list their end-of-turn token only
+    there. Raises StartupError as `read_config` does.
+    """
+    config = read_config(model_dir)
+    generation_file = model_dir / "generation_config.json"
+    generation = _read_json_object(generation_file) if generation_file.is_file() else {}
+    ids = generation.get("eos_token_id")
+    if ids is None:
+        ids = config.get("eos_token_id")
+    if ids is None:
+        return ()
+    return tuple(ids) if isinstance(ids, list) else (int(ids),)
+
+
+def max_position_embeddings(config: Mapping[str, Any]) -> int:
+    """Longest sequence, in tokens, that the model was made for.
+
+    YaRN checkpoints often give the length before scaling, so theirs is at least `factor` times the original
+    length. Raises StartupError if `config` does not say.
+    """
+    longest = config.get("max_position_embeddings")
+    if not isinstance(longest, int) or longest < 1:
+        raise StartupError(
+            "config.json has no usable 'max_position_embeddings'; add the model's longest length."
+        )
+    rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    if rope.get("rope_type", rope.get("type")) != "yarn":
+        return longest
+    original = rope.get("original_max_position_embeddings") or longest
+    return max(longest, int(original * (rope.get("factor") or 1.0)))
+
+
+def safetensors_files(model_dir: Path) -> tuple[Path, ...]:
+    """The files that hold the model's weights, in name order.
+
+    `model.safetensors` alone, else the shards that `model.safetensors.index.json` lists, else every
+    `*.safetensors` file. Raises StartupError where there are none or a shard is missing.
+    """
+    if (model_dir / _SINGLE_FILE).is_file():
+        return (model_dir / _SINGLE_FILE,)
+    if (model_dir / _INDEX_FILE).is_file():
+        return _indexed_files(model_dir)
+    files = tuple(sorted(model_dir.glob("*.safetensors")))
+    if not files:
+        raise StartupError(
+            f"'{model_dir}' has no *.safetensors files; download the weights, or convert them to safetensors."
+        )
+    return files
+
+
+def model_fingerprint(model_dir: Path) -> bytes:
+    """16 bytes that are equal on every machine that has the same model files.
+
+    BLAKE2b over config.json and, for each weights file in name order, its name, size and safetensors header
+    (names, dtypes, shapes and offsets of all tensors); the tensors' bytes are not read, so it takes
+    milliseconds. Raises StartupError as `safetensors_files` does, and for a corrupt header.
+    """
+    read_config(model_dir)
+    digest = hashlib.blake2b(digest_size=FINGERPRINT_BYTES)
+    _add_field(digest, (model_dir / "config.json").read_bytes())
+    for file in safetensors_files(model_dir):
+        _add_field(digest, file.name.encode())
+        _add_field(digest, file.stat().st_size.to_bytes(8, "little"))
+        _add_field(digest, _safetensors_header(file))
+    return digest.digest()
+
+
+def _indexed_files(model_dir: Path) -> tuple[Path, ...]:
+    weight_map = _read_json_object(model_dir / _INDEX_FILE).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise StartupError(f"'{model_dir / _INDEX_FILE}' has no weight_map; download the checkpoint again.")
+    files = tuple(model_dir / name for name in sorted(set(weight_map.values())))
+    missing = [file.name for file in files if not file.is_file()]
+    if missing:
+        raise StartupError(
+            f"'{model_dir}' lacks {len(missing)} of {len(files)} weight files ({', '.join(missing[:3])}); "
+            "download the checkpoint again."
+        )
+    return files
+
+
+def _safetensors_header(file: Path) -> bytes:
+    """The file starts with its JSON header's length, unsigned 64 bits little endian."""
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        header = stream.read(length) if length <= _MAX_HEADER_BYTES else b""
+    if not header or len(header) != length:
+        raise StartupError(f"'{file}' is not a complete safetensors file; download it again.")
+    return header
+
+
+def _add_field(digest: hashlib.blake2b, field: bytes) -> None:
+    # With its length in front, so that bytes can't move from one field to the next unnoticed.
+    digest.update(len(field).to_bytes(8, "little"))
+    digest.update(field)
+
+
+def _read_json_object(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_bytes())
+    except (ValueError, OSError) as error:
+        raise StartupError(f"'{file}' can't be read as JSON ({error}); download it again.") from error
+    if not isinstance(content, dict):
+        raise StartupError(f"'{file}' must hold a JSON object; download it again.")
+    return content

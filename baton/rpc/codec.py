@@ -1,0 +1,221 @@
+"""Protobuf to dataclasses and back: the one place that knows both."""
+
+from collections.abc import Iterable
+
+from baton.core.commands import FailureReason, StepTimes
+from baton.core.kv_layout import KVLayout
+from baton.core.prefix import HASH_BYTES, pack_token_ids, unpack_token_ids
+from baton.core.request import EngineRequest, LoadSnapshot, TokenEvent
+from baton.core.sampling import SampledToken, SamplingParams
+from baton.core.stopping import FinishReason
+from baton.rpc.ticket import Ticket
+from baton.v1 import transfer_pb2, worker_pb2
+
+PROTOCOL_VERSION = 1
+
+_FINISH_TO_PROTO = {
+    FinishReason.STOP: worker_pb2.FINISH_REASON_STOP,
+    FinishReason.LENGTH: worker_pb2.FINISH_REASON_LENGTH,
+}
+_FINISH_FROM_PROTO = {value: reason for reason, value in _FINISH_TO_PROTO.items()}
+
+_FAILURE_TO_PROTO = {
+    FailureReason.INTERNAL: worker_pb2.Failed.REASON_INTERNAL,
+    FailureReason.INVALID: worker_pb2.Failed.REASON_INVALID,
+    FailureReason.OVERLOADED: worker_pb2.Failed.REASON_OVERLOADED,
+    FailureReason.TRANSFER: worker_pb2.Failed.REASON_TRANSFER,
+}
+_FAILURE_FROM_PROTO = {value: reason for reason, value in _FAILURE_TO_PROTO.items()}
+
+
+def work_to_proto(number: int, request: EngineRequest) -> worker_pb2.Work:
+    """One request under the session's short name for it."""
+    return worker_pb2.Work(
+        number=number,
+        request_id=request.request_id,
+        token_ids=pack_token_ids(request.prompt_token_ids),
+        hash_seed=request.hash_seed,
+        block_hashes=b"".join(request.block_hashes),
+        sampling=_sampling_to_proto(request.sampling),
+        priority=request.priority,
+    )
+
+
+def work_from_proto(work: worker_pb2.Work, block_size: int) -> EngineRequest:
+    """Raises ValueError or InvalidRequest where the message does not hold together."""
+    token_ids = tuple(unpack_token_ids(work.token_ids))
+    hashes = work.block_hashes
+    if len(hashes) != len(token_ids) // block_size * HASH_BYTES:
+        raise ValueError(
+            f"{len(hashes)} bytes of block hashes for {len(token_ids)} tokens in blocks of {block_size}"
+        )
+    return EngineRequest(
+        request_id=work.request_id,
+        prompt_token_ids=token_ids,
+        hash_seed=work.hash_seed,
+        block_hashes=tuple(hashes[at : at + HASH_BYTES] for at in range(0, len(hashes), HASH_BYTES)),
+        sampling=_sampling_from_proto(work.sampling),
+        priority=work.priority,
+    )
+
+
+def _sampling_to_proto(params: SamplingParams) -> worker_pb2.WorkerSampling:
+    return worker_pb2.WorkerSampling(
+        temperature=params.temperature,
+        top_k=params.top_k,
+        top_p=params.top_p,
+        min_p=params.min_p,
+        presence_penalty=params.presence_penalty,
+        frequency_penalty=params.frequency_penalty,
+        repetition_penalty=params.repetition_penalty,
+        seed=params.seed,
+        max_tokens=params.max_tokens,
+        min_tokens=params.min_tokens,
+        stop_token_ids=params.stop_token_ids,
+        logit_bias_ids=[token_id for token_id, _ in params.logit_bias],
+        logit_bias_values=[bias for _, bias in params.logit_bias],
+        num_logprobs=params.num_logprobs,
+        n=params.n,
+    )
+
+
+def _sampling_from_proto(message: worker_pb2.WorkerSampling) -> SamplingParams:
+    return SamplingParams(
+        temperature=message.temperature,
+        top_k=message.top_k,
+        top_p=message.top_p,
+        min_p=message.min_p,
+        presence_penalty=message.presence_penalty,
+        frequency_penalty=message.frequency_penalty,
+        repetition_penalty=message.repetition_penalty,
+        seed=message.seed,
+        max_tokens=message.max_tokens,
+        min_tokens=message.min_tokens,
+        stop_token_ids=tuple(message.stop_token_ids),
+        logit_bias=tuple(zip(message.logit_bias_ids, message.logit_bias_values, strict=True)),
+        num_logprobs=message.num_logprobs if message.HasField("num_logprobs") else None,
+        n=message.n,
+    )
+
+
+def layout_to_proto(layout: KVLayout) -> transfer_pb2.KVLayout:
+    """Shape of a page."""
+    return transfer_pb2.KVLayout(
+        version=layout.version,
+        block_size=layout.block_size,
+        num_layers=layout.num_layers,
+        num_kv_heads=layout.num_kv_heads,
+        head_dim=layout.head_dim,
+        dtype=layout.dtype,
+    )
+
+
+def layout_from_proto(message: transfer_pb2.KVLayout) -> KVLayout:
+    """Shape of a page."""
+    return KVLayout(
+        version=message.version,
+        block_size=message.block_size,
+        num_layers=message.num_layers,
+        num_kv_heads=message.num_kv_heads,
+        head_dim=message.head_dim,
+        dtype=message.dtype,
+    )
+
+
+def ticket_to_proto(ticket: Ticket) -> transfer_pb2.Ticket:
+    """The right to fill one reservation's pages."""
+    return transfer_pb2.Ticket(
+        transfer_id=ticket.transfer_id,
+        epoch=ticket.epoch,
+        request_id=ticket.request_id,
+        address=ticket.address,
+        first_block=ticket.first_block,
+        num_blocks=ticket.num_blocks,
+        layout=layout_to_proto(ticket.layout),
+    )
+
+
+def ticket_from_proto(message: transfer_pb2.Ticket) -> Ticket:
+    """The right to fill one reservation's pages."""
+    return Ticket(
+        transfer_id=message.transfer_id,
+        epoch=message.epoch,
+        request_id=message.request_id,
+        address=message.address,
+        first_block=message.first_block,
+        num_blocks=message.num_blocks,
+        layout=layout_from_proto(message.layout),
+    )
+
+
+def load_to_proto(load: LoadSnapshot, transfer_bytes: int, transfers: dict[str, int]) -> worker_pb2.Load:
+    """A worker's load; `transfers` counts its KV transfers by outcome."""
+    return worker_pb2.Load(
+        num_running=load.num_running,
+        num_waiting=load.num_waiting,
+        num_reserved=load.num_reserved,
+        num_blocks=load.num_blocks,
+        num_free_blocks=load.num_free_blocks,
+        num_preemptions=load.num_preemptions,
+        prefix_queries=load.prefix_queries,
+        prefix_hits=load.prefix_hits,
+        transfer_bytes=transfer_bytes,
+        transfers=transfers,
+    )
+
+
+def new_step_output(load: worker_pb2.Load, times: StepTimes | None) -> worker_pb2.StepOutput:
+    """A step's message before its tokens."""
+    if times is None:
+        return worker_pb2.StepOutput(load=load)
+    return worker_pb2.StepOutput(load=load, started_ns=times.started_ns, ended_ns=times.ended_ns)
+
+
+def add_token(output: worker_pb2.StepOutput, number: int, event: TokenEvent) -> None:
+    """Append one sampled token to a step's message."""
+    entry = len(output.token_ids)
+    output.numbers.append(number)
+    output.choices.append(event.choice)
+    output.positions.append(event.position)
+    output.token_ids.append(event.token.token_id)
+    if event.token.logprob is not None:
+        output.logprobs.add(
+            entry=entry,
+            logprob=event.token.logprob,
+            top_token_ids=[token_id for token_id, _ in event.token.top_logprobs],
+            top_logprobs=[logprob for _, logprob in event.token.top_logprobs],
+        )
+    if event.finish_reason is not None:
+        output.finished.add(number=number, choice=event.choice, reason=_FINISH_TO_PROTO[event.finish_reason])
+    if event.num_cached_prompt_tokens:
+        output.cached_tokens.add(number=number, num_tokens=event.num_cached_prompt_tokens)
+
+
+def tokens_from_proto(output: worker_pb2.StepOutput) -> Iterable[tuple[int, TokenEvent]]:
+    """(number, token) of every entry of a step's message; request ids are not in it and stay empty."""
+    logprobs = {message.entry: message for message in output.logprobs}
+    finished = {
+        (message.number, message.choice): _FINISH_FROM_PROTO.get(message.reason)
+        for message in output.finished
+    }
+    cached = {message.number: message.num_tokens for message in output.cached_tokens}
+    entries = zip(output.numbers, output.choices, output.positions, output.token_ids, strict=True)
+    for entry, (number, choice, position, token_id) in enumerate(entries):
+        token = SampledToken(token_id)
+        if (message := logprobs.get(entry)) is not None:
+            top = tuple(zip(message.top_token_ids, message.top_logprobs, strict=True))
+            token = SampledToken(token_id, message.logprob, top)
+        reason = finished.get((number, choice))
+        num_cached = cached.get(number, 0) if position == 0 and choice == 0 else 0
+        yield number, TokenEvent("", choice, position, token, reason, num_cached)
+
+
+def failure_to_proto(number: int, reason: FailureReason, message: str) -> worker_pb2.Event:
+    """The worker gave up on a request."""
+    failed = worker_pb2.Failed(number=number, reason=_FAILURE_TO_PROTO[reason], message=message)
+    return worker_pb2.Event(failed=failed)
+
+
+def failure_reason_from_proto(failed: worker_pb2.Failed) -> FailureReason:
+    """Why the worker gave up."""
+    return _FAILURE_FROM_PROTO.get(failed.reason, FailureReason.INTERNAL)

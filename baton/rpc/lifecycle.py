@@ -1,0 +1,51 @@
+"""How a service process lives: uvloop, signals, one owner for its tasks."""
+
+import asyncio
+import logging
+import signal
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
+
+import uvloop
+
+logger = logging.getLogger(__name__)
+
+# What a stopping worker gives its requests to end.
+DRAIN_TIMEOUT_S = 30.0
+
+
+class StopSignals:
+    """SIGTERM asks for a drain, SIGINT (or a second SIGTERM) for an end at once."""
+
+    def __init__(self) -> None:
+        self.drain = asyncio.Event()
+        self.stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGINT, self._on_interrupt)
+        loop.add_signal_handler(signal.SIGTERM, self._on_terminate)
+
+    async def drain_then_stop(self, drain: Callable[[], Awaitable[object]]) -> None:
+        """Wait for a signal; on SIGTERM run `drain` until it ends or a second signal comes."""
+        await self.drain.wait()
+        if self.stop.is_set():
+            return
+        draining = asyncio.ensure_future(drain())
+        stopping = asyncio.ensure_future(self.stop.wait())
+        await asyncio.wait((draining, stopping), return_when=asyncio.FIRST_COMPLETED)
+        draining.cancel()
+        stopping.cancel()
+        await asyncio.wait((draining, stopping))
+
+    def _on_interrupt(self) -> None:
+        self.drain.set()
+        self.stop.set()
+
+    def _on_terminate(self) -> None:
+        if self.drain.is_set():
+            self.stop.set()
+        self.drain.set()
+
+
+def run(main: Coroutine[Any, Any, None]) -> None:
+    """Run a service's main coroutine to its end."""
+    uvloop.run(main)

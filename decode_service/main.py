@@ -1,0 +1,27 @@
+"""The decode server's process."""
+
+from baton.config import WorkerConfig
+from baton.engine.factory import load_engine
+from baton.engine.host import EngineHost
+from baton.rpc import lifecycle
+from baton.rpc.server import RpcServer
+from baton.rpc.worker_server import serve_until_stopped
+from baton.v1 import transfer_pb2_grpc
+from decode_service.service import DecodeService
+
+
+def run(config: WorkerConfig) -> None:
+    """Load the model and serve until a signal. Raises StartupError."""
+    lifecycle.run(_main(config))
+
+
+async def _main(config: WorkerConfig) -> None:
+    engine = EngineHost(config.engine, load_engine(config.model_dir, config.engine))
+    service = DecodeService(config, engine)
+    server = RpcServer(config.cluster_token)
+    transfer_pb2_grpc.add_TransferServicer_to_server(service.receiver, server.grpc)
+    engine.start(service.on_output)
+    try:
+        await serve_until_stopped(config, server, service.sessions, ("baton.v1.Transfer",))
+    finally:
+        await engine.stop()

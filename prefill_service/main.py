@@ -1,0 +1,29 @@
+"""The prefill server's process."""
+
+import asyncio
+
+from baton.config import WorkerConfig
+from baton.engine.factory import load_engine
+from baton.engine.host import EngineHost
+from baton.rpc import lifecycle
+from baton.rpc.server import RpcServer
+from baton.rpc.worker_server import serve_until_stopped
+from prefill_service.service import PrefillService
+
+
+def run(config: WorkerConfig) -> None:
+    """Load the model and serve until a signal. Raises StartupError."""
+    lifecycle.run(_main(config))
+
+
+async def _main(config: WorkerConfig) -> None:
+    engine = EngineHost(config.engine, load_engine(config.model_dir, config.engine))
+    server = RpcServer(config.cluster_token)
+    async with asyncio.TaskGroup() as transfers:
+        service = PrefillService(config, engine, transfers)
+        engine.start(service.on_output)
+        try:
+            await serve_until_stopped(config, server, service.sessions, ())
+        finally:
+            await engine.stop()
+            await service.sender.close()

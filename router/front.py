@@ -1,0 +1,28 @@
+"""What both front doors (HTTP and gRPC) serve: one model over one backend."""
+
+from dataclasses import dataclass
+
+from baton.core.errors import ModelNotFound
+from router.generation import Backend
+from router.metrics import FrontMetrics
+from router.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class Front:
+    """Everything that a front door needs, put together once at start."""
+
+    backend: Backend
+    tokenizer: Tokenizer
+    model: str  # the name that clients use
+    root: str  # where the model's files came from
+    version: str  # Baton's
+    created: int  # seconds since the epoch
+    vocab_size: int  # the model's; token ids from clients lie below it
+    eos_token_ids: tuple[int, ...]
+    metrics: FrontMetrics
+
+    def check_model(self, name: str | None) -> None:
+        """Raises ModelNotFound if the client named another model; no name means the one that is served."""
+        if name and name != self.model:
+            raise ModelNotFound(name, self.model)

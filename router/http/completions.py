@@ -1,0 +1,117 @@
+"""POST /v1/completions."""
+
+import uuid
+from typing import Any
+
+from fastapi import APIRouter
+from fastapi.responses import Response
+
+from baton.core.errors import InvalidRequest
+from router.completion import TextDelta
+from router.completion_request import CompletionRequest, build_request
+from router.front import Front
+from router.http.answer import respond
+from router.http.logprobs import CompletionLogprobs
+from router.http.schemas import CompletionBody, Prompt
+from router.http.unsupported import COMPLETIONS, refuse_unsupported, unsupported
+
+_DEFAULT_MAX_TOKENS = 16  # OpenAI's
+
+
+def completion_routes(front: Front) -> APIRouter:
+    """The routes of text completions."""
+    router = APIRouter()
+
+    @router.post("/v1/completions", response_model=None)
+    async def create_completion(body: CompletionBody) -> Response:
+        front.check_model(body.model)
+        _check(body)
+        answer_id = f"cmpl-{uuid.uuid4().hex}"
+        requests = await _requests(front, body, answer_id)
+        return respond(front, body, requests, answer_id, _CompletionShape(front, body, requests))
+
+    return router
+
+
+def _check(body: CompletionBody) -> None:
+    """Raises InvalidRequest for what can't be served."""
+    body.check_stream_options()
+    refuse_unsupported(body.unknown_fields, COMPLETIONS)
+    if body.best_of is not None and body.best_of > (body.n or 1):
+        raise unsupported("best_of")
+    if body.echo and body.logprobs is not None:
+        raise InvalidRequest(
+            "echo with logprobs is not supported.", param="echo", code="unsupported_parameter"
+        )
+
+
+async def _requests(front: Front, body: CompletionBody, answer_id: str) -> list[CompletionRequest]:
+    options = body.options(
+        num_logprobs=body.logprobs, max_tokens=body.max_tokens, default_max_tokens=_DEFAULT_MAX_TOKENS
+    )
+    return [
+        await build_request(
+            front,
+            prompt,
+            options,
+            request_id=f"{answer_id}-{index}",
+            add_special_tokens=body.add_special_tokens is not False,
+        )
+        for index, prompt in enumerate(body.prompt)
+    ]
+
+
+class _CompletionShape:
+    """See router.http.answer.Shape."""
+
+    whole_object = "text_completion"
+    chunk_object = "text_completion"
+
+    def __init__(self, front: Front, body: CompletionBody, requests: list[CompletionRequest]) -> None:
+        self._front = front
+        self._body = body
+        self._requests = requests
+        self._num_choices_each = requests[0].generation.sampling.n
+        self._logprobs: dict[int, CompletionLogprobs] = {}
+        self._begun: set[int] = set()
+
+    def opening(self, num_choices: int) -> list[dict[str, Any]]:
+        """Nothing comes before the text."""
+        return []
+
+    def top_level(self) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+    def whole_choice(self, index: int, delta: TextDelta) -> dict[str, Any]:
+        """A whole choice is its only chunk."""
+        return self.chunk_choice(index, delta)
+
+    def chunk_choice(self, index: int, delta: TextDelta) -> dict[str, Any]:
+        """See Shape; the first of a choice also holds what belongs to its prompt."""
+        is_first = index not in self._begun
+        self._begun.add(index)
+        prompt_index = index // self._num_choices_each
+        text = self._prompt_text(self._body.prompt[prompt_index]) if is_first and self._body.echo else ""
+        choice: dict[str, Any] = {
+            "index": index,
+            "text": text + delta.text,
+            "logprobs": self._choice_logprobs(index, delta),
+            "finish_reason": delta.finish_reason.value if delta.finish_reason else None,
+        }
+        if self._body.return_token_ids:
+            choice["token_ids"] = [token.token_id for token in delta.tokens]
+            if is_first:
+                choice["prompt_token_ids"] = list(self._requests[prompt_index].generation.token_ids)
+        return choice
+
+    def _prompt_text(self, prompt: Prompt) -> str:
+        return prompt if isinstance(prompt, str) else self._front.tokenizer.decode(prompt)
+
+    def _choice_logprobs(self, index: int, delta: TextDelta) -> dict[str, Any] | None:
+        if self._body.logprobs is None:
+            return None
+        if index not in self._logprobs:
+            skip = self._body.skip_special_tokens is not False
+            self._logprobs[index] = CompletionLogprobs(self._front.tokenizer, skip_special_tokens=skip)
+        return self._logprobs[index].push(delta.tokens)

@@ -1,0 +1,72 @@
+"""Parameters that would change the answer and that Baton does not have: refused by name, never ignored.
+
+Each is listed with the values that ask for nothing. Every other unknown field is ignored, as servers of this
+API do.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from baton.core.errors import InvalidRequest
+
+_OFF: tuple[Any, ...] = (None, False)
+_NONE_OR_EMPTY: tuple[Any, ...] = (None, [], {}, "")
+
+_EVERYWHERE: Mapping[str, tuple[Any, ...]] = {
+    "allowed_token_ids": _NONE_OR_EMPTY,
+    "bad_words": _NONE_OR_EMPTY,
+    "guided_choice": _NONE_OR_EMPTY,
+    "guided_grammar": _NONE_OR_EMPTY,
+    "guided_json": (None,),
+    "guided_regex": _NONE_OR_EMPTY,
+    "include_stop_str_in_output": _OFF,
+    "kv_transfer_params": (None, {}),
+    "length_penalty": (None, 1, 1.0),
+    "logits_processors": _NONE_OR_EMPTY,
+    "prompt_embeds": _NONE_OR_EMPTY,
+    "prompt_logprobs": (None,),
+    "response_format": (None, {"type": "text"}),
+    "return_tokens_as_token_ids": _OFF,
+    "structured_outputs": (None, {}),
+    "truncate_prompt_tokens": (None,),
+    "use_beam_search": _OFF,
+    "vllm_xargs": (None, {}),
+}
+
+COMPLETIONS: Mapping[str, tuple[Any, ...]] = {**_EVERYWHERE, "suffix": (None, "")}
+
+CHAT: Mapping[str, tuple[Any, ...]] = {
+    **_EVERYWHERE,
+    "audio": (None,),
+    "best_of": (None, 1),
+    "chat_template": (None,),
+    "continue_final_message": _OFF,
+    "documents": _NONE_OR_EMPTY,
+    "echo": _OFF,
+    "function_call": (None, "none"),
+    "functions": _NONE_OR_EMPTY,
+    "mm_processor_kwargs": (None, {}),
+    "modalities": (None, ["text"]),
+    "reasoning_effort": (None,),
+    "tool_choice": (None, "none"),
+    "tools": _NONE_OR_EMPTY,
+    "verbosity": (None, "medium"),
+    "web_search_options": (None,),
+}
+
+
+def refuse_unsupported(fields: Mapping[str, Any], refused: Mapping[str, tuple[Any, ...]]) -> None:
+    """Raises InvalidRequest for the first of `fields` that asks for something that is not there."""
+    for name, neutral in refused.items():
+        if name in fields and not any(_is_same(fields[name], value) for value in neutral):
+            raise unsupported(name)
+
+
+def unsupported(name: str) -> InvalidRequest:
+    """The error for one parameter."""
+    return InvalidRequest(f"This server does not support {name}.", param=name, code="unsupported_parameter")
+
+
+def _is_same(value: Any, neutral: Any) -> bool:
+    """Equal, where 0 and False, which Python holds equal, are not."""
+    return value == neutral and isinstance(value, bool) == isinstance(neutral, bool)

@@ -1,0 +1,111 @@
+"""The router's process: HTTP and gRPC front doors over one pool of workers."""
+
+import asyncio
+import contextlib
+import logging
+import socket
+import time
+from collections.abc import Iterator
+from importlib.metadata import version
+
+import uvicorn
+from prometheus_client import CollectorRegistry
+
+from baton.config import RouterConfig
+from baton.core.errors import StartupError
+from baton.model_files import eos_token_ids, max_position_embeddings, model_fingerprint, read_config
+from baton.rpc import lifecycle
+from baton.rpc.lifecycle import DRAIN_TIMEOUT_S, StopSignals
+from baton.rpc.server import RpcServer
+from baton.v1 import inference_pb2_grpc
+from router.admission import Admission
+from router.flow import WorkerBackend
+from router.front import Front
+from router.grpc_front import InferenceServicer
+from router.http.app import create_app
+from router.metrics import FrontMetrics
+from router.pool import WorkerPool
+from router.pool_metrics import PoolCollector
+from router.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
+
+
+def run(config: RouterConfig) -> None:
+    """Serve until a signal. Raises StartupError."""
+    lifecycle.run(_main(config))
+
+
+async def _main(config: RouterConfig) -> None:
+    fingerprint = model_fingerprint(config.model_dir)
+    pool = WorkerPool(config, fingerprint)
+    admission = Admission(config.max_queue, lambda: pool.capacity)
+    front = _make_front(config, pool, admission, fingerprint)
+    listener = _listen(config.host, config.http_port)
+    rpc = RpcServer()
+    inference_pb2_grpc.add_InferenceServicer_to_server(InferenceServicer(front), rpc.grpc)
+    await rpc.start(_address(config.host, config.grpc_port), ("baton.v1.Inference",), "--grpc-port")
+    signals = StopSignals()
+    http = _HttpServer(
+        uvicorn.Config(
+            create_app(front),
+            loop="uvloop",
+            log_config=None,
+            access_log=False,
+            timeout_graceful_shutdown=int(DRAIN_TIMEOUT_S),
+        )
+    )
+    async with asyncio.TaskGroup() as tasks:
+        sessions = tasks.create_task(pool.run(admission.update))
+        serving = tasks.create_task(http.serve([listener]))
+        logger.info("serving '%s' at http://%s", front.model, _address(config.host, config.http_port))
+
+        async def drain() -> None:
+            http.should_exit = True
+            await asyncio.wait((serving,))
+
+        await signals.drain_then_stop(drain)
+        http.should_exit = http.force_exit = True
+        await rpc.stop()
+        await asyncio.wait((serving,))
+        sessions.cancel()
+
+
+def _make_front(config: RouterConfig, pool: WorkerPool, admission: Admission, fingerprint: bytes) -> Front:
+    model_config = read_config(config.model_dir)
+    longest = max_position_embeddings(model_config)
+    registry = CollectorRegistry()
+    registry.register(PoolCollector(pool, admission))
+    return Front(
+        backend=WorkerBackend(pool, admission, fingerprint, min(longest, config.max_model_len or longest)),
+        tokenizer=Tokenizer.load(config.model_dir),
+        model=config.served_model_name,
+        root=str(config.model_dir),
+        version=version("baton-serve"),
+        created=int(time.time()),
+        vocab_size=int(model_config["vocab_size"]),
+        eos_token_ids=eos_token_ids(config.model_dir),
+        metrics=FrontMetrics(registry),
+    )
+
+
+class _HttpServer(uvicorn.Server):
+    """uvicorn without its own signal handlers: the process has one place for signals."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        raise StartupError(
+            f"port {port} on {host} can't be had ({error.strerror}): choose another with --port"
+        ) from None
+
+
+def _address(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

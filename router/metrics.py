@@ -1,0 +1,53 @@
+"""What the front doors count and time, for Prometheus. Labels come from fixed sets only."""
+
+from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+
+_FIRST_TOKEN_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+_TOKEN_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1, 5)
+_REQUEST_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+
+
+class FrontMetrics:
+    """The metrics of one router's doors, registered in the registry that /metrics shows."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        """`registry` must not hold metrics of another FrontMetrics."""
+        self.registry = registry
+        self.http_requests = Counter(
+            "baton_http_requests",
+            "HTTP requests by route and status; 499: the client went away.",
+            ["endpoint", "status"],
+            registry=registry,
+        )
+        self.time_to_first_token = Histogram(
+            "baton_time_to_first_token_seconds",
+            "From the parsed request to its first token.",
+            buckets=_FIRST_TOKEN_BUCKETS,
+            registry=registry,
+        )
+        self.inter_token_latency = Histogram(
+            "baton_inter_token_latency_seconds",
+            "Time between the deltas of a choice, divided by the tokens of the later one.",
+            buckets=_TOKEN_BUCKETS,
+            registry=registry,
+        )
+        self.request_duration = Histogram(
+            "baton_request_duration_seconds",
+            "From the parsed request to the end of its last choice; finished requests only.",
+            buckets=_REQUEST_BUCKETS,
+            registry=registry,
+        )
+        self.prompt_tokens = Counter(
+            "baton_prompt_tokens", "Prompt tokens of requests that got a first token.", registry=registry
+        )
+        self.cached_prompt_tokens = Counter(
+            "baton_cached_prompt_tokens", "Prompt tokens found in a prefix cache.", registry=registry
+        )
+        self.generation_tokens = Counter(
+            "baton_generation_tokens", "Tokens given to clients.", registry=registry
+        )
+
+    def exposition(self) -> tuple[bytes, str]:
+        """The text of /metrics and its content type."""
+        return generate_latest(self.registry), CONTENT_TYPE_LATEST

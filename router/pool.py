@@ -1,0 +1,76 @@
+"""The workers that one router knows, connected or not."""
+
+import asyncio
+import secrets
+from collections.abc import Callable
+
+from baton.config import RouterConfig
+from baton.core.errors import Unavailable
+from baton.v1 import worker_pb2
+from router.policy import WorkerView, place
+from router.worker_link import WorkerLink
+
+
+class WorkerPool:
+    """A link to every worker of the configuration."""
+
+    def __init__(self, config: RouterConfig, fingerprint: bytes) -> None:
+        router_id = f"router-{secrets.token_hex(4)}"
+
+        def links(addresses: tuple[str, ...], role: worker_pb2.Role) -> list[WorkerLink]:
+            return [
+                WorkerLink(address, role, router_id, config.cluster_token, fingerprint)
+                for address in addresses
+            ]
+
+        self.prefills = links(config.prefill_addresses, worker_pb2.ROLE_PREFILL)
+        self.decodes = links(config.decode_addresses, worker_pb2.ROLE_DECODE)
+        self._changed = asyncio.Event()
+
+    @property
+    def links(self) -> list[WorkerLink]:
+        """Every link, prefill servers first."""
+        return [*self.prefills, *self.decodes]
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether a request could be placed now."""
+        return place(_views(self.prefills), _views(self.decodes)) is not None
+
+    @property
+    def capacity(self) -> int:
+        """Sequences that the decode servers run at once; 0 where no request could be placed."""
+        return sum(view.max_num_seqs for view in _views(self.decodes)) if self.is_ready else 0
+
+    @property
+    def max_model_len(self) -> int | None:
+        """Tokens of a request that every connected worker takes; None while there is none."""
+        views = _views(self.prefills) + _views(self.decodes)
+        return min((view.max_model_len for view in views), default=None)
+
+    def place(self) -> tuple[WorkerLink, WorkerLink]:
+        """The prefill and decode server for the next request. Raises Unavailable if there are none."""
+        placement = place(_views(self.prefills), _views(self.decodes))
+        if placement is None:
+            raise Unavailable(self._what_is_missing())
+        return self.prefills[placement.prefill], self.decodes[placement.decode]
+
+    async def run(self, on_change: Callable[[], None]) -> None:
+        """Keep sessions with all workers; `on_change` is called after one came, went or began to drain."""
+        async with asyncio.TaskGroup() as tasks:
+            for link in self.links:
+                tasks.create_task(link.run(self._changed))
+            while True:
+                await self._changed.wait()
+                self._changed.clear()
+                on_change()
+
+    def _what_is_missing(self) -> str:
+        for role, links in (("prefill", self.prefills), ("decode", self.decodes)):
+            if not _views(links):
+                return f"No {role} server is connected. Try again later."
+        return "No prefill and decode server with the same KV layout are connected."
+
+
+def _views(links: list[WorkerLink]) -> list[WorkerView]:
+    return [view for index, link in enumerate(links) if (view := link.view(index)) is not None]

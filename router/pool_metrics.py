@@ -1,0 +1,72 @@
+"""The workers in the router's /metrics, read when Prometheus asks."""
+
+from collections.abc import Iterator
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from router.admission import Admission
+from router.pool import WorkerPool
+from router.worker_link import WorkerLink
+
+_LABELS = ("role", "worker")
+# Fields of worker.proto's Load, and what they are.
+_GAUGES = {
+    "num_running": "Sequences in the worker's batch.",
+    "num_waiting": "Requests that wait on the worker.",
+    "num_reserved": "Requests whose pages wait for their KV.",
+    "num_blocks": "KV pages of the worker.",
+    "num_free_blocks": "KV pages that no request holds, cached ones included.",
+}
+_COUNTERS = {
+    "num_preemptions": "Sequences that lost their pages and computed them again.",
+    "prefix_queries": "KV pages looked up in the prefix cache.",
+    "prefix_hits": "KV pages found in the prefix cache.",
+    "transfer_bytes": "KV bytes sent or received.",
+}
+
+
+class PoolCollector(Collector):
+    """One sample a connected worker; a worker that is away shows as `baton_worker_up` 0."""
+
+    def __init__(self, pool: WorkerPool, admission: Admission) -> None:
+        self._pool = pool
+        self._admission = admission
+
+    def collect(self) -> Iterator[Metric]:
+        """See prometheus_client.registry.Collector."""
+        yield GaugeMetricFamily(
+            "baton_queue_requests", "Requests in the router's queue.", value=self._admission.num_waiting
+        )
+        up = GaugeMetricFamily("baton_worker_up", "Whether the worker is connected.", labels=_LABELS)
+        for link in self._pool.links:
+            up.add_metric((link.role_name, link.address), float(link.worker is not None))
+        yield up
+        for name, text in _GAUGES.items():
+            yield self._family(GaugeMetricFamily(f"baton_worker_{name}", text, labels=_LABELS), name)
+        for name, text in _COUNTERS.items():
+            yield self._family(CounterMetricFamily(f"baton_worker_{name}", text, labels=_LABELS), name)
+        yield self._transfers()
+
+    def _family(
+        self, family: GaugeMetricFamily | CounterMetricFamily, field: str
+    ) -> GaugeMetricFamily | CounterMetricFamily:
+        for link in self._pool.links:
+            if link.worker is not None:
+                family.add_metric(_labels(link), float(getattr(link.worker.load, field)))
+        return family
+
+    def _transfers(self) -> Metric:
+        family = CounterMetricFamily(
+            "baton_worker_transfers", "KV transfers by outcome.", labels=(*_LABELS, "outcome")
+        )
+        for link in self._pool.links:
+            if link.worker is not None:
+                for outcome, count in sorted(link.worker.load.transfers.items()):
+                    family.add_metric((*_labels(link), outcome), float(count))
+        return family
+
+
+def _labels(link: WorkerLink) -> tuple[str, str]:
+    return (link.role_name, link.address)

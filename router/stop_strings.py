@@ -1,0 +1,104 @@
+"""Finds stop strings in a text that comes in pieces.
+
+An Aho-Corasick automaton (Aho and Corasick, 1975) reads every character once, whatever the number and the
+length of the stop strings, and its depth is exactly how much must be held back: the longest end of the text
+that could be the start of a stop string.
+"""
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from baton.core.errors import InvalidRequest
+
+MAX_STOP_STRINGS = 16
+MAX_STOP_LENGTH = 4096
+
+
+@dataclass(slots=True)
+class _Node:
+    depth: int
+    children: dict[str, "_Node"] = field(default_factory=dict)
+    match_length: int = 0  # of the longest stop string that ends here
+    fallback: "_Node | None" = None  # the longest proper suffix that is also a prefix of a stop string
+
+
+class StopStrings:
+    """The stop strings of a request, built once and shared by its choices."""
+
+    def __init__(self, strings: Sequence[str]) -> None:
+        """Raises InvalidRequest for more than 16 strings, an empty one or one above 4096 characters."""
+        if len(strings) > MAX_STOP_STRINGS:
+            raise InvalidRequest(
+                f"stop holds {len(strings)} strings, but at most {MAX_STOP_STRINGS} are allowed.",
+                param="stop",
+            )
+        if not all(strings):
+            raise InvalidRequest("stop must not hold an empty string.", param="stop")
+        if any(len(string) > MAX_STOP_LENGTH for string in strings):
+            raise InvalidRequest(f"A stop string has at most {MAX_STOP_LENGTH} characters.", param="stop")
+        self.root = _Node(0)
+        for string in strings:
+            self._add(string)
+        self._link()
+
+    def _add(self, string: str) -> None:
+        node = self.root
+        for character in string:
+            node = node.children.setdefault(character, _Node(node.depth + 1))
+        node.match_length = len(string)
+
+    def _link(self) -> None:
+        """Set the fallbacks breadth first: a node's is found from its parent's."""
+        queue = deque([self.root])
+        while queue:
+            node = queue.popleft()
+            for character, child in node.children.items():
+                child.fallback = step(node.fallback, character, self.root)
+                child.match_length = child.match_length or child.fallback.match_length
+                queue.append(child)
+
+
+def step(node: _Node | None, character: str, root: _Node) -> _Node:
+    """The state after one more character."""
+    while node is not None:
+        child = node.children.get(character)
+        if child is not None:
+            return child
+        node = node.fallback
+    return root
+
+
+class StopMatcher:
+    """Follows the text of one choice."""
+
+    def __init__(self, stop_strings: StopStrings) -> None:
+        self._root = stop_strings.root
+        self._node = self._root
+        self._held = ""
+        self.is_matched = False
+
+    def push(self, text: str) -> str:
+        """The text that is certain not to be part of a stop string.
+
+        Ends before the stop string that is complete first (of several that end together, the longest) and
+        sets `is_matched`. What is emitted does not depend on how the text was cut into pieces.
+        """
+        if self.is_matched or not self._root.children:
+            return "" if self.is_matched else text
+        text = self._held + text
+        root, node = self._root, self._node
+        for index in range(len(self._held), len(text)):
+            node = step(node, text[index], root)
+            if node.match_length:
+                self.is_matched, self._held = True, ""
+                return text[: index + 1 - node.match_length]
+        self._node = node
+        num_certain = len(text) - node.depth
+        self._held = text[num_certain:]
+        return text[:num_certain]
+
+    def flush(self) -> str:
+        """What is held back, when no text follows."""
+        held, self._held, self._node = self._held, "", self._root
+        return held

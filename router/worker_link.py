@@ -1,0 +1,243 @@
+"""The router's end of a session with one worker: connects, reconnects, and tells requests what came."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+import grpc
+
+from baton.core.commands import FailureReason
+from baton.core.errors import (
+    BatonError,
+    InvalidRequest,
+    Overloaded,
+    RequestFailed,
+    Unavailable,
+    WorkerLost,
+)
+from baton.core.kv_layout import KVLayout
+from baton.core.request import LoadSnapshot
+from baton.rpc import codec
+from baton.rpc.auth import credentials
+from baton.rpc.limits import CHANNEL_OPTIONS
+from baton.v1 import worker_pb2, worker_pb2_grpc
+from router.inbox import Inbox
+from router.policy import WorkerView
+
+logger = logging.getLogger(__name__)
+
+RECONNECT_DELAY_S = 0.5
+WELCOME_TIMEOUT_S = 10.0
+
+
+@dataclass(slots=True)
+class ConnectedWorker:
+    """What a worker said of itself, and what this router has asked of it since."""
+
+    worker_id: str
+    layout: KVLayout
+    max_num_seqs: int
+    max_model_len: int
+    load: worker_pb2.Load
+    outbox: asyncio.Queue[worker_pb2.Command]
+    is_draining: bool = False
+    num_in_flight: int = 0
+    num_in_flight_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Errand:
+    inbox: Inbox
+    num_choices: int
+    num_tokens: int
+
+
+class WorkerLink:
+    """One worker of the router's list; `worker` is None while it is away."""
+
+    def __init__(
+        self, address: str, role: "worker_pb2.Role", router_id: str, cluster_token: str, fingerprint: bytes
+    ) -> None:
+        self.address = address
+        self.role = role
+        self.worker: ConnectedWorker | None = None
+        self._router_id = router_id
+        self._metadata = credentials(cluster_token)
+        self._fingerprint = fingerprint
+        self._errands: dict[int, _Errand] = {}
+        self._last_number = 0
+        self._last_complaint = ""
+
+    @property
+    def role_name(self) -> str:
+        """'prefill' or 'decode'."""
+        return "prefill" if self.role == worker_pb2.ROLE_PREFILL else "decode"
+
+    def view(self, index: int) -> WorkerView | None:
+        """The worker as the policy sees it; None where nothing may be placed on it."""
+        worker = self.worker
+        if worker is None or worker.is_draining:
+            return None
+        return WorkerView(
+            index=index,
+            layout=worker.layout,
+            max_num_seqs=worker.max_num_seqs,
+            max_model_len=worker.max_model_len,
+            load=_load_snapshot(worker.load),
+            num_in_flight=worker.num_in_flight,
+            num_in_flight_tokens=worker.num_in_flight_tokens,
+        )
+
+    # --- for requests -------------------------------------------------------------------------------
+
+    def begin(self, inbox: Inbox, num_choices: int, num_tokens: int) -> int:
+        """A number for a new request, whose events go to `inbox` until `end`.
+
+        Raises WorkerLost if the worker has just gone.
+        """
+        if self.worker is None:
+            raise WorkerLost(f"The {self.role_name} server at {self.address} was lost. Try again.")
+        self._last_number += 1
+        self._errands[self._last_number] = _Errand(inbox, num_choices, num_tokens)
+        self.worker.num_in_flight += num_choices
+        self.worker.num_in_flight_tokens += num_tokens
+        return self._last_number
+
+    def send(self, command: worker_pb2.Command) -> None:
+        """Queue a command; one to a worker that has gone is moot, its requests have been told."""
+        if self.worker is not None:
+            self.worker.outbox.put_nowait(command)
+
+    def end(self, number: int) -> None:
+        """Nobody reads the request's events any more."""
+        errand = self._errands.pop(number, None)
+        if errand is not None and self.worker is not None:
+            self.worker.num_in_flight -= errand.num_choices
+            self.worker.num_in_flight_tokens -= errand.num_tokens
+
+    # --- the session --------------------------------------------------------------------------------
+
+    async def run(self, on_change: "asyncio.Event") -> None:
+        """Keep a session with the worker for ever; sets `on_change` whenever it comes or goes."""
+        logger.info("looking for a %s server at %s", self.role_name, self.address)
+        while True:
+            async with grpc.aio.insecure_channel(self.address, options=CHANNEL_OPTIONS) as channel:
+                try:
+                    await self._session(channel, on_change)
+                except (grpc.aio.AioRpcError, TimeoutError, Unavailable, ValueError) as error:
+                    self._complain(error)
+            self._lose_worker()
+            on_change.set()
+            await asyncio.sleep(RECONNECT_DELAY_S)
+
+    async def _session(self, channel: grpc.aio.Channel, on_change: "asyncio.Event") -> None:
+        # Bounded by the requests under way: each costs at most a start and its aborts.
+        outbox: asyncio.Queue[worker_pb2.Command] = asyncio.Queue()
+        stub = worker_pb2_grpc.WorkerStub(channel)
+        await channel.channel_ready()
+        call = stub.Session(self._commands(outbox), metadata=self._metadata)
+        try:
+            event = await asyncio.wait_for(call.read(), WELCOME_TIMEOUT_S)
+            if event is grpc.aio.EOF:
+                raise Unavailable("it ended the session at once")
+            self.worker = self._admit(event.welcome, outbox)
+            self._last_complaint = ""
+            logger.info("%s server %s connected (%s)", self.role_name, self.worker.worker_id, self.address)
+            on_change.set()
+            while (event := await call.read()) is not grpc.aio.EOF:
+                self._dispatch(event, on_change)
+        finally:
+            call.cancel()
+
+    async def _commands(self, outbox: asyncio.Queue[worker_pb2.Command]) -> AsyncIterator[worker_pb2.Command]:
+        hello = worker_pb2.Hello(protocol_version=codec.PROTOCOL_VERSION, router_id=self._router_id)
+        yield worker_pb2.Command(hello=hello)
+        while True:
+            yield await outbox.get()
+
+    def _admit(
+        self, welcome: worker_pb2.Welcome, outbox: asyncio.Queue[worker_pb2.Command]
+    ) -> ConnectedWorker:
+        if welcome.role != self.role:
+            raise Unavailable(f"it is no {self.role_name} server: swap --prefill and --decode")
+        if welcome.model_fingerprint != self._fingerprint:
+            raise Unavailable("it serves another model than this router: give both the same --model")
+        return ConnectedWorker(
+            worker_id=welcome.worker_id,
+            layout=codec.layout_from_proto(welcome.layout),
+            max_num_seqs=welcome.max_num_seqs,
+            max_model_len=welcome.max_model_len,
+            load=welcome.load,
+            outbox=outbox,
+        )
+
+    def _dispatch(self, event: worker_pb2.Event, on_change: "asyncio.Event") -> None:
+        assert self.worker is not None
+        match event.WhichOneof("event"):
+            case "step_output":
+                self.worker.load = event.step_output.load
+                for number, token in codec.tokens_from_proto(event.step_output):
+                    if errand := self._errands.get(number):
+                        errand.inbox.put(token)
+            case "reserved":
+                if errand := self._errands.get(event.reserved.number):
+                    errand.inbox.put(event.reserved.ticket)
+            case "failed":
+                if errand := self._errands.get(event.failed.number):
+                    errand.inbox.put(_error(event.failed))
+            case "draining":
+                logger.info("%s server %s is draining", self.role_name, self.worker.worker_id)
+                self.worker.is_draining = True
+                on_change.set()
+
+    def _lose_worker(self) -> None:
+        if self.worker is None:
+            return
+        logger.warning(
+            "%s server %s (%s) was lost with %d requests",
+            self.role_name,
+            self.worker.worker_id,
+            self.address,
+            len(self._errands),
+        )
+        self.worker = None
+        errands, self._errands = self._errands, {}
+        for errand in errands.values():
+            errand.inbox.put(
+                WorkerLost(
+                    f"The {self.role_name} server was lost while it worked on this request. Try again."
+                )
+            )
+
+    def _complain(self, error: Exception) -> None:
+        """Log why there is no session, once for as long as the reason stays the same."""
+        reason = (
+            error.details() or error.code().name if isinstance(error, grpc.aio.AioRpcError) else str(error)
+        )
+        if self.worker is None and reason != self._last_complaint:
+            logger.warning("no session with the %s server at %s: %s", self.role_name, self.address, reason)
+            self._last_complaint = reason
+
+
+def _load_snapshot(load: worker_pb2.Load) -> LoadSnapshot:
+    return LoadSnapshot(
+        num_running=load.num_running,
+        num_waiting=load.num_waiting,
+        num_reserved=load.num_reserved,
+        num_blocks=load.num_blocks,
+        num_free_blocks=load.num_free_blocks,
+        num_preemptions=load.num_preemptions,
+        prefix_queries=load.prefix_queries,
+        prefix_hits=load.prefix_hits,
+    )
+
+
+def _error(failed: worker_pb2.Failed) -> BatonError:
+    match codec.failure_reason_from_proto(failed):
+        case FailureReason.INVALID:
+            return InvalidRequest(failed.message)
+        case FailureReason.OVERLOADED:
+            return Overloaded(failed.message)
+        case _:
+            return RequestFailed(failed.message)

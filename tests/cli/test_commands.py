@@ -1,0 +1,137 @@
+"""What the options of each command become."""
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from baton.cli import serve, worker_command
+from baton.cli.main import main
+from baton.cli.options import available_cores
+from baton.cli.serve import ServePlan, banner, child_specs, worker_sockets
+from baton.config import EngineConfig, RouterConfig, WorkerConfig
+
+ENGINE_OPTIONS = [
+    "--dtype=float32",
+    "--block-size=32",
+    "--kv-cache-memory=64MiB",
+    "--max-num-seqs=8",
+    "--max-num-batched-tokens=256",
+    "--max-model-len=1024",
+]
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["baton", *arguments])
+    with pytest.raises(SystemExit) as exit:
+        main()
+    assert exit.value.code == 0
+
+
+@pytest.fixture
+def workers(monkeypatch: pytest.MonkeyPatch) -> list[WorkerConfig]:
+    """The workers that would have been run."""
+    configs: list[WorkerConfig] = []
+    monkeypatch.setattr(worker_command, "run_worker", configs.append)
+    return configs
+
+
+@pytest.fixture
+def routers(monkeypatch: pytest.MonkeyPatch) -> list[RouterConfig]:
+    """The routers that would have been run."""
+    configs: list[RouterConfig] = []
+    monkeypatch.setitem(sys.modules, "router.main", SimpleNamespace(run=configs.append))
+    monkeypatch.setattr("baton.cli.router_command.set_up_logging", lambda: None)
+    return configs
+
+
+@pytest.fixture
+def plans(monkeypatch: pytest.MonkeyPatch) -> list[ServePlan]:
+    """What `baton serve` would have started."""
+    plans: list[ServePlan] = []
+    monkeypatch.setattr(serve, "run_plan", plans.append)
+    return plans
+
+
+@pytest.mark.parametrize("role", ["prefill", "decode"])
+def test_worker_options(
+    role: str, monkeypatch: pytest.MonkeyPatch, workers: list[WorkerConfig], model_dir: Path
+) -> None:
+    monkeypatch.setenv("BATON_CLUSTER_TOKEN", "secret")
+    where = ["--model", str(model_dir), "--listen=0.0.0.0:50051", "--advertise=w0:50051", "--worker-id=w0"]
+    run(monkeypatch, role, *where, *ENGINE_OPTIONS, "--threads=3")
+    engine = EngineConfig("float32", 32, 64 * 2**20, 8, 256, 1024, num_threads=3)
+    assert workers == [WorkerConfig(role, model_dir, "0.0.0.0:50051", "w0:50051", "w0", "secret", engine)]
+
+
+def test_worker_defaults(
+    monkeypatch: pytest.MonkeyPatch, workers: list[WorkerConfig], model_dir: Path
+) -> None:
+    monkeypatch.delenv("BATON_CLUSTER_TOKEN", raising=False)
+    run(monkeypatch, "decode", f"--model={model_dir}", "--listen=unix:/tmp/d.sock")
+    engine = EngineConfig(num_threads=available_cores())
+    address = "unix:/tmp/d.sock"
+    assert workers == [WorkerConfig("decode", model_dir, address, address, f"decode@{address}", "", engine)]
+
+
+def test_router_options(
+    monkeypatch: pytest.MonkeyPatch, routers: list[RouterConfig], model_dir: Path
+) -> None:
+    monkeypatch.delenv("BATON_CLUSTER_TOKEN", raising=False)
+    workers = ["--prefill=p0:1", "--prefill=p1:1", "--decode=d0:1"]
+    run(monkeypatch, "router", f"--model={model_dir}", *workers, "--port=9000", "--max-queue=7")
+    assert routers == [
+        RouterConfig(model_dir, "a-model", ("p0:1", "p1:1"), ("d0:1",), http_port=9000, max_queue=7)
+    ]
+
+
+def test_serve_shares_the_cores(
+    monkeypatch: pytest.MonkeyPatch, plans: list[ServePlan], model_dir: Path, free_ports: tuple[int, int]
+) -> None:
+    monkeypatch.setattr("baton.cli.options.available_cores", lambda: 10)
+    ports = [f"--port={free_ports[0]}", f"--grpc-port={free_ports[1]}"]
+    run(monkeypatch, "serve", str(model_dir), "--prefill=2", "--decode=1", *ports, *ENGINE_OPTIONS)
+    (plan,) = plans
+    assert (plan.num_prefill, plan.num_decode, plan.http_port, plan.grpc_port) == (2, 1, *free_ports)
+    assert (plan.model.directory, plan.served_model_name) == (model_dir, "a-model")
+    assert plan.engine == EngineConfig("float32", 32, 64 * 2**20, 8, 256, 1024, num_threads=3)
+
+
+def test_the_children_of_serve_understand_their_options(
+    monkeypatch: pytest.MonkeyPatch,
+    plans: list[ServePlan],
+    workers: list[WorkerConfig],
+    routers: list[RouterConfig],
+    model_dir: Path,
+    free_ports: tuple[int, int],
+) -> None:
+    ports = [f"--port={free_ports[0]}", f"--grpc-port={free_ports[1]}"]
+    run(monkeypatch, "serve", str(model_dir), "--served-model-name=it's", *ports, *ENGINE_OPTIONS)
+    monkeypatch.setattr("baton.cli.router_command.die_with_parent", lambda pid: None)
+    monkeypatch.setattr("baton.cli.worker_command.die_with_parent", lambda pid: None)
+    children = child_specs(plans[0], worker_sockets(plans[0], Path("/run/b")))
+    for child in children:
+        monkeypatch.setenv("BATON_CLUSTER_TOKEN", child.environment["BATON_CLUSTER_TOKEN"])
+        run(monkeypatch, *child.arguments[3:])
+
+    prefill, decode = workers
+    assert [child.name for child in children] == ["router", "prefill-0", "decode-0"]
+    assert prefill.listen_address == prefill.advertise_address == "unix:/run/b/prefill-0.sock"
+    assert (prefill.role, decode.role) == ("prefill", "decode")
+    assert prefill.engine == decode.engine == plans[0].engine
+    assert routers[0].prefill_addresses == ("unix:/run/b/prefill-0.sock",)
+    assert routers[0].decode_addresses == ("unix:/run/b/decode-0.sock",)
+    assert routers[0].served_model_name == "it's"
+    assert prefill.cluster_token == decode.cluster_token == routers[0].cluster_token != ""
+    assert "BATON_CLUSTER_TOKEN" not in " ".join(str(part) for child in children for part in child.arguments)
+
+
+def test_the_banner_quotes_for_the_shell(
+    monkeypatch: pytest.MonkeyPatch, plans: list[ServePlan], model_dir: Path, free_ports: tuple[int, int]
+) -> None:
+    ports = [f"--port={free_ports[0]}", f"--grpc-port={free_ports[1]}", "--host=0.0.0.0"]
+    run(monkeypatch, "serve", str(model_dir), "--served-model-name=it's", *ports)
+    text = banner(plans[0])
+    assert f"curl http://127.0.0.1:{free_ports[0]}/v1/completions " in text
+    assert """'{"model": "it'"'"'s", """ in text

@@ -1,0 +1,95 @@
+"""Settings: what is accepted, and what is refused in one clear line."""
+
+from pathlib import Path
+
+import pytest
+
+from baton.config import EngineConfig, Role, RouterConfig, WorkerConfig, host_of, is_local, parse_size
+from baton.core.errors import StartupError
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("1GiB", 2**30),
+        ("512MiB", 512 * 2**20),
+        ("2G", 2 * 2**30),
+        ("2Gi", 2 * 2**30),
+        ("1.5g", 3 * 2**29),
+        ("64kb", 2**16),
+        ("1048576", 2**20),
+        (" 1 GiB ", 2**30),
+    ],
+)
+def test_sizes(text: str, size: int) -> None:
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "GiB", "-1GiB", "1 apple", "0", "0.1", "1GiB2", "nan", "1e9"])
+def test_what_is_no_size(text: str) -> None:
+    with pytest.raises(StartupError, match="is not a size"):
+        parse_size(text)
+
+
+@pytest.mark.parametrize(
+    ("address", "host", "local"),
+    [
+        ("unix:/tmp/a.sock", None, True),
+        ("127.0.0.1:50051", "127.0.0.1", True),
+        ("127.8.8.8:50051", "127.8.8.8", True),
+        ("localhost:1", "localhost", True),
+        ("[::1]:50051", "::1", True),
+        ("[::]:50051", "::", False),
+        ("0.0.0.0:50051", "0.0.0.0", False),
+        ("decode-0.decode:50051", "decode-0.decode", False),
+    ],
+)
+def test_addresses(address: str, host: str | None, local: bool) -> None:
+    assert host_of(address) == host
+    assert is_local(address) == local
+
+
+@pytest.mark.parametrize(
+    "address", ["", "host", ":50051", "host:", "host:x", "host:0", "host:65536", "::1:50051"]
+)
+def test_what_is_no_address(address: str) -> None:
+    with pytest.raises(StartupError, match="is not an address"):
+        host_of(address)
+
+
+def worker(listen: str, advertise: str, token: str = "", role: Role = "decode") -> WorkerConfig:
+    return WorkerConfig(role, Path("model"), listen, advertise, "decode-0", token)
+
+
+def test_a_worker_that_others_reach_needs_a_token() -> None:
+    with pytest.raises(StartupError, match="set BATON_CLUSTER_TOKEN"):
+        worker("0.0.0.0:50051", "decode-0:50051")
+    assert worker("0.0.0.0:50051", "decode-0:50051", "secret").cluster_token == "secret"
+    assert worker("127.0.0.1:50051", "127.0.0.1:50051").cluster_token == ""
+
+
+def test_a_worker_must_say_where_it_is_reached() -> None:
+    with pytest.raises(StartupError, match="--advertise"):
+        worker("0.0.0.0:50051", "0.0.0.0:50051", "secret")
+
+
+def test_the_token_is_not_shown() -> None:
+    assert "secret" not in repr(worker("127.0.0.1:50051", "127.0.0.1:50051", "secret"))
+
+
+def test_engine_settings_are_checked() -> None:
+    with pytest.raises(StartupError, match="unknown dtype 'int3'"):
+        EngineConfig(dtype="int3")
+    with pytest.raises(StartupError, match="max-num-seqs must be at least 1, but is 0"):
+        EngineConfig(max_num_seqs=0)
+    with pytest.raises(StartupError, match="max-model-len"):
+        EngineConfig(max_model_len=0)
+
+
+def test_a_router_needs_workers_of_both_kinds_and_two_ports() -> None:
+    with pytest.raises(StartupError, match="--decode ADDRESS"):
+        RouterConfig(Path("model"), "m", ("unix:/p",), ())
+    with pytest.raises(StartupError, match="can't share port 8000"):
+        RouterConfig(Path("model"), "m", ("unix:/p",), ("unix:/d",), grpc_port=8000)
+    with pytest.raises(StartupError, match="is not an address"):
+        RouterConfig(Path("model"), "m", ("prefill",), ("unix:/d",))

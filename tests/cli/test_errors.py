@@ -1,0 +1,79 @@
+"""Start-up errors end as one line on standard error and exit code 2, without a traceback."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+def baton(*arguments: str, token: str = "") -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "BATON_CLUSTER_TOKEN": token, "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-m", "baton.cli.main", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
+
+
+def error_line(*arguments: str) -> str:
+    done = baton(*arguments)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1
+    return done.stderr.strip()
+
+
+@pytest.mark.parametrize("model", ["./no-such-model", "/no/such/model", "~/no-such-model"])
+def test_a_path_is_never_looked_up_on_the_hub(model: str) -> None:
+    assert error_line("serve", model).startswith("baton: there is no model directory /")
+
+
+def test_a_directory_that_holds_no_model(tmp_path: Path) -> None:
+    assert "holds no config.json" in error_line("serve", str(tmp_path))
+
+
+def test_what_can_be_no_model() -> None:
+    assert "neither a directory nor a Hugging Face model id" in error_line("serve", "a/b/c")
+
+
+def test_an_unreachable_hub() -> None:
+    line = error_line("serve", "baton-test/no-such-model")
+    assert line.startswith("baton: could not reach the Hugging Face hub to fetch 'baton-test/no-such-model'")
+
+
+@pytest.mark.parametrize("option", ["--port", "--grpc-port"])
+def test_a_port_in_use(option: str, model_dir: Path, free_ports: tuple[int, int]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        ports = {"--port": free_ports[0], "--grpc-port": free_ports[1], option: port}
+        line = error_line("serve", str(model_dir), *(f"{name}={value}" for name, value in ports.items()))
+    assert line == f"baton: port {port} on 127.0.0.1 is in use: choose another with {option}"
+
+
+def test_the_same_port_twice(model_dir: Path) -> None:
+    assert "can't share port 8001" in error_line("serve", str(model_dir), "--port=8001")
+
+
+def test_a_host_that_is_elsewhere(model_dir: Path) -> None:
+    assert "192.0.2.1" in error_line("serve", str(model_dir), "--host=192.0.2.1")
+
+
+def test_a_worker_that_others_reach_needs_a_token(model_dir: Path) -> None:
+    line = error_line("prefill", f"--model={model_dir}", "--listen=0.0.0.0:50051", "--advertise=a:50051")
+    assert "set BATON_CLUSTER_TOKEN" in line
+
+
+def test_a_size_that_is_none(model_dir: Path) -> None:
+    assert "'lots' is not a size" in error_line("serve", str(model_dir), "--kv-cache-memory=lots")
+
+
+def test_usage_errors_exit_with_2() -> None:
+    assert baton("serve", "--no-such-option").returncode == 2
+    assert baton("decode").returncode == 2
+
+
+def test_version_and_help() -> None:
+    assert baton("--version").stdout.startswith("baton 0.")
+    helped = baton("--help")
+    assert helped.returncode == 0
+    assert all(command in helped.stdout for command in ("serve", "chat", "router", "prefill", "decode"))

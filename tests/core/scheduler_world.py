@@ -1,0 +1,311 @@
+"""A scheduler with everything around it that a worker has, and checks on all that comes out of it."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from enum import Enum
+
+from baton.core.block_pool import BlockPool
+from baton.core.plan import ScheduledRow
+from baton.core.prefix import block_hashes
+from baton.core.request import BlocksReserved, EngineRequest, PagesReady, TokenEvent
+from baton.core.scheduler import ScheduledStep, Scheduler, SchedulerConfig
+from tests.core.engine_requests import alone
+from tests.core.fake_runner import FakeRunner, Slot
+
+
+class Role(Enum):
+    """What a request is on this worker."""
+
+    WHOLE = "whole"  # prefill and decode here
+    PREFILL = "prefill"  # handed over after its first tokens
+    DECODE = "decode"  # its pages come from elsewhere
+
+
+@dataclass
+class Tracked:
+    """What the outside knows of one request."""
+
+    request: EngineRequest
+    role: Role
+    outcomes: tuple[tuple[tuple[int, ...], object], ...]  # of each choice, from a run alone
+    outputs: dict[int, list[int]] = field(default_factory=dict)
+    open_choices: set[int] = field(default_factory=set)
+    reserved: BlocksReserved | None = None
+    missing_blocks: set[int] = field(default_factory=set)  # that the transfer has not written yet
+    next_export: int = 0
+    is_computed_here: bool = True  # False until the commit, if it is prefilled elsewhere
+
+    @property
+    def prompt(self) -> tuple[int, ...]:
+        return self.request.prompt_token_ids
+
+
+@dataclass(frozen=True)
+class Export:
+    """Pages that a transfer still reads, and what was in them when it got them."""
+
+    blocks: tuple[int, ...]
+    content: tuple[tuple[Slot | None, ...], ...]
+
+
+class SchedulerWorld:
+    """Drives one scheduler as engine loop and services would; every method checks what it sees."""
+
+    def __init__(self, config: SchedulerConfig, num_blocks: int) -> None:
+        self.config = config
+        self.pool = BlockPool(num_blocks)
+        self.scheduler = Scheduler(config, self.pool)
+        self.runner = FakeRunner(num_blocks, config.block_size)
+        self.live: dict[str, Tracked] = {}
+        self.exports: list[Export] = []
+        self.names: dict[bytes, tuple[int, ...]] = {}  # digest of a block: all tokens up to its end
+
+    # --- what services do ---------------------------------------------------------------------------
+
+    def add(self, request: EngineRequest, *, export_from: int | None = None) -> None:
+        """Queue a request, handing it over if `export_from` is set."""
+        role = Role.WHOLE if export_from is None else Role.PREFILL
+        self.scheduler.add(request, hands_over=role is Role.PREFILL, export_from=export_from)
+        tracked = self._track(request, role)
+        tracked.next_export = export_from or 0
+
+    def reserve(self, request: EngineRequest) -> None:
+        """Ask for pages of a request that is prefilled elsewhere."""
+        self.scheduler.reserve(request)
+        tracked = self._track(request, Role.DECODE)
+        tracked.is_computed_here = False
+        for choice, (expected, _) in enumerate(tracked.outcomes):
+            tracked.outputs[choice] = [expected[0]]
+        tracked.open_choices = {
+            choice for choice, (expected, _) in enumerate(tracked.outcomes) if len(expected) > 1
+        }
+
+    def admit_reservations(self) -> bool:
+        """Grant what can be granted; returns whether anything was."""
+        granted = self.scheduler.admit_reservations()
+        for reserved in granted:
+            tracked = self.live[reserved.request_id]
+            assert tracked.reserved is None, "granted twice"
+            self._check_grant(tracked, reserved)
+            tracked.reserved = reserved
+            tracked.missing_blocks = set(range(reserved.num_cached_blocks, self._num_blocks(tracked.prompt)))
+        return bool(granted)
+
+    def receive_block(self, tracked: Tracked, index: int) -> None:
+        """The transfer writes one block of a granted reservation."""
+        assert tracked.reserved is not None
+        self.runner.fill_block(tracked.reserved.block_table, index, tracked.prompt)
+        tracked.missing_blocks.discard(index)
+
+    def commit(self, tracked: Tracked) -> None:
+        """The transfer is complete; a request that its first tokens ended is not handed over at all."""
+        assert not tracked.missing_blocks
+        tracked.reserved = None
+        tracked.is_computed_here = True
+        if tracked.open_choices:
+            self.scheduler.commit(
+                tracked.request.request_id,
+                {choice: tracked.outputs[choice][0] for choice in tracked.open_choices},
+            )
+        else:
+            self.abort(tracked.request.request_id)
+
+    def abort(self, request_id: str) -> None:
+        """The client has gone."""
+        self.scheduler.abort(request_id)
+        self.live.pop(request_id, None)
+
+    def abort_choice(self, tracked: Tracked, choice: int) -> None:
+        """A stop string was found in one choice."""
+        self.scheduler.abort_choice(tracked.request.request_id, choice)
+        self._close(tracked, choice)
+
+    def release_export(self, index: int) -> None:
+        """A transfer has sent some pages."""
+        self.scheduler.release_pages(self.exports.pop(index).blocks)
+
+    # --- what the engine loop does ------------------------------------------------------------------
+
+    def step(self) -> bool:
+        """Plan, run, apply; returns whether there was anything to compute."""
+        step = self.scheduler.schedule()
+        if step is None:
+            self._check_idle()
+            return False
+        self._check_step(step)
+        known = [
+            [*sequence.request.prompt_token_ids, *sequence.output_token_ids] for sequence in step.sequences
+        ]
+        events = self.scheduler.apply(step, self.runner.run(step.plan, known))
+        last_exports = {pages.request_id for pages in events.pages if pages.is_last}
+        for pages in events.pages:
+            self._take_pages(pages)
+        for token in events.tokens:
+            self._take_token(token, handed_over=token.request_id in last_exports)
+        return True
+
+    def fail_step(self, *, after_running: bool) -> None:
+        """A step whose result never comes; whether its writes happened is not known to the scheduler."""
+        step = self.scheduler.schedule()
+        if step is None:
+            return
+        if after_running:
+            self.runner.run(step.plan)
+        failed = self.scheduler.fail(step)
+        assert set(failed) == {sequence.request.request_id for sequence in step.sequences}
+        assert len(failed) == len(set(failed))
+        for request_id in failed:
+            del self.live[request_id]
+
+    def drain(self) -> None:
+        """Let everything end; fails where the scheduler does not get there."""
+        for _ in range(1000):
+            while self.exports:
+                self.release_export(0)
+            for tracked in list(self.live.values()):
+                if tracked.reserved is not None:
+                    for index in sorted(tracked.missing_blocks):
+                        self.receive_block(tracked, index)
+                    self.commit(tracked)
+            granted = self.admit_reservations()
+            if not self.step() and not granted and not self.exports:
+                break
+            self.check()
+        assert not self.live, f"never ended: {sorted(self.live)}"
+        load = self.scheduler.load()
+        assert (load.num_running, load.num_waiting, load.num_reserved) == (0, 0, 0)
+        assert self.pool.num_free == self.pool.num_blocks, "pages leaked"
+
+    # --- checks -------------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """What holds between any two calls."""
+        self.pool.check_integrity()
+        load = self.scheduler.load()
+        granted = [tracked for tracked in self.live.values() if tracked.reserved is not None]
+        num_reserved_slots = sum(tracked.request.sampling.n for tracked in granted)
+        assert load.num_reserved == len(granted)
+        assert load.num_running + num_reserved_slots <= self.config.max_num_seqs
+        for export in self.exports:
+            assert self._content(export.blocks) == export.content, "a page changed under its transfer"
+        for tracked in granted:
+            self._check_received(tracked)
+        self._check_prefix_cache()
+
+    def _check_step(self, step: ScheduledStep) -> None:
+        plan = step.plan
+        assert plan.rows, "an empty step"
+        assert plan.num_tokens <= self.config.max_num_batched_tokens
+        assert len(step.sequences) == len(set(map(id, step.sequences))) <= self.config.max_num_seqs
+        copy_holds = Counter(page for copy in plan.block_copies for page in copy)
+        foreign = {block for export in self.exports for block in export.blocks}
+        for tracked in self.live.values():
+            if tracked.reserved is not None:
+                foreign.update(tracked.reserved.block_table)
+        written = [destination for _, destination in plan.block_copies]
+        for row in plan.rows:
+            first, last = (position // self.config.block_size for position in (row.start, _end(row) - 1))
+            written += row.block_table[first : last + 1]
+        for page in written:
+            assert self.pool.reference_count(page) - copy_holds[page] == 1, f"page {page} is shared"
+            assert page not in foreign, f"page {page} belongs to a transfer"
+
+    def _check_idle(self) -> None:
+        """The engine loop sleeps after a None: nothing may be possible that needs no event from outside."""
+        assert self.scheduler.load().num_running == 0, "nothing to compute, though sequences run"
+        assert self.scheduler.schedule() is None, "asked again, there was something to compute"
+        holders = self.exports or any(tracked.reserved for tracked in self.live.values())
+        if not holders:
+            assert self.pool.num_free == self.pool.num_blocks, "idle, but not all pages are free"
+            assert all(tracked.role is Role.DECODE for tracked in self.live.values()), "a request is stuck"
+
+    def _check_grant(self, tracked: Tracked, reserved: BlocksReserved) -> None:
+        num_cached = reserved.num_cached_blocks * self.config.block_size
+        assert len(reserved.block_table) == len(tracked.prompt) // self.config.block_size + 1
+        self.runner.check_tokens(reserved.block_table, 0, num_cached, tracked.prompt)
+        for page in reserved.block_table[reserved.num_cached_blocks :]:
+            assert self.pool.reference_count(page) == 1, "a transfer would write a shared page"
+
+    def _check_received(self, tracked: Tracked) -> None:
+        assert tracked.reserved is not None
+        size = self.config.block_size
+        for index in set(range(self._num_blocks(tracked.prompt))) - tracked.missing_blocks:
+            end = min((index + 1) * size, len(tracked.prompt))
+            self.runner.check_tokens(tracked.reserved.block_table, index * size, end, tracked.prompt)
+
+    def _check_prefix_cache(self) -> None:
+        """A page that has a name holds what the name says, from the moment that it can be found."""
+        for digest, tokens in self.names.items():
+            for page in self.pool.find_prefix([digest]):
+                start = len(tokens) - self.config.block_size
+                index = start // self.config.block_size
+                self.runner.check_tokens([page] * (index + 1), start, len(tokens), tokens)
+
+    def _take_token(self, event: TokenEvent, *, handed_over: bool) -> None:
+        tracked = self.live[event.request_id]
+        output = tracked.outputs.setdefault(event.choice, [])
+        assert event.choice in tracked.open_choices, "a token of a choice that had ended"
+        assert event.position == len(output), "tokens lost or repeated"
+        output.append(event.token.token_id)
+        expected, reason = tracked.outcomes[event.choice]
+        assert tuple(output) == expected[: len(output)], "another token than alone"
+        assert event.finish_reason == (reason if len(output) == len(expected) else None)
+        self._check_cached_prompt_tokens(tracked, event)
+        if event.finish_reason is not None or tracked.role is Role.PREFILL:
+            self._expect_hand_over(tracked, event, handed_over)
+            self._name_blocks(tracked, output)
+            self._close(tracked, event.choice)
+
+    def _expect_hand_over(self, tracked: Tracked, event: TokenEvent, handed_over: bool) -> None:
+        if tracked.role is Role.PREFILL:
+            goes_on = any(len(expected) > 1 for expected, _ in tracked.outcomes)
+            assert handed_over == goes_on, f"{event.request_id}: its last pages came out if it goes on"
+
+    def _check_cached_prompt_tokens(self, tracked: Tracked, event: TokenEvent) -> None:
+        assert event.num_cached_prompt_tokens % self.config.block_size == 0
+        assert event.num_cached_prompt_tokens < len(tracked.prompt)
+        if event.position > 0 or event.choice > 0:
+            assert event.num_cached_prompt_tokens == 0
+
+    def _take_pages(self, pages: PagesReady) -> None:
+        tracked = self.live[pages.request_id]
+        assert tracked.role is Role.PREFILL
+        assert pages.first_block == tracked.next_export, "exported blocks are not contiguous"
+        tracked.next_export += len(pages.blocks)
+        if pages.is_last:
+            assert tracked.next_export == self._num_blocks(tracked.prompt), "not the whole prompt came out"
+        size = self.config.block_size
+        table = [0] * pages.first_block + list(pages.blocks)
+        end = len(tracked.prompt) if pages.is_last else len(table) * size
+        self.runner.check_tokens(table, pages.first_block * size, end, tracked.prompt)
+        self.exports.append(Export(pages.blocks, self._content(pages.blocks)))
+
+    # --- bookkeeping --------------------------------------------------------------------------------
+
+    def _track(self, request: EngineRequest, role: Role) -> Tracked:
+        outcomes = alone(request.prompt_token_ids, request.sampling, self.config.max_model_len)
+        tracked = Tracked(request, role, outcomes, open_choices=set(range(request.sampling.n)))
+        self.live[request.request_id] = tracked
+        self._name_blocks(tracked, [])
+        return tracked
+
+    def _close(self, tracked: Tracked, choice: int) -> None:
+        tracked.open_choices.discard(choice)
+        if not tracked.open_choices:
+            self.live.pop(tracked.request.request_id, None)
+
+    def _name_blocks(self, tracked: Tracked, output: list[int]) -> None:
+        tokens = (*tracked.prompt, *output)
+        size = self.config.block_size
+        for index, digest in enumerate(block_hashes(tracked.request.hash_seed, tokens, size)):
+            self.names[digest] = tokens[: (index + 1) * size]
+
+    def _content(self, blocks: tuple[int, ...]) -> tuple[tuple[Slot | None, ...], ...]:
+        return tuple(tuple(self.runner.pages[block]) for block in blocks)
+
+    def _num_blocks(self, tokens: tuple[int, ...]) -> int:
+        return -(-len(tokens) // self.config.block_size)
+
+
+def _end(row: ScheduledRow) -> int:
+    return row.start + len(row.token_ids)

@@ -1,0 +1,103 @@
+"""A small byte-level tokenizer, a deterministic backend and the doors over them."""
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, AsyncIterator
+from pathlib import Path
+
+import httpx
+import pytest
+import tokenizers
+from prometheus_client import CollectorRegistry
+from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
+
+from router.front import Front
+from router.http.app import create_app
+from router.metrics import FrontMetrics
+from router.tokenizer import Tokenizer
+from tests.router_front.fake_backend import MODEL, FakeBackend
+
+CHAT_TEMPLATE = (
+    "{% for m in messages %}{% if m.role == 'bad' %}{{ raise_exception('No role bad.') }}{% endif %}"
+    "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}{{ extra }}"
+)
+_TEXTS = ["hello world the quick brown fox jumps over the lazy dog stop here", "héllo wörld 日本語 ünïcode"]
+
+
+def train_tokenizer() -> tokenizers.Tokenizer:
+    """Byte-level BPE: characters that the texts lack, such as emoji, take several tokens."""
+    tokenizer = tokenizers.Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=340,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        special_tokens=["<|end|>", "<|im_start|>", "<|im_end|>"],
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_TEXTS * 20, trainer)
+    tokenizer.add_tokens([AddedToken("<tool call>", special=False)])
+    return tokenizer
+
+
+def write_model(directory: Path, template: str | None = CHAT_TEMPLATE) -> Path:
+    """A model directory as far as tokenizers go."""
+    train_tokenizer().save(str(directory / "tokenizer.json"))
+    config = {"eos_token": {"content": "<|im_end|>"}, "bos_token": None, "chat_template": template}
+    (directory / "tokenizer_config.json").write_text(json.dumps(config))
+    return directory
+
+
+@pytest.fixture(scope="session")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="session")
+def tokenizer(model_dir: Path) -> Tokenizer:
+    return Tokenizer.load(model_dir)
+
+
+@pytest.fixture
+def backend(tokenizer: Tokenizer) -> FakeBackend:
+    return FakeBackend(tokenizer.encode_now("hello world 🎉 the quick brown fox stop here"))
+
+
+@pytest.fixture
+def front(backend: FakeBackend, tokenizer: Tokenizer) -> Front:
+    return Front(
+        backend=backend,
+        tokenizer=tokenizer,
+        model=MODEL,
+        root="/models/tiny",
+        version="0.1.0",
+        created=1700000000,
+        vocab_size=tokenizer.vocab_size,
+        eos_token_ids=tokenizer.eos_token_ids,
+        metrics=FrontMetrics(CollectorRegistry()),
+    )
+
+
+@pytest.fixture
+async def client(front: Front) -> AsyncIterator[httpx.AsyncClient]:
+    transport = httpx.ASGITransport(create_app(front, max_body_bytes=20_000), raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://baton") as made:
+        yield made
+
+
+@pytest.fixture
+async def served(front: Front) -> AsyncGenerator[str]:
+    """The base URL of a real uvicorn."""
+    import uvicorn
+
+    server = uvicorn.Server(uvicorn.Config(create_app(front), port=0, log_level="warning"))
+    config_socket = server.config.bind_socket()
+    config_socket.listen()  # connections made before the server is up wait in the backlog
+    task = asyncio.create_task(server.serve([config_socket]))
+    try:
+        yield f"http://127.0.0.1:{config_socket.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        await task
+        config_socket.close()

@@ -1,0 +1,156 @@
+"""Which package may import which (docs/architecture.md): imports go one way, and the core stays pure."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("baton", "router", "prefill_service", "decode_service", "kv_transfer", "kernels")
+OURS = {*PACKAGES, "tests", "tools", "bench", "deploy"}
+GENERATED = "baton.v1"
+
+# What makes code wait, or depend on when and where it runs.
+IMPURE = frozenset(
+    {"asyncio", "concurrent", "datetime", "multiprocessing", "os", "pathlib", "queue", "random", "secrets"}
+    | {"select", "selectors", "signal", "socket", "ssl", "subprocess", "tempfile", "threading", "time"}
+)
+TENSORS = frozenset({"torch", "transformers"})
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What the modules of `package` may import of ours, besides themselves, and never from elsewhere."""
+
+    package: str
+    ours: tuple[str, ...]
+    ours_in_functions: tuple[str, ...] = ()
+    never: frozenset[str] = frozenset()
+    stdlib_only: bool = False
+
+
+SHARED = ("baton.core", "baton.config", "baton.model_files", "baton.rpc", GENERATED)
+SERVICES = ("router", "prefill_service", "decode_service")
+# fmt: off
+RULES = (
+    Rule("baton.core",        ours=(), never=IMPURE, stdlib_only=True),
+    Rule("baton.config",      ours=("baton.core",), stdlib_only=True),
+    Rule("baton.model_files", ours=("baton.core",), stdlib_only=True),
+    Rule("kernels",           ours=()),
+    Rule("baton.rpc",         ours=("baton.core", "baton.config", GENERATED), never=TENSORS),
+    Rule("baton.engine",      ours=(*SHARED, "kernels")),
+    Rule("kv_transfer",       ours=SHARED, never=TENSORS),
+    Rule("prefill_service",   ours=(*SHARED, "kv_transfer", "baton.engine")),
+    Rule("decode_service",    ours=(*SHARED, "kv_transfer", "baton.engine")),
+    Rule("router",            ours=SHARED, never=TENSORS),
+    Rule("baton.cli",         ours=("baton.core", "baton.config"), ours_in_functions=SERVICES, never=TENSORS),
+    Rule("baton",             ours=()),
+)
+# fmt: on
+
+
+@dataclass(frozen=True, slots=True)
+class Import:
+    """One imported name, in full."""
+
+    target: str
+    line: int
+    in_function: bool
+
+
+def modules() -> Iterator[tuple[str, Path]]:
+    """Every module that is not generated, by its full name."""
+    for package in PACKAGES:
+        for path in sorted((ROOT / package).rglob("*.py")):
+            name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+            if not within(name, GENERATED):
+                yield name, path
+
+
+def within(module: str, package: str) -> bool:
+    return module == package or module.startswith(f"{package}.")
+
+
+def imports_of(tree: ast.AST, in_function: bool = False) -> Iterator[Import]:
+    """All imports below `tree`. Relative ones are left to the linter (TID252)."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.Import):
+            yield from (Import(alias.name, node.lineno, in_function) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (
+                Import(f"{node.module}.{alias.name}", node.lineno, in_function) for alias in node.names
+            )
+        else:
+            is_function = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+            yield from imports_of(node, in_function or is_function)
+
+
+def is_allowed(found: Import, rule: Rule) -> bool:
+    top = found.target.partition(".")[0]
+    if top in OURS:
+        allowed = (rule.package, *rule.ours, *(rule.ours_in_functions if found.in_function else ()))
+        return any(within(found.target, package) for package in allowed)
+    if top in rule.never:
+        return False
+    return top in sys.stdlib_module_names or not rule.stdlib_only
+
+
+def rule_for(module: str) -> Rule:
+    return next(rule for rule in RULES if within(module, rule.package))
+
+
+def violations(module: str, source: str) -> list[str]:
+    rule = rule_for(module)
+    return [
+        f"{module}:{found.line} imports {found.target}, which {rule.package} may not"
+        for found in imports_of(ast.parse(source))
+        if not is_allowed(found, rule)
+    ]
+
+
+def test_imports_go_one_way() -> None:
+    assert [text for name, path in modules() for text in violations(name, path.read_text())] == []
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("baton.core.scheduler", "import time"),
+        ("baton.core.scheduler", "import numpy"),
+        ("baton.core.scheduler", "from baton import rpc"),
+        ("baton.rpc.codec", "from baton.engine.loop import Loop"),
+        ("router.flow", "import torch.nn"),
+        ("router.flow", "from baton.engine import loop"),
+        ("prefill_service.main", "import decode_service.main"),
+        ("kernels.reference", "import baton"),
+        ("baton.cli.main", "import router.main"),
+        ("baton.cli.main", "def command():\n    import tools"),
+    ],
+)
+def test_the_rules_see(module: str, source: str) -> None:
+    assert violations(module, source)
+
+
+def test_the_cli_may_import_services_in_functions() -> None:
+    assert violations("baton.cli.main", "def command():\n    from router.main import run") == []
+
+
+@pytest.mark.parametrize(
+    ("package", "absent"),
+    [
+        ("router", {"torch", "transformers", "baton.engine"}),
+        ("baton.cli", {"torch", "transformers", "grpc", "baton.engine", *SERVICES}),
+        ("kv_transfer", {"torch", "transformers"}),
+    ],
+)
+def test_importing_loads_no_more_than_it_should(package: str, absent: set[str]) -> None:
+    names = [name for name, _ in modules() if within(name, package)]
+    program = f"import sys, {', '.join(names)}; print(*sys.modules)"
+    loaded = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert absent.intersection(loaded.stdout.split()) == set()
