@@ -11,6 +11,9 @@ from baton.core.kv_layout import DTYPE_BYTES
 
 Role = Literal["prefill", "decode"]
 
+_DTYPES = {"auto": "auto", "fp32": "float32", "bf16": "bfloat16", "fp16": "float16"} | {
+    name: name for name in DTYPE_BYTES
+}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?b?)", re.IGNORECASE)
 _SIZE_EXPONENTS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 _WILDCARD_HOSTS = {"0.0.0.0", "::"}
@@ -96,6 +99,13 @@ class RouterConfig:
         _require_positive("max_queue", self.max_queue)
         if self.max_model_len is not None:
             _require_positive("max_model_len", self.max_model_len)
+
+
+def parse_dtype(text: str) -> str:
+    """'auto' or a key of DTYPE_BYTES, of which bf16, fp16 and fp32 are short forms. Raises StartupError."""
+    if text not in _DTYPES:
+        raise StartupError(f"unknown dtype '{text}': use {', '.join(_DTYPES)}")
+    return _DTYPES[text]
 
 
 def parse_size(text: str) -> int:

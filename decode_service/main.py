@@ -1,5 +1,7 @@
 """The decode server's process."""
 
+import asyncio
+
 from baton.config import WorkerConfig
 from baton.engine.factory import load_engine
 from baton.engine.host import EngineHost
@@ -20,8 +22,11 @@ async def _main(config: WorkerConfig) -> None:
     service = DecodeService(config, engine)
     server = RpcServer(config.cluster_token)
     transfer_pb2_grpc.add_TransferServicer_to_server(service.receiver, server.grpc)
-    engine.start(service.on_output)
-    try:
-        await serve_until_stopped(config, server, service.sessions, ("baton.v1.Transfer",))
-    finally:
-        await engine.stop()
+    async with asyncio.TaskGroup() as tasks:
+        engine.start(service.on_output)
+        watcher = tasks.create_task(engine.watch())
+        try:
+            await serve_until_stopped(config, server, service.sessions, ("baton.v1.Transfer",))
+        finally:
+            watcher.cancel()
+            await engine.stop()

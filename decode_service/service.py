@@ -25,16 +25,21 @@ from kv_transfer.grpc_receiver import GrpcReceiver
 from kv_transfer.stats import TransferStats
 
 _TRANSFER_ID_BYTES = 16
+# A transfer is opened when its prompt joins prefill's queue, and a prefill server that dies breaks its calls:
+# this is only for one that lives and hangs, so no shorter than any queue.
+_DEADLINES = TransferDeadlines(receiving_s=600.0)
 
 
 class DecodeService:
     """Joins sessions, reservations, transfers and the engine; all of it on the event loop's thread."""
 
-    def __init__(self, config: WorkerConfig, engine: EngineHost) -> None:
+    def __init__(
+        self, config: WorkerConfig, engine: EngineHost, deadlines: TransferDeadlines = _DEADLINES
+    ) -> None:
         self._engine = engine
         self._address = config.advertise_address
         self._layout = engine.store.layout
-        self._deadlines = TransferDeadlines()
+        self._deadlines = deadlines
         self._epoch = new_epoch()
         self._table = ReservationTable(self._epoch)
         self._stats = TransferStats()
@@ -135,6 +140,10 @@ class DecodeService:
             self.sessions.forget(request_id)
 
     # --- from transfers (kv_transfer.grpc_receiver.TransferOwner) ------------------------------------
+
+    def opened(self, reservation: Reservation) -> None:
+        """The writer's deadline may be sooner than the one before."""
+        self._arm_timer()
 
     def committed(self, request_id: str, first_tokens: dict[int, int]) -> None:
         """The pages pass to the engine."""

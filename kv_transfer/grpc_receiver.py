@@ -15,7 +15,11 @@ from kv_transfer.stats import TransferStats
 
 
 class TransferOwner(Protocol):
-    """What the decode service does when a transfer ends."""
+    """What the decode service does when a transfer begins and ends."""
+
+    def opened(self, reservation: Reservation) -> None:
+        """A writer has taken the pages: the reservation has a new deadline."""
+        ...
 
     def committed(self, request_id: str, first_tokens: dict[int, int]) -> None:
         """All pages are there; `first_tokens` of the choices that go on, by choice."""
@@ -69,6 +73,8 @@ class GrpcReceiver(transfer_pb2_grpc.TransferServicer):
                     case "withdraw":
                         self._owner.withdrawn(self._same(frame, reservation))
                         return transfer_pb2.PushResult(bytes_received=num_bytes)
+                    case _:
+                        raise TransferRefused("frame", "a frame of a kind that this server does not know")
             raise TransferRefused("incomplete", "the transfer ended without commit")
         except TransferRefused as error:
             self._stats.outcomes[error.reason] += 1
@@ -83,6 +89,7 @@ class GrpcReceiver(transfer_pb2_grpc.TransferServicer):
         self._store.layout.require_same(codec.layout_from_proto(frame.open.layout))
         reservation = self._table.find(frame.transfer_id, frame.epoch)
         reservation.open(self._clock())
+        self._owner.opened(reservation)
         return reservation
 
     def _same(self, frame: transfer_pb2.TransferFrame, opened: Reservation | None) -> Reservation:

@@ -21,6 +21,8 @@ logger = logging.getLogger(__name__)
 
 # A receiver that takes no frame for this long is given up.
 STALL_TIMEOUT_S = 30.0
+# A decode server that can't be reached for this long is given up.
+CONNECT_TIMEOUT_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,7 @@ class OutgoingTransfer:
         # Bounded by what is put in: the request's blocks, each once, and one last frame.
         self._queue: asyncio.Queue[_Pages | transfer_pb2.TransferFrame] = asyncio.Queue()
         self._is_over = False
+        self._outcome = "committed"
 
     def send_pages(self, first_block: int, blocks: tuple[int, ...]) -> None:
         """Queue pages that are final; they are the request's blocks from `first_block` on."""
@@ -73,6 +76,7 @@ class OutgoingTransfer:
         """The first tokens ended the request: decode need not wait."""
         frame = self._frame()
         frame.withdraw.SetInParent()
+        self._outcome = "withdrawn"
         self._queue.put_nowait(frame)
 
     async def run(self) -> None:
@@ -80,13 +84,14 @@ class OutgoingTransfer:
 
         Raises TransferRefused where the receiver refuses, stalls or goes away.
         """
-        call = self._stub.Push(metadata=self._metadata)
+        # A decode server that has come back on its address is to be found though it was away a moment ago.
+        call = self._stub.Push(metadata=self._metadata, wait_for_ready=True)
         try:
             await self._push(call)
-            self._stats.outcomes["committed"] += 1
+            self._stats.outcomes[self._outcome] += 1
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError, TimeoutError) as error:
             self._stats.outcomes["refused"] += 1
-            raise TransferRefused("push", await _explain(call, error)) from None
+            raise TransferRefused("push", await _explain(call, error, self._ticket.address)) from None
         except asyncio.CancelledError:
             self._stats.outcomes["aborted"] += 1
             raise
@@ -97,7 +102,7 @@ class OutgoingTransfer:
     async def _push(self, call: "_PushCall") -> None:
         opening = self._frame()
         opening.open.layout.CopyFrom(codec.layout_to_proto(self._store.layout))
-        await asyncio.wait_for(call.write(opening), STALL_TIMEOUT_S)
+        await asyncio.wait_for(call.write(opening), CONNECT_TIMEOUT_S)
         while True:
             item = await self._queue.get()
             if not isinstance(item, _Pages):
@@ -162,10 +167,10 @@ class GrpcSender:
 _PushCall = grpc.aio.StreamUnaryCall[transfer_pb2.TransferFrame, transfer_pb2.PushResult]
 
 
-async def _explain(call: "_PushCall", error: Exception) -> str:
+async def _explain(call: "_PushCall", error: Exception, address: str) -> str:
     """Why a push failed: the receiver's own words where it said some."""
     if isinstance(error, TimeoutError):
-        return f"the decode server took nothing for {STALL_TIMEOUT_S:.0f} s"
+        return f"the decode server at {address} can't be reached, or takes nothing any more"
     if isinstance(error, grpc.aio.AioRpcError):
         return error.details() or error.code().name
     return await call.details() or "the decode server ended the transfer"

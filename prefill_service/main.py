@@ -19,11 +19,13 @@ def run(config: WorkerConfig) -> None:
 async def _main(config: WorkerConfig) -> None:
     engine = EngineHost(config.engine, load_engine(config.model_dir, config.engine))
     server = RpcServer(config.cluster_token)
-    async with asyncio.TaskGroup() as transfers:
-        service = PrefillService(config, engine, transfers)
+    async with asyncio.TaskGroup() as tasks:
+        service = PrefillService(config, engine, tasks)
         engine.start(service.on_output)
+        watcher = tasks.create_task(engine.watch())
         try:
             await serve_until_stopped(config, server, service.sessions, ())
         finally:
+            watcher.cancel()
             await engine.stop()
             await service.sender.close()

@@ -108,6 +108,10 @@ class PrefillService:
                 self._end(event.request_id)
             else:
                 prompt.transfer.withdraw()
+        elif prompt.transfer is None and len(prompt.first_tokens) == prompt.num_choices:
+            message = "The request goes on after its first token, but came without a ticket for its pages."
+            self.sessions.fail(event.request_id, FailureReason.INVALID, message)
+            self._drop(event.request_id)
 
     def _send_pages(self, pages: PagesReady) -> None:
         prompt = self._prompts.get(pages.request_id)
@@ -128,6 +132,10 @@ class PrefillService:
             logger.warning("transfer of %s failed: %s", request_id, error)
             self._engine.submit(AbortRequest(request_id))
             self.sessions.fail(request_id, FailureReason.TRANSFER, f"The KV transfer failed: {error}.")
+        except Exception as error:  # a bug, which must not cost the requests of others
+            logger.exception("transfer of %s failed", request_id)
+            self._engine.submit(AbortRequest(request_id))
+            self.sessions.fail(request_id, FailureReason.INTERNAL, f"The KV transfer failed: {error!r}.")
         self._end(request_id)
 
     def _release(self, blocks: tuple[int, ...]) -> None:

@@ -126,7 +126,8 @@ class _Observer:
             self._is_first = False
             self._metrics.time_to_first_token.observe(now - self._request.arrived_s)
             self._metrics.prompt_tokens.inc(self._request.num_prompt_tokens)
-        self._metrics.cached_prompt_tokens.inc(delta.num_cached_prompt_tokens)
+        if delta.num_cached_prompt_tokens:
+            self._metrics.cached_prompt_tokens.inc(delta.num_cached_prompt_tokens)
         self._metrics.generation_tokens.inc(len(delta.tokens))
         if choice.last_delta_s is not None and delta.tokens:
             self._metrics.inter_token_latency.observe((now - choice.last_delta_s) / len(delta.tokens))

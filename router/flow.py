@@ -13,7 +13,7 @@ from baton.rpc import codec
 from baton.v1 import transfer_pb2, worker_pb2
 from router.admission import Admission
 from router.generation import GenerationRequest, TokenDelta
-from router.inbox import Inbox, InboxItem
+from router.inbox import Inbox
 from router.pool import WorkerPool
 from router.worker_link import WorkerLink
 
@@ -54,7 +54,7 @@ class WorkerBackend:
             prefill, decode = self._pool.place()
             assert decode.worker is not None
             engine_request = await self._engine_request(request, decode.worker.layout.block_size)
-            flight = Flight(engine_request, prefill, decode, self.max_model_len)
+            flight = Flight(engine_request, prefill, decode)
             self._flights[request.request_id] = flight
             async with aclosing(flight.run()) as deltas:
                 async for delta in deltas:
@@ -110,28 +110,33 @@ class _Choice:
 class Flight:
     """One request on its two workers, from the reservation to the last token."""
 
-    def __init__(
-        self, request: EngineRequest, prefill: WorkerLink, decode: WorkerLink, max_model_len: int
-    ) -> None:
+    def __init__(self, request: EngineRequest, prefill: WorkerLink, decode: WorkerLink) -> None:
         self._request = request
         self._prefill = prefill
         self._decode = decode
         self._inbox = Inbox()
         self._choices = [_Choice() for _ in range(request.sampling.n)]
-        self._numbers: list[tuple[WorkerLink, int]] = []
-        num_left = max_model_len - len(request.prompt_token_ids)
-        self._ends_at_first_token = request.sampling.max_tokens == 1 or num_left <= 1
+        self._num_first_tokens_missing = request.sampling.n
+        self._decode_has_begun = False
+        self._numbers: dict[WorkerLink, int] = {}
+        self._ticket: transfer_pb2.Ticket | None = None
+        self._error: BatonError | None = None
 
     async def run(self) -> AsyncGenerator[TokenDelta]:
         """Stream the tokens; closing it aborts the request on both workers."""
         try:
-            ticket = None if self._ends_at_first_token else await self._reserve()
-            self._start_prefill(ticket)
+            # Before the reservation, so that prompts that come meanwhile see this one's load.
+            self._begin(self._prefill)
+            if self._request.sampling.max_tokens > 1:
+                await self._reserve()
+            if self._is_open:
+                self._start_prefill()
             while self._is_open:
-                for item in await self._inbox.take_all(SILENCE_TIMEOUT_S):
-                    self._take(item)
+                await self._take_all()
                 for delta in self._deltas():
                     yield delta
+                if self._error is not None and self._is_open:  # what has finished stays finished
+                    raise self._error
         finally:
             self._leave()
 
@@ -139,7 +144,7 @@ class Flight:
         """Nobody wants more of this choice; without the last one the whole request is left."""
         self._choices[choice].is_open = False
         if self._is_open:
-            for link, number in self._numbers:
+            for link, number in self._numbers.items():
                 abort = worker_pb2.Abort(number=number, choice=choice)
                 link.send(worker_pb2.Command(abort=abort))
         self._inbox.wake()
@@ -148,35 +153,45 @@ class Flight:
     def _is_open(self) -> bool:
         return any(choice.is_open for choice in self._choices)
 
-    async def _reserve(self) -> transfer_pb2.Ticket:
-        number = self._begin(self._decode)
-        work = codec.work_to_proto(number, self._request)
+    async def _reserve(self) -> None:
+        """Wait for the ticket, or until nobody wants any choice any more."""
+        self._begin(self._decode)
+        work = codec.work_to_proto(self._numbers[self._decode], self._request)
         self._decode.send(worker_pb2.Command(reserve=worker_pb2.Reserve(work=work)))
-        while True:
-            for item in await self._inbox.take_all(SILENCE_TIMEOUT_S):
-                if isinstance(item, transfer_pb2.Ticket):
-                    return item
-                self._take(item)
+        while self._ticket is None and self._is_open:
+            await self._take_all()
+            if self._error is not None:
+                raise self._error
 
-    def _start_prefill(self, ticket: transfer_pb2.Ticket | None) -> None:
-        number = self._begin(self._prefill)
-        work = codec.work_to_proto(number, self._request)
-        prefill = worker_pb2.Prefill(work=work, ticket=ticket)
+    def _start_prefill(self) -> None:
+        work = codec.work_to_proto(self._numbers[self._prefill], self._request)
+        prefill = worker_pb2.Prefill(work=work, ticket=self._ticket)
         self._prefill.send(worker_pb2.Command(prefill=prefill))
 
-    def _begin(self, link: WorkerLink) -> int:
-        number = link.begin(self._inbox, len(self._choices), len(self._request.prompt_token_ids))
-        self._numbers.append((link, number))
-        return number
+    def _begin(self, link: WorkerLink) -> None:
+        self._numbers[link] = link.begin(self._inbox, len(self._choices), len(self._request.prompt_token_ids))
 
-    def _take(self, item: InboxItem) -> None:
-        match item:
-            case TokenEvent():
-                self._choices[item.choice].add(item)
-            case BatonError():
-                raise item
-            case transfer_pb2.Ticket():
-                raise RequestFailed("The decode server issued a second ticket.")
+    async def _take_all(self) -> None:
+        for item in await self._inbox.take_all(SILENCE_TIMEOUT_S):
+            match item:
+                case TokenEvent():
+                    self._take_token(item)
+                case transfer_pb2.Ticket():
+                    self._ticket = item
+                case BatonError():
+                    self._error = self._error or item
+
+    def _take_token(self, event: TokenEvent) -> None:
+        if event.choice >= len(self._choices):
+            raise RequestFailed(f"A worker sent a token of choice {event.choice}, which was not asked for.")
+        self._choices[event.choice].add(event)
+        if event.position == 0:
+            self._num_first_tokens_missing -= 1
+        else:
+            self._decode_has_begun = True
+        if self._decode_has_begun and not self._num_first_tokens_missing:
+            # The pages have arrived: what becomes of the prefill server now is nothing to this request.
+            self._prefill.end(self._numbers[self._prefill])
 
     def _deltas(self) -> list[TokenDelta]:
         deltas = []
@@ -191,7 +206,7 @@ class Flight:
     def _leave(self) -> None:
         """Abort a request that the workers have not ended themselves."""
         has_finished = all(choice.has_finished for choice in self._choices)
-        for link, number in self._numbers:
+        for link, number in self._numbers.items():
             if not has_finished:
                 link.send(worker_pb2.Command(abort=worker_pb2.Abort(number=number)))
             link.end(number)

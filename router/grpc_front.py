@@ -1,18 +1,21 @@
 """The public gRPC service, over the same functions as HTTP. Errors leave through ErrorInterceptor."""
 
+import asyncio
 import uuid
 from contextlib import aclosing
 from typing import Any
 
 import grpc
 
-from baton.core.errors import InvalidRequest
+from baton.core.errors import InvalidRequest, RequestFailed
 from baton.core.sampling import SampledToken
 from baton.v1 import inference_pb2 as pb
 from baton.v1 import inference_pb2_grpc
 from router.completion import TextDelta, generate_text
 from router.completion_request import CompletionOptions, CompletionRequest, build_request, check_token_ids
 from router.front import Front
+
+WRITE_TIMEOUT_S = 60.0  # a client that reads nothing for so long must not keep its place on the workers
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -46,7 +49,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServicer):
         async with aclosing(generate_text(self._front, completion)) as deltas:
             async for delta in deltas:
                 for response in assembler.push(delta):
-                    await context.write(response)
+                    await _write(context, response)
 
     async def Tokenize(self, request: pb.TokenizeRequest, context: Context) -> pb.TokenizeResponse:  # noqa: N802
         """Token ids of a text or of a rendered conversation."""
@@ -142,6 +145,19 @@ class _WholeResponses(_StreamedResponses):
         tokens = tuple(token for part in deltas for token in part.tokens)
         text = "".join(part.text for part in deltas)
         return [self._response(TextDelta(delta.choice, text, tokens, delta.finish_reason))]
+
+
+async def _write(context: Context, response: pb.GenerateResponse) -> None:
+    """Send one message. Raises RequestFailed where the client's flow control holds it for a minute.
+
+    It is raised, not sent with `context.abort`: a status waits behind the message that is stuck, and the
+    workers must be free before.
+    """
+    try:
+        async with asyncio.timeout(WRITE_TIMEOUT_S):
+            await context.write(response)
+    except TimeoutError as error:
+        raise RequestFailed(f"The client has read nothing for {WRITE_TIMEOUT_S:.0f} s.") from error
 
 
 def _options(request: pb.GenerateRequest) -> CompletionOptions:

@@ -43,8 +43,9 @@ def place(prefills: Sequence[WorkerView], decodes: Sequence[WorkerView]) -> Plac
 def _decode_load(view: WorkerView) -> tuple[float, float, int]:
     """Share of its places taken, by this router's own count or, where other routers use it too, its own."""
     reported = view.load.num_running + view.load.num_waiting + view.load.num_reserved
-    share_taken = max(view.num_in_flight, reported) / view.max_num_seqs
-    share_held = 1.0 - view.load.num_free_blocks / view.load.num_blocks
+    # A worker that says 0 of either is broken; that must not break the router.
+    share_taken = max(view.num_in_flight, reported) / max(1, view.max_num_seqs)
+    share_held = 1.0 - view.load.num_free_blocks / max(1, view.load.num_blocks)
     return (share_taken, share_held, view.index)
 
 

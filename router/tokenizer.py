@@ -13,7 +13,7 @@ from router.chat_template import ChatTemplate
 from router.detokenizer import ByteDetokenizer, Detokenizer, WindowDetokenizer, byte_rules, decoder_of
 
 # Below this many characters an encode takes about a millisecond, less than a thread's round trip is worth.
-_MAX_CHARACTERS_ON_LOOP = 4096
+_MAX_CHARACTERS_ON_LOOP = 1024
 _SPECIAL_TOKEN_NAMES = (
     "bos_token",
     "eos_token",
@@ -59,11 +59,6 @@ class Tokenizer:
             raise StartupError(f"{path} can't be read: {error}") from error
         config = _read_config(model_dir / "tokenizer_config.json")
         return cls(backend, config, _read_template(model_dir, config))
-
-    @property
-    def has_chat_template(self) -> bool:
-        """Whether `render_chat` can work."""
-        return self._chat_template is not None
 
     async def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a text; long texts are encoded on a thread, so that the event loop goes on.
@@ -143,7 +138,7 @@ def check_unicode(name: str, text: str) -> None:
         text.encode()
     except UnicodeEncodeError as error:
         raise InvalidRequest(
-            f"{name} holds half a surrogate pair, U+{ord(text[error.start]):04X}, at character {error.start}.",
+            f"{name} holds half a surrogate pair at character {error.start}.",
             param=name,
         ) from error
 

@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 RECONNECT_DELAY_S = 0.5
 WELCOME_TIMEOUT_S = 10.0
 
+Outbox = asyncio.Queue[worker_pb2.Command | None]  # None: the session is over
+
 
 @dataclass(slots=True)
 class ConnectedWorker:
@@ -40,7 +42,7 @@ class ConnectedWorker:
     max_num_seqs: int
     max_model_len: int
     load: worker_pb2.Load
-    outbox: asyncio.Queue[worker_pb2.Command]
+    outbox: Outbox
     is_draining: bool = False
     num_in_flight: int = 0
     num_in_flight_tokens: int = 0
@@ -133,32 +135,32 @@ class WorkerLink:
 
     async def _session(self, channel: grpc.aio.Channel, on_change: "asyncio.Event") -> None:
         # Bounded by the requests under way: each costs at most a start and its aborts.
-        outbox: asyncio.Queue[worker_pb2.Command] = asyncio.Queue()
+        outbox: Outbox = asyncio.Queue()
         stub = worker_pb2_grpc.WorkerStub(channel)
         await channel.channel_ready()
         call = stub.Session(self._commands(outbox), metadata=self._metadata)
         try:
             event = await asyncio.wait_for(call.read(), WELCOME_TIMEOUT_S)
-            if event is grpc.aio.EOF:
+            if event is grpc.aio.EOF:  # type: ignore[attr-defined]  # not in the stubs
                 raise Unavailable("it ended the session at once")
             self.worker = self._admit(event.welcome, outbox)
             self._last_complaint = ""
             logger.info("%s server %s connected (%s)", self.role_name, self.worker.worker_id, self.address)
             on_change.set()
-            while (event := await call.read()) is not grpc.aio.EOF:
+            while (event := await call.read()) is not grpc.aio.EOF:  # type: ignore[attr-defined]  # not in the stubs
                 self._dispatch(event, on_change)
         finally:
             call.cancel()
+            # grpc's own task reads `_commands`, and goes on where the worker has ended the call.
+            outbox.put_nowait(None)
 
-    async def _commands(self, outbox: asyncio.Queue[worker_pb2.Command]) -> AsyncIterator[worker_pb2.Command]:
+    async def _commands(self, outbox: Outbox) -> AsyncIterator[worker_pb2.Command]:
         hello = worker_pb2.Hello(protocol_version=codec.PROTOCOL_VERSION, router_id=self._router_id)
         yield worker_pb2.Command(hello=hello)
-        while True:
-            yield await outbox.get()
+        while (command := await outbox.get()) is not None:
+            yield command
 
-    def _admit(
-        self, welcome: worker_pb2.Welcome, outbox: asyncio.Queue[worker_pb2.Command]
-    ) -> ConnectedWorker:
+    def _admit(self, welcome: worker_pb2.Welcome, outbox: Outbox) -> ConnectedWorker:
         if welcome.role != self.role:
             raise Unavailable(f"it is no {self.role_name} server: swap --prefill and --decode")
         if welcome.model_fingerprint != self._fingerprint:

@@ -40,7 +40,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 SEED = 20240607
 BEGIN, END, USER, ASSISTANT = "<s>", "</s>", "<|user|>", "<|assistant|>"
@@ -274,15 +274,18 @@ def model_config(shape: Shape) -> dict[str, Any]:
 
 def new_model(shape: Shape) -> LlamaForCausalLM:
     config = {key: value for key, value in model_config(shape).items() if key not in ("dtype", "torch_dtype")}
-    model = LlamaForCausalLM(LlamaConfig(**config, attn_implementation="sdpa"))
-    return model.train()
+    model = LlamaForCausalLM(LlamaConfig(**config))
+    model.train()
+    return model
 
 
 def make_optimizer(model: LlamaForCausalLM, schedule: Schedule) -> torch.optim.AdamW:
     parameters = list(model.parameters())
+    matrices = [tensor for tensor in parameters if tensor.ndim > 1]
+    scales = [tensor for tensor in parameters if tensor.ndim == 1]
     groups = [
-        {"params": [tensor for tensor in parameters if tensor.ndim > 1], "weight_decay": schedule.weight_decay},
-        {"params": [tensor for tensor in parameters if tensor.ndim == 1], "weight_decay": 0.0},
+        {"params": matrices, "weight_decay": schedule.weight_decay},
+        {"params": scales, "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=schedule.peak_rate, betas=(0.9, 0.95), fused=True)
 
@@ -325,7 +328,7 @@ def train(stream: torch.Tensor, shape: Shape, schedule: Schedule, console: Conso
         task = progress.add_task("training", total=schedule.steps, loss=smoothed)
         for rows in batches(stream, schedule):
             loss = token_losses(model, rows).mean()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), schedule.largest_gradient)
             optimizer.step()
             optimizer.zero_grad()
@@ -347,6 +350,8 @@ def save(folder: Path, model: LlamaForCausalLM, tokenizer: Tokenizer, shape: Sha
     # named_parameters lists a tied tensor once, as the embedding: the file holds no copy for the output.
     weights = {name: tensor.detach().to(torch.bfloat16) for name, tensor in model.named_parameters()}
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    # safetensors makes a file that only its owner may read; a shipped file is for everyone.
+    (folder / "model.safetensors").chmod(0o644)
     tokenizer.save(str(folder / "tokenizer.json"), pretty=False)
     write_json(folder / "config.json", model_config(shape))
     write_json(folder / "generation_config.json", {"bos_token_id": BEGIN_ID, "eos_token_id": END_ID})
@@ -392,17 +397,19 @@ def measure(model: LlamaForCausalLM, tokenizer: Tokenizer, texts: list[str], win
 def complete(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, prompt: str, length: int) -> str:
     """The greedy continuation of a prompt that already holds its special tokens."""
     inputs = tokenizer(prompt, add_special_tokens=False, return_tensors="pt")
-    output = model.generate(**inputs, max_new_tokens=length, do_sample=False, pad_token_id=END_ID)
+    output = model.generate(  # type: ignore[misc]  # its annotation of self fits no model class
+        **inputs, max_new_tokens=length, do_sample=False, pad_token_id=END_ID
+    )
     return str(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
 
 
 def greedy_samples(model: LlamaForCausalLM, folder: Path) -> tuple[str, str]:
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
     messages = [{"role": "user", "content": CHAT_PROMPT}]
     chat = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     return (
         complete(model, tokenizer, BEGIN + COMPLETION_PROMPT, 80),
-        complete(model, tokenizer, chat, 120),
+        complete(model, tokenizer, str(chat), 120),
     )
 
 
@@ -416,81 +423,84 @@ def model_card(result: Result) -> str:
 
 def card_head(result: Result) -> str:
     shape = result.shape
-    return textwrap.dedent(f"""\
-        ---
-        library_name: transformers
-        pipeline_tag: text-generation
-        language:
-        - code
-        ---
+    return f"""\
+---
+library_name: transformers
+pipeline_tag: text-generation
+language:
+- code
+---
 
-        # Baton demo model
+# Baton demo model
 
-        A Llama-architecture model of {result.parameters:,} parameters that continues Python source code. **It is
-        a model to try the system with**: it writes text that looks like Python, and that is all. It answers no
-        questions, and its code should not be run.
+A Llama-architecture model of {result.parameters:,} parameters that continues Python source code.
+**It is a model to try the system with**: it writes text that looks like Python, and that is all.
+It answers no questions, and the code it writes should not be run.
 
-        {shape.layers} layers, hidden size {shape.hidden}, {shape.heads} attention heads over {shape.key_value_heads}
-        key-value heads of {shape.head_dim}, a byte-level BPE vocabulary of {shape.vocabulary:,}, tied embeddings,
-        up to {shape.positions:,} positions (trained on up to {result.schedule.long_row:,}), weights in bfloat16.
-        """)
+{shape.layers} layers, hidden size {shape.hidden}, {shape.heads} attention heads and {shape.key_value_heads}
+key-value heads of size {shape.head_dim}, a byte-level BPE vocabulary of {shape.vocabulary:,}, tied
+embeddings, weights in bfloat16. The configuration allows {shape.positions:,} positions; training went
+up to {result.schedule.long_row:,}.
+"""
 
 
 def card_data(result: Result) -> str:
-    return textwrap.dedent(f"""\
-        ## Data
+    return f"""\
+## Data
 
-        The source of the standard library of Python {platform.python_version()} (PSF License Version 2),
-        and nothing else: {result.training_files} files, {result.training_bytes:,} bytes. Left out are test
-        directories, `site-packages`, files that are not UTF-8, and generated tables
-        (`encodings`, `pydoc_data`, `_sysconfigdata*`). A further {result.held_out_files} files, chosen by a hash
-        of their names, are held out. Each file is one document, `<s>text</s>`.
+The source of the standard library of Python {platform.python_version()} (PSF License Version 2), and nothing
+else: {result.training_files} files, {result.training_bytes:,} bytes. Left out are test directories,
+`site-packages`, files that are not UTF-8, and generated tables (`encodings`, `pydoc_data`,
+`_sysconfigdata*`). A further {result.held_out_files} files, chosen by a hash of their names, are held out.
+Each file is one document, `<s>text</s>`.
 
-        Chat turns are made from the training files: the first docstring line of a function is the request,
-        the function's source the answer ({result.chat_turns:,} turns), as
-        `<|user|>request<|assistant|>answer</s>`. So a chat request works best when it reads like the
-        first line of a docstring.
-        """)
+Chat turns are made from the training files: the first docstring line of a function is the request,
+the source of the function is the answer, `<|user|>request<|assistant|>answer</s>`
+({result.chat_turns:,} turns). So a chat request works best when it reads like the first line of a docstring.
+"""
 
 
 def card_training(result: Result) -> str:
     schedule = result.schedule
-    command = f"python tools/train_demo_model.py --steps {schedule.steps}"
-    return textwrap.dedent(f"""\
-        ## Training
+    return f"""\
+## Training
 
-            {command}
+    python tools/train_demo_model.py --steps {schedule.steps}
 
-        {schedule.steps:,} steps ({schedule.tokens_seen:,} tokens drawn from a stream of
-        {result.training_tokens:,}), rows of {schedule.short_row} tokens, and of {schedule.long_row:,} at every
-        {schedule.long_every}th step. AdamW, peak rate {schedule.peak_rate}, warm-up over {schedule.warmup_steps}
-        steps, then a cosine; gradients clipped at {schedule.largest_gradient}. {result.minutes:.0f} minutes on one
-        CPU core with torch {torch.__version__}, deterministic algorithms, seed {SEED}.
-        """)
+{schedule.steps:,} steps, {schedule.tokens_seen:,} tokens drawn from a stream of {result.training_tokens:,}.
+A step is {schedule.short_rows} rows of {schedule.short_row} tokens; every {schedule.long_every}th is one
+row of {schedule.long_row:,}. AdamW, peak rate {schedule.peak_rate}, warm-up over {schedule.warmup_steps}
+steps, then a cosine; gradients clipped at {schedule.largest_gradient}. Deterministic algorithms, seed
+{SEED}. It took {result.minutes:.0f} minutes with one CPU thread and torch {torch.__version__}.
+"""
 
 
 def card_measured(result: Result) -> str:
-    loss = result.loss
+    loss, window = result.loss, result.schedule.long_row
     completion = textwrap.indent(COMPLETION_PROMPT + result.completion, " " * 4)
     answer = textwrap.indent(result.chat_answer, " " * 4)
-    head = textwrap.dedent(f"""\
-        ## Measured
+    return f"""\
+## Measured
 
-        On the held-out files, with the shipped bfloat16 weights (arithmetic in float32) and windows of
-        {result.schedule.long_row:,} tokens:
+On the held-out files, with the shipped bfloat16 weights (arithmetic in float32) and windows of
+{window:,} tokens:
 
-        | | |
-        | --- | --- |
-        | held-out tokens | {loss.tokens:,} |
-        | held-out bytes | {loss.text_bytes:,} |
-        | loss, nats per token | {loss.nats_per_token:.3f} |
-        | the same, tokens after the first {result.schedule.long_row // 2:,} of a window | {loss.nats_per_late_token:.3f} |
-        | bits per byte | {loss.bits_per_byte:.3f} |
-        """)
-    return (
-        f"{head}\nGreedy completion of `{COMPLETION_PROMPT}` (80 tokens):\n\n{completion}\n\n"
-        f"Greedy answer to the chat request “{CHAT_PROMPT}”:\n\n{answer}\n"
-    )
+| | |
+| --- | --- |
+| held-out tokens | {loss.tokens:,} |
+| held-out bytes | {loss.text_bytes:,} |
+| loss, nats per token | {loss.nats_per_token:.3f} |
+| loss beyond the first {window // 2:,} tokens of a window | {loss.nats_per_late_token:.3f} |
+| bits per byte | {loss.bits_per_byte:.3f} |
+
+Greedy completion of `{COMPLETION_PROMPT}` (80 tokens):
+
+{completion}
+
+Greedy answer to the chat request "{CHAT_PROMPT}":
+
+{answer}
+"""
 
 
 # --- the command --------------------------------------------------------------------------------------
@@ -500,7 +510,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Train the demo model that ships with Baton.")
     default_folder = Path(__file__).resolve().parent.parent / "baton" / "demo_model"
     parser.add_argument("--out", type=Path, default=default_folder, help="folder for the model's files")
-    parser.add_argument("--steps", type=int, default=Schedule.steps, help="training steps (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=Schedule.steps, help="default: %(default)s")
     return parser.parse_args()
 
 
@@ -508,7 +518,7 @@ def make_deterministic() -> None:
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     # Filling fresh memory only guards against reads of it, which nothing here does, and it costs time.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def run(folder: Path, shape: Shape, schedule: Schedule, console: Console) -> Result:
@@ -528,7 +538,7 @@ def run(folder: Path, shape: Shape, schedule: Schedule, console: Console) -> Res
     save(folder, trained, tokenizer, shape)
 
     # All that is reported comes from the files just written, so from the rounded weights.
-    shipped = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    shipped = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
     completion, chat_answer = greedy_samples(shipped, folder)
     return Result(
         shape=shape,
@@ -553,10 +563,9 @@ def main() -> None:
     result = run(arguments.out, Shape(), Schedule(steps=arguments.steps), console)
     (arguments.out / "README.md").write_text(model_card(result), encoding="utf-8")
     size = sum(path.stat().st_size for path in arguments.out.iterdir())
-    console.print(f"{arguments.out}: {size:,} bytes, {result.parameters:,} parameters, {result.minutes:.1f} minutes")
-    console.print(
-        f"held-out loss {result.loss.nats_per_token:.3f} nats/token, {result.loss.bits_per_byte:.3f} bits per byte"
-    )
+    loss = result.loss
+    console.print(f"{size:,} bytes, {result.parameters:,} parameters, {result.minutes:.1f} minutes")
+    console.print(f"held-out: {loss.nats_per_token:.3f} nats/token, {loss.bits_per_byte:.3f} bits/byte")
 
 
 if __name__ == "__main__":

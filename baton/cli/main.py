@@ -48,9 +48,19 @@ def main() -> None:
     """Run the command line; an error of ours ends as one line on standard error (StartupError: code 2)."""
     try:
         app(prog_name="baton")
-    except BatonError as error:
+    except (BatonError, BaseExceptionGroup) as raised:
+        error = _only_error(raised)
+        if not isinstance(error, BatonError):
+            raise
         print(f"baton: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2 if isinstance(error, StartupError) else 1)
+
+
+def _only_error(error: BaseException) -> BaseException:
+    """What task groups have wrapped, where it is one error alone."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
 
 
 if __name__ == "__main__":

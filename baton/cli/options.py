@@ -5,9 +5,11 @@ from typing import Annotated
 
 import typer
 
-from baton.config import EngineConfig, parse_size
+from baton.config import EngineConfig, parse_dtype, parse_size
 
-EngineDtype = Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16 or float16.")]
+EngineDtype = Annotated[
+    str, typer.Option("--dtype", help="auto, bf16, fp16 or fp32; auto is the checkpoint's own.")
+]
 BlockSize = Annotated[int, typer.Option("--block-size", help="Tokens in a page of KV cache.")]
 KVCacheMemory = Annotated[str, typer.Option("--kv-cache-memory", help="Per worker, such as 512MiB or 4GiB.")]
 MaxNumSeqs = Annotated[int, typer.Option("--max-num-seqs", help="Sequences that a worker runs at once.")]
@@ -42,7 +44,7 @@ def engine_config(
 ) -> EngineConfig:
     """The engine settings that the options spell; raises StartupError."""
     return EngineConfig(
-        dtype=dtype,
+        dtype=parse_dtype(dtype),
         block_size=block_size,
         kv_cache_bytes=parse_size(kv_cache_memory),
         max_num_seqs=max_num_seqs,

@@ -94,6 +94,7 @@ class Supervisor:
                 keepers = [tasks.create_task(self._keep_running(child)) for child in self._children]
                 tasks.create_task(self._await_ready())
                 await self._stopping.wait()
+                self._reporter.notice("stopping; asked again, it kills what still runs")
                 self._signal_all(signal.SIGTERM)
                 await self._wait_for_end(keepers)
         finally:

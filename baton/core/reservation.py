@@ -180,11 +180,14 @@ class ReservationTable:
     def remove(self, reservation: Reservation) -> None:
         """Forget a reservation that is over; its ticket is worth nothing from now on."""
         del self._by_transfer[reservation.transfer_id]
-        del self._by_request[reservation.request_id]
+        # The request may have been reserved anew while this one's writer was still letting go.
+        if self._by_request.get(reservation.request_id) is reservation:
+            del self._by_request[reservation.request_id]
 
     def next_deadline(self) -> float | None:
         """When `expire` has something to do next."""
-        return min((reservation.deadline for reservation in self._by_transfer.values()), default=None)
+        deadlines = (held.deadline for held in self._by_transfer.values() if not held.is_over)
+        return min(deadlines, default=None)
 
     def expire(self, now: float) -> list[Reservation]:
         """Move every reservation whose deadline has passed; returns those."""

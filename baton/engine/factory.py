@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from baton.config import EngineConfig
 from baton.core.errors import StartupError
 from baton.core.kv_layout import KVLayout
 from baton.core.plan import SampleTask, ScheduledRow, StepPlan
@@ -25,18 +26,6 @@ _logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class EngineOptions:
-    """What a person may choose about an engine."""
-
-    kv_cache_bytes: int
-    block_size: int = 16  # tokens a page
-    dtype: str = "auto"  # of weights and KV cache; auto: what config.json says
-    max_model_len: int | None = None  # tokens, prompt and output; None: as long as the model goes
-    device: str = "cpu"
-    num_threads: int | None = None  # of torch on the CPU; None: torch's own choice
-
-
-@dataclass(frozen=True, slots=True)
 class Engine:
     """A loaded model, ready to run steps, and the facts about it that others need."""
 
@@ -48,18 +37,17 @@ class Engine:
     eos_token_ids: tuple[int, ...]
 
 
-def load_engine(model_dir: Path, options: EngineOptions) -> Engine:
+def load_engine(model_dir: Path, options: EngineConfig) -> Engine:
     """Load a Hugging Face checkpoint and run one small step, so that the first request is not slow.
 
     Everything that can be refused is refused before the weights are read. Raises StartupError.
     """
-    if options.num_threads is not None:
-        torch.set_num_threads(options.num_threads)
+    torch.set_num_threads(options.num_threads)
     started = time.monotonic()
     hf_config = read_config(model_dir)
     config = decoder_config(hf_config)
     max_model_len = _max_model_len(config, options.max_model_len)
-    placement = Placement(resolve_dtype(options.dtype, hf_config), _device(options.device))
+    placement = Placement(resolve_dtype(options.dtype, hf_config), torch.device("cpu"))
     layout = _layout(config, options.block_size, placement.dtype)
     num_blocks = num_blocks_for(layout, options.kv_cache_bytes, max_model_len)
     decoder = Decoder(config, placement)
@@ -84,13 +72,6 @@ def _max_model_len(config: DecoderConfig, asked: int | None) -> int:
             f"{config.max_position_embeddings} tokens; lower it."
         )
     return asked
-
-
-def _device(name: str) -> torch.device:
-    try:
-        return torch.device(name)
-    except RuntimeError as error:
-        raise StartupError(f"There is no device '{name}'; choose cpu.") from error
 
 
 def _layout(config: DecoderConfig, block_size: int, dtype: torch.dtype) -> KVLayout:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from baton.config import EngineConfig
 from baton.core.block_pool import BlockPool
 from baton.core.commands import EngineCommand, EngineOutput
+from baton.core.errors import RequestFailed
 from baton.core.ports import LoadedEngine, PageStore
 from baton.core.request import LoadSnapshot
 from baton.core.scheduler import Scheduler, SchedulerConfig
@@ -34,13 +35,21 @@ class EngineHost:
         self.load: LoadSnapshot = scheduler.load()
         self._on_output: Callable[[EngineOutput], None] | None = None
         self._event_loop: asyncio.AbstractEventLoop | None = None
-        self._engine = EngineLoop(scheduler, loaded.runner, self._emit)
+        self._crash: asyncio.Future[None] | None = None
+        self._engine = EngineLoop(scheduler, loaded.runner, self._emit, self._report_crash)
 
     def start(self, on_output: Callable[[EngineOutput], None]) -> None:
         """Run; `on_output` is called on this event loop's thread, in order, with all that happens."""
         self._event_loop = asyncio.get_running_loop()
+        self._crash = self._event_loop.create_future()
         self._on_output = on_output
         self._engine.start()
+
+    async def watch(self) -> None:
+        """Wait for ever; raises RequestFailed if the engine's thread has ended on an error, so that its
+        server ends too instead of keeping requests that nobody computes."""
+        assert self._crash is not None
+        await asyncio.shield(self._crash)
 
     def submit(self, command: EngineCommand) -> None:
         """Ask the engine for something; it takes effect before its next step."""
@@ -55,6 +64,16 @@ class EngineHost:
         assert self._event_loop is not None
         if not self._event_loop.is_closed():
             self._event_loop.call_soon_threadsafe(self._receive, output)
+
+    def _report_crash(self, error: Exception) -> None:
+        assert self._event_loop is not None
+        if not self._event_loop.is_closed():
+            self._event_loop.call_soon_threadsafe(self._receive_crash, error)
+
+    def _receive_crash(self, error: Exception) -> None:
+        assert self._crash is not None
+        self._crash.set_exception(RequestFailed(f"The engine has stopped: {type(error).__name__}: {error}"))
+        self._crash.exception()  # retrieved, whether or not somebody watches
 
     def _receive(self, output: EngineOutput) -> None:
         assert self._on_output is not None

@@ -14,7 +14,7 @@ from baton.engine.attention.base import AttentionMetadata
 class StepInputs:
     """What one forward pass reads.
 
-    token_ids, positions: int64 `[T]`, the rows' tokens one after the other, rows of one token first.
+    token_ids, positions: int64 `[T]`, the rows' tokens one after the other, in AttentionMetadata's order.
     attention: where those tokens lie.
     sampled_tokens: int64 `[S]`, index into T of the last token of every row that is sampled.
     sampled_rows: index into the plan's rows of every row that is sampled, in the same order.
@@ -29,8 +29,7 @@ class StepInputs:
 
 def build_inputs(plan: StepPlan, block_size: int, padding_block: int, device: torch.device) -> StepInputs:
     """Flatten the plan's rows; `padding_block` fills block tables up to a rectangle."""
-    # One-token rows first, so that attention can take both kinds as slices.
-    order = sorted(range(len(plan.rows)), key=lambda index: len(plan.rows[index].token_ids) > 1)
+    order = sorted(range(len(plan.rows)), key=lambda index: _place(plan.rows[index]))
     rows = [plan.rows[index] for index in order]
     lengths = np.array([len(row.token_ids) for row in rows])
     bounds = np.concatenate(([0], np.cumsum(lengths)))
@@ -59,6 +58,11 @@ def build_inputs(plan: StepPlan, block_size: int, padding_block: int, device: to
         sampled_tokens=to_device(bounds[1:][sampled] - 1),
         sampled_rows=tuple(order[index] for index in sampled),
     )
+
+
+def _place(row: ScheduledRow) -> tuple[bool, int]:
+    """Sorts rows of one token before longer ones, and shorter contexts before longer ones."""
+    return len(row.token_ids) > 1, row.start + len(row.token_ids)
 
 
 def _block_tables(

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -64,10 +65,15 @@ class KVCache:
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    num_bytes = math.prod(shape) * dtype.itemsize
     try:
+        if device.type == "cpu":
+            # Through numpy, which leaves it to the system to clear a page when it is first touched: torch
+            # would write a gigabyte at start.
+            return torch.from_numpy(np.zeros(num_bytes, dtype=np.uint8)).view(dtype).view(shape)
         return torch.zeros(shape, dtype=dtype, device=device)
-    except RuntimeError as error:  # includes torch.OutOfMemoryError
+    except (RuntimeError, MemoryError) as error:  # includes torch.OutOfMemoryError
         raise StartupError(
-            f"There is no memory for {math.prod(shape) * dtype.itemsize // 2**20}MiB of KV cache on {device}"
-            "; lower --kv-cache-memory."
+            f"There is no memory for {num_bytes // 2**20}MiB of KV cache on {device}; "
+            "lower --kv-cache-memory."
         ) from error

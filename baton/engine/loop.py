@@ -29,13 +29,21 @@ class EngineLoop:
     """Owns scheduler and runner from `start` to `stop`; nobody else may touch them meanwhile.
 
     `emit` is called on the engine's thread with everything that happened, at most twice a step: once
-    before the step runs, if commands had answers, and once after it.
+    before the step runs, if commands had answers, and once after it. `on_crash` is called there if the
+    engine can't go on: what its scheduler holds is not to be trusted any more.
     """
 
-    def __init__(self, scheduler: Scheduler, runner: Runner, emit: Callable[[EngineOutput], None]) -> None:
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        runner: Runner,
+        emit: Callable[[EngineOutput], None],
+        on_crash: Callable[[Exception], None],
+    ) -> None:
         self._scheduler = scheduler
         self._runner = runner
         self._emit = emit
+        self._on_crash = on_crash
         # Unbounded, but what it holds is not: a command each for requests that the services bound, and one
         # each for aborts and page releases of those.
         self._commands: queue.SimpleQueue[EngineCommand | None] = queue.SimpleQueue()
@@ -57,6 +65,13 @@ class EngineLoop:
         return not self._thread.is_alive()
 
     def _run(self) -> None:
+        try:
+            self._serve()
+        except Exception as error:
+            logger.exception("the engine has stopped")
+            self._on_crash(error)
+
+    def _serve(self) -> None:
         must_wait = True
         while True:
             commands = self._take_commands(must_wait)

@@ -40,17 +40,21 @@ class RotaryEmbedding:
         self._dtype = dtype
 
     def angles(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines and sines of int64 positions `[T]`, each `[T, 1, D]` in the model's dtype."""
+        """What `rotate` needs for int64 positions `[T]`: two of `[T, 1, D]` in the model's dtype.
+
+        The cosines, and the sines with the sign that each half of a head takes.
+        """
         angles = positions[:, None].float() * self._frequencies  # [T, D / 2]
-        angles = torch.cat((angles, angles), dim=-1)[:, None, :]
-        return (angles.cos() * self._scale).to(self._dtype), (angles.sin() * self._scale).to(self._dtype)
+        cosines, sines = (angles.cos() * self._scale)[:, None], (angles.sin() * self._scale)[:, None]
+        return (
+            torch.cat((cosines, cosines), dim=-1).to(self._dtype),
+            torch.cat((-sines, sines), dim=-1).to(self._dtype),
+        )
 
 
 def rotate(states: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
     """Rotate `[T, heads, D]`; the two numbers of a pair are D / 2 apart, as Hugging Face stores them."""
-    half = states.shape[-1] // 2
-    turned = torch.cat((-states[..., half:], states[..., :half]), dim=-1)
-    return states * cosines + turned * sines
+    return torch.addcmul(states * cosines, states.roll(states.shape[-1] // 2, -1), sines)
 
 
 def rotary_frequencies(rope: RopeConfig, head_dim: int) -> Tensor:

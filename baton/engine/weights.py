@@ -14,16 +14,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from baton.core.errors import StartupError
+from baton.core.kv_layout import DTYPE_BYTES
 from baton.model_files import safetensors_files
 
-_DTYPES = {
-    "bfloat16": torch.bfloat16,
-    "bf16": torch.bfloat16,
-    "float16": torch.float16,
-    "fp16": torch.float16,
-    "float32": torch.float32,
-    "fp32": torch.float32,
-}
 # Found in sound checkpoints and not needed: old files store RoPE's frequencies, and files of models with tied
 # embeddings may store the output projection a second time.
 _IGNORED_SUFFIXES = ("rotary_emb.inv_freq", "lm_head.weight")
@@ -33,17 +26,19 @@ _logger = logging.getLogger(__name__)
 
 
 def resolve_dtype(name: str, config: Mapping[str, Any]) -> torch.dtype:
-    """The dtype called `name`, or for "auto" the one that `config.json` names, else float32.
+    """The dtype of EngineConfig.dtype: for "auto" the one that `config.json` names, else float32.
 
-    Raises StartupError for a name that is none of these.
+    Raises StartupError where that one can't be computed with.
     """
     wanted = name
     if name == "auto":
         wanted = config.get("dtype") or config.get("torch_dtype") or "float32"
-    if wanted not in _DTYPES:
-        origin = f"config.json's dtype '{wanted}'" if name == "auto" else f"The dtype '{name}'"
-        raise StartupError(f"{origin} is not supported; choose bfloat16, float16 or float32 with --dtype.")
-    return _DTYPES[wanted]
+    if wanted not in DTYPE_BYTES:
+        raise StartupError(
+            f"config.json's dtype '{wanted}' is not supported; choose bf16, fp16 or fp32 with --dtype."
+        )
+    dtype: torch.dtype = getattr(torch, wanted)
+    return dtype
 
 
 def load_weights(model_dir: Path, parameters: Mapping[str, Tensor]) -> None:

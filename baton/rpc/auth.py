@@ -2,6 +2,7 @@
 
 import hmac
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import grpc
 
@@ -15,7 +16,7 @@ def credentials(cluster_token: str) -> tuple[tuple[str, str], ...]:
     return ((_HEADER, f"Bearer {cluster_token}"),) if cluster_token else ()
 
 
-class ClusterAuth(grpc.aio.ServerInterceptor):
+class ClusterAuth(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the stubs only
     """Lets only callers with the cluster's token in; the others get UNAUTHENTICATED."""
 
     def __init__(self, cluster_token: str) -> None:
@@ -23,9 +24,9 @@ class ClusterAuth(grpc.aio.ServerInterceptor):
 
     async def intercept_service(
         self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler]],
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable["grpc.RpcMethodHandler[Any, Any]"]],
         handler_call_details: grpc.HandlerCallDetails,
-    ) -> grpc.RpcMethodHandler:
+    ) -> "grpc.RpcMethodHandler[Any, Any]":
         """See grpc.aio.ServerInterceptor."""
         if handler_call_details.method.startswith(_OPEN_SERVICES) or self._admits(handler_call_details):
             return await continuation(handler_call_details)
@@ -37,7 +38,7 @@ class ClusterAuth(grpc.aio.ServerInterceptor):
         return hmac.compare_digest(given_bytes, self._expected)
 
 
-async def _refuse(_requests: object, context: grpc.aio.ServicerContext) -> None:
+async def _refuse(_requests: object, context: grpc.aio.ServicerContext[Any, Any]) -> None:
     await context.abort(
         grpc.StatusCode.UNAUTHENTICATED,
         "this worker needs the cluster's token: set BATON_CLUSTER_TOKEN, the same everywhere",

@@ -32,25 +32,25 @@ class RouterSession:
     def __init__(self, router_id: str) -> None:
         self.router_id = router_id
         self.request_ids: dict[int, str] = {}
+        self.overrun = asyncio.Event()  # the router has fallen too far behind
         self._outbox: deque[worker_pb2.Event] = deque()
         self._wake = asyncio.Event()
-        self._overrun = False
 
     def send(self, event: worker_pb2.Event) -> None:
         """Queue an event; a session whose router does not read is broken off."""
-        self._overrun = self._overrun or len(self._outbox) >= MAX_OUTBOX
-        if not self._overrun:
+        if len(self._outbox) >= MAX_OUTBOX:
+            self.overrun.set()
+        else:
             self._outbox.append(event)
-        self._wake.set()
+            self._wake.set()
 
     async def events(self) -> AsyncIterator[worker_pb2.Event]:
-        """Events in order; ends when the router has fallen too far behind."""
-        while not self._overrun:
+        """Events in order, for ever."""
+        while True:
             await self._wake.wait()
             self._wake.clear()
-            while self._outbox and not self._overrun:
+            while self._outbox:
                 yield self._outbox.popleft()
-        logger.warning("router %s does not read its events: session broken off", self.router_id)
 
 
 class RequestHandler(Protocol):
@@ -140,7 +140,8 @@ class SessionHost(worker_pb2_grpc.WorkerServicer):
         context: grpc.aio.ServicerContext[worker_pb2.Command, worker_pb2.Event],
     ) -> None:
         """See worker.proto."""
-        hello = (await anext(aiter(request_iterator))).hello
+        # A caller that hangs up without a word has no version either.
+        hello = (await anext(aiter(request_iterator), worker_pb2.Command())).hello
         if hello.protocol_version != codec.PROTOCOL_VERSION:
             await context.abort(
                 grpc.StatusCode.FAILED_PRECONDITION,
@@ -149,19 +150,27 @@ class SessionHost(worker_pb2_grpc.WorkerServicer):
             )
         session = RouterSession(hello.router_id)
         session.send(worker_pb2.Event(welcome=self._welcome()))
+        if self._is_draining:
+            session.send(worker_pb2.Event(draining=worker_pb2.Draining()))
         self._sessions.append(session)
         logger.info("router %s connected", session.router_id)
-        writer = asyncio.create_task(self._write(session, context))
-        reader = asyncio.create_task(self._read(session, request_iterator))
+        tasks = [
+            asyncio.create_task(self._write(session, context)),
+            asyncio.create_task(self._read(session, request_iterator)),
+            # The writer can't see it: it waits for the router to read.
+            asyncio.create_task(session.overrun.wait()),
+        ]
         try:
-            done, _ = await asyncio.wait((reader, writer), return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            if session.overrun.is_set():
+                logger.warning("router %s does not read its events: session broken off", session.router_id)
             for task in done:
                 await task
         finally:
-            reader.cancel()
-            writer.cancel()
+            for task in tasks:
+                task.cancel()
             self._end(session)
-            await asyncio.wait((reader, writer))
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _write(
         self,
@@ -192,7 +201,7 @@ class SessionHost(worker_pb2_grpc.WorkerServicer):
     ) -> None:
         assert self.handler is not None
         try:
-            self._require_room(work)
+            self._require_room(session, work)
             request = codec.work_from_proto(work, self._block_size)
         except (ValueError, InvalidRequest) as error:
             session.send(codec.failure_to_proto(work.number, FailureReason.INVALID, str(error)))
@@ -211,13 +220,15 @@ class SessionHost(worker_pb2_grpc.WorkerServicer):
         except InvalidRequest as error:
             self.fail(request.request_id, FailureReason.INVALID, str(error))
 
-    def _require_room(self, work: worker_pb2.Work) -> None:
+    def _require_room(self, session: RouterSession, work: worker_pb2.Work) -> None:
         if self._is_draining:
             raise _NoRoom("this worker is about to stop")
         if len(self._requests) >= MAX_REQUESTS:
             raise _NoRoom(f"this worker holds {MAX_REQUESTS} requests already")
         if work.request_id in self._requests:
             raise ValueError(f"request id {work.request_id} is in use")
+        if work.number in session.request_ids:
+            raise ValueError(f"request number {work.number} is in use")
 
     def _abort(self, session: RouterSession, abort: worker_pb2.Abort) -> None:
         request_id = session.request_ids.get(abort.number)

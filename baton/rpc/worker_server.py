@@ -64,5 +64,7 @@ async def serve_until_stopped(
         if not await sessions.drain(DRAIN_TIMEOUT_S):
             logger.warning("requests were still running after %.0f s and are cut", DRAIN_TIMEOUT_S)
 
-    await signals.drain_then_stop(drain)
-    await server.stop()
+    try:
+        await signals.drain_then_stop(drain)
+    finally:
+        await server.stop()

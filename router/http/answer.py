@@ -13,7 +13,7 @@ from router.completion_request import CompletionRequest
 from router.front import Front
 from router.http.errors import error_body, log_unless_expected
 from router.http.event_stream import EventStream
-from router.http.guarded_work import GuardedResponse
+from router.http.guarded_work import ClientDisconnected, GuardedResponse
 from router.http.schemas import GenerationBody
 
 
@@ -141,7 +141,7 @@ class _Answer:
                 await stream.event({**self._chunk([]), "usage": self._usage.as_json()})
             await stream.done()
         except Exception as error:
-            if not stream.is_started:
+            if not stream.is_started or isinstance(error, ClientDisconnected):
                 raise
             log_unless_expected(error)
             await stream.event(error_body(error))

@@ -1,5 +1,6 @@
 """POST /v1/completions."""
 
+import asyncio
 import uuid
 from typing import Any
 
@@ -49,16 +50,19 @@ async def _requests(front: Front, body: CompletionBody, answer_id: str) -> list[
     options = body.options(
         num_logprobs=body.logprobs, max_tokens=body.max_tokens, default_max_tokens=_DEFAULT_MAX_TOKENS
     )
-    return [
-        await build_request(
-            front,
-            prompt,
-            options,
-            request_id=f"{answer_id}-{index}",
-            add_special_tokens=body.add_special_tokens is not False,
+    requests = []
+    for index, prompt in enumerate(body.prompt):
+        requests.append(
+            await build_request(
+                front,
+                prompt,
+                options,
+                request_id=f"{answer_id}-{index}",
+                add_special_tokens=body.add_special_tokens is not False,
+            )
         )
-        for index, prompt in enumerate(body.prompt)
-    ]
+        await asyncio.sleep(0)  # many short prompts are as much work for the event loop as a long one
+    return requests
 
 
 class _CompletionShape:

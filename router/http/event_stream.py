@@ -10,6 +10,8 @@ from router.http.guarded_work import ClientDisconnected
 
 SEND_TIMEOUT_S = 60.0  # a client that reads nothing for so long must not keep its place on the workers
 
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+
 _HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
@@ -31,8 +33,7 @@ class EventStream:
 
     async def event(self, content: dict[str, Any]) -> None:
         """Send one object."""
-        text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
-        await self._body(f"data: {text}\n\n".encode())
+        await self._body(f"data: {_encode(content)}\n\n".encode())
 
     async def done(self) -> None:
         """Send OpenAI's mark of a complete answer."""

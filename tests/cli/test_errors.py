@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from baton.cli import main
+from baton.core.errors import StartupError
+
 
 def baton(*arguments: str, token: str = "") -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "BATON_CLUSTER_TOKEN": token, "HF_HUB_OFFLINE": "1"}
@@ -65,6 +68,19 @@ def test_a_worker_that_others_reach_needs_a_token(model_dir: Path) -> None:
 
 def test_a_size_that_is_none(model_dir: Path) -> None:
     assert "'lots' is not a size" in error_line("serve", str(model_dir), "--kv-cache-memory=lots")
+
+
+def test_an_error_that_came_through_a_task_group(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(prog_name: str) -> None:
+        raise ExceptionGroup("unhandled errors in a TaskGroup", [StartupError("no\nluck")])
+
+    monkeypatch.setattr(main, "app", fail)
+    with pytest.raises(SystemExit) as exit:
+        main.main()
+    assert exit.value.code == 2
+    assert capsys.readouterr().err == "baton: no luck\n"
 
 
 def test_usage_errors_exit_with_2() -> None:

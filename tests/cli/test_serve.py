@@ -24,7 +24,8 @@ def run(config):
     if name != "router":
         pathlib.Path(config.listen_address.removeprefix("unix:")).touch()
     else:
-        sockets = [address.removeprefix("unix:") for address in config.prefill_addresses + config.decode_addresses]
+        workers = config.prefill_addresses + config.decode_addresses
+        sockets = [address.removeprefix("unix:") for address in workers]
 
         class Health(http.server.BaseHTTPRequestHandler):
             def do_GET(self):
@@ -48,7 +49,7 @@ class Serve:
         self._passed_over: list[str] = []
 
     def wait_for(self, text: str) -> str:
-        """The next line that contains `text`, in whichever order they come; fails if the output ends first."""
+        """The next line that contains `text`, in whichever order they come; fails if there is none."""
         for line in self._passed_over:
             if text in line:
                 self._passed_over.remove(line)

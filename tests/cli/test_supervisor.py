@@ -84,7 +84,9 @@ async def test_stop_ends_all_children() -> None:
     await reporter.seen("ready")
     supervisor.stop()
     await running
-    assert sorted(reporter.lines) == ["[a] up", "[b] up", "ready"]
+    assert sorted(reporter.lines[:3]) == ["[a] up", "[b] up", "ready"]
+    assert len(reporter.lines) == 4
+    assert reporter.lines[3].startswith("stopping")
 
 
 async def test_a_child_that_can_not_start_ends_all_and_its_words_are_the_error() -> None:

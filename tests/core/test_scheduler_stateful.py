@@ -36,8 +36,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         block_size=st.integers(1, 5),
         max_model_len=st.integers(8, MAX_MODEL_LEN),
         max_num_seqs=st.integers(1, 6),
-        max_num_batched_tokens=st.integers(1, 24),
-        spare_blocks=st.integers(0, 12),
+        max_num_batched_tokens=st.integers(1, 6) | st.integers(1, 24),
+        spare_blocks=st.integers(0, 3) | st.integers(0, 12),
     )
     def start(
         self,

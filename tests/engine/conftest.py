@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from baton.engine.factory import Engine, EngineOptions, load_engine
+from baton.config import EngineConfig
+from baton.engine.factory import Engine, load_engine
 from tests.checkpoints import reference_model, write_checkpoint
 
 LLAMA3_ROPE = {
@@ -100,9 +101,9 @@ def reference(checkpoint: Callable[[str], Path]) -> Loader:
 
 @pytest.fixture
 def engine(checkpoint: Callable[[str], Path]) -> Callable[..., Engine]:
-    """Loads one of MODELS with a fresh pool; keywords go to EngineOptions."""
+    """Loads one of MODELS with a fresh pool; keywords go to EngineConfig."""
 
     def load(name: str, **options: Any) -> Engine:
-        return load_engine(checkpoint(name), EngineOptions(**({"kv_cache_bytes": 4 * 2**20} | options)))
+        return load_engine(checkpoint(name), EngineConfig(**({"kv_cache_bytes": 4 * 2**20} | options)))
 
     return load

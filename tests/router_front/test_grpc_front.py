@@ -18,6 +18,7 @@ from baton.core.errors import (
 from baton.rpc.errors import ErrorInterceptor
 from baton.v1 import inference_pb2 as pb
 from baton.v1 import inference_pb2_grpc
+from router import grpc_front
 from router.front import Front
 from router.grpc_front import InferenceServicer
 from tests.router_front.fake_backend import MODEL, NUM_CACHED, FakeBackend
@@ -164,6 +165,18 @@ async def test_cancel_closes_the_backend(stub: Any, backend: FakeBackend, stream
         await backend.is_closed.wait()
     if not (stream and hang_after):
         reading.cancel()
+
+
+async def test_client_that_reads_nothing_loses_its_place(
+    stub: Any, backend: FakeBackend, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(grpc_front, "WRITE_TIMEOUT_S", 0.2)
+    backend.max_model_len = 10**7
+    call = stub.Generate(request(stream=True, sampling={"max_tokens": 10**6, "n": 100, "logprobs": 20}))
+    async with asyncio.timeout(DEADLINE_S):
+        await call.read()
+        await backend.is_closed.wait()
+    call.cancel()
 
 
 ERRORS = {

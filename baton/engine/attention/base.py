@@ -8,7 +8,10 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class AttentionMetadata:
-    """Where the tokens of one step lie. Rows of one token come first, longer rows after them.
+    """Where the tokens of one step lie.
+
+    Rows of one token come first, longer rows after them; each kind is sorted by context length, so that a
+    backend can take rows of similar work as slices.
 
     slot_mapping: int64 `[T]`, page * block_size + slot in page of every token.
     block_tables: int64 `[R, B]`, each row's pages in order, filled up with the padding page.

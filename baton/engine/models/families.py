@@ -146,6 +146,8 @@ def _qwen_windows(config: HFConfig) -> tuple[int | None, ...]:
     window = config.get("sliding_window", 4096) if config.get("use_sliding_window", False) else None
     layer_types = config.get("layer_types")
     if layer_types is not None:
+        if len(layer_types) != num_layers:
+            raise StartupError(f"config.json's layer_types must name all {num_layers} layers.")
         return tuple(window if kind == "sliding_attention" else None for kind in layer_types)
     first = config.get("max_window_layers", 28)
     return tuple(window if index >= first else None for index in range(num_layers))

@@ -1,0 +1,313 @@
+"""The scheduler's order and arithmetic, case by case; test_scheduler_stateful.py has the random ones."""
+
+import pytest
+from hypothesis import given
+
+from baton.core.block_pool import BlockPool
+from baton.core.errors import InvalidRequest
+from baton.core.prefix import chain_seed
+from baton.core.request import TokenEvent
+from baton.core.sampling import SamplingParams, choice_seed
+from baton.core.scheduler import Scheduler, SchedulerConfig
+from baton.core.stopping import FinishReason, finish_reason
+from tests.core.engine_requests import alone, make_request, prompts, sampling_params
+from tests.core.fake_runner import VOCABULARY_SIZE, FakeRunner, prefix_identity
+from tests.core.scheduler_world import SchedulerWorld
+
+BLOCK_SIZE = 4
+
+
+class Engine:
+    """A scheduler and its runner, without the checks of SchedulerWorld."""
+
+    def __init__(
+        self, *, num_blocks: int = 64, max_model_len: int = 60, max_num_seqs: int = 8, budget: int = 64
+    ) -> None:
+        config = SchedulerConfig(BLOCK_SIZE, max_model_len, max_num_seqs, budget)
+        self.pool = BlockPool(num_blocks)
+        self.scheduler = Scheduler(config, self.pool)
+        self.runner = FakeRunner(num_blocks, BLOCK_SIZE)
+        self.rows: list[tuple[str, int, int]] = []  # request, start, tokens of the last step
+
+    def add(self, request_id: str, prompt: tuple[int, ...], *, priority: int = 0, **sampling: object) -> None:
+        self.scheduler.add(make_request(request_id, prompt, BLOCK_SIZE, priority=priority, **sampling))
+
+    def step(self) -> list[TokenEvent]:
+        step = self.scheduler.schedule()
+        if step is None:
+            self.rows = []
+            return []
+        self.rows = [
+            (sequence.request.request_id, row.start, len(row.token_ids))
+            for sequence, row in zip(step.sequences, step.plan.rows, strict=True)
+        ]
+        return self.scheduler.apply(step, self.runner.run(step.plan)).tokens
+
+
+def tokens_of(length: int, first: int = 0) -> tuple[int, ...]:
+    """A prompt of `length` tokens that shares no prefix with one of another `first`."""
+    return tuple((first + i) % VOCABULARY_SIZE for i in range(length))
+
+
+@given(prompts(20), sampling_params())
+def test_a_request_alone_yields_what_a_plain_loop_yields(
+    prompt: tuple[int, ...], sampling: SamplingParams
+) -> None:
+    """`alone` is the yardstick of the other tests; this one measures it without a scheduler."""
+    for choice, outcome in enumerate(alone(prompt, sampling, max_model_len=24)):
+        assert outcome == _plain_loop(prompt, sampling, choice, max_model_len=24)
+
+
+def test_first_come_first_served() -> None:
+    engine = Engine(max_num_seqs=2)
+    for request_id in ("a", "b", "c", "d"):
+        engine.add(request_id, tokens_of(3, ord(request_id)), max_tokens=2)
+    engine.step()
+    assert [row[0] for row in engine.rows] == ["a", "b"]
+    engine.step()
+    engine.step()
+    assert [row[0] for row in engine.rows] == ["c", "d"]
+
+
+def test_lower_priority_numbers_go_first() -> None:
+    engine = Engine(max_num_seqs=2)
+    for request_id, priority in (("late", 5), ("middle", 0), ("urgent", -3), ("middle too", 0)):
+        engine.add(request_id, tokens_of(3), priority=priority, max_tokens=1)
+    engine.step()
+    assert [row[0] for row in engine.rows] == ["urgent", "middle"]
+    engine.step()
+    assert [row[0] for row in engine.rows] == ["middle too", "late"]
+
+
+def test_nobody_overtakes_the_first_in_the_queue() -> None:
+    engine = Engine(num_blocks=5, max_model_len=20)
+    engine.add("running", tokens_of(7), max_tokens=3)
+    engine.step()
+    engine.add("long", tokens_of(15, 1), max_tokens=1)
+    engine.add("short", tokens_of(2, 2), max_tokens=1)
+    engine.step()
+    assert [row[0] for row in engine.rows] == ["running"]
+
+
+def test_decodes_go_before_prefills_under_a_tight_budget() -> None:
+    engine = Engine(budget=4)
+    engine.add("short", tokens_of(1, 1), max_tokens=9)
+    engine.step()
+    engine.add("long", tokens_of(30), priority=-1, max_tokens=4)
+    for start in (0, 3, 6):
+        engine.step()
+        assert engine.rows == [("short", 1 + start // 3, 1), ("long", start, 3)]
+
+
+def test_a_prompt_is_chunked_by_the_budget() -> None:
+    engine = Engine(budget=4)
+    engine.add("a", tokens_of(10), max_tokens=2)
+    seen = []
+    for _ in range(4):
+        seen.append((bool(engine.step()), engine.rows))
+    assert seen == [
+        (False, [("a", 0, 4)]),
+        (False, [("a", 4, 4)]),
+        (True, [("a", 8, 2)]),
+        (True, [("a", 10, 1)]),
+    ]
+
+
+def test_cached_prefixes_are_found_and_counted() -> None:
+    engine = Engine()
+    engine.add("first", tokens_of(11), max_tokens=1)
+    assert engine.step()[0].num_cached_prompt_tokens == 0
+    engine.add("second", (*tokens_of(11), 5), max_tokens=1)
+    assert engine.step()[0].num_cached_prompt_tokens == 8
+    assert engine.rows == [("second", 8, 4)]
+    load = engine.scheduler.load()
+    assert (load.prefix_queries, load.prefix_hits) == (2 + 2, 2)
+
+
+def test_a_wholly_cached_prompt_computes_its_last_block_again() -> None:
+    engine = Engine()
+    for request_id in ("first", "second"):
+        engine.add(request_id, tokens_of(8), max_tokens=1)
+        engine.step()
+    assert engine.rows == [("second", 4, 4)]
+
+
+def test_salts_keep_prefixes_apart() -> None:
+    engine = Engine()
+    engine.add("a", tokens_of(9), max_tokens=1, hash_seed=chain_seed(b"m", "one"))
+    engine.step()
+    engine.add("b", tokens_of(9), max_tokens=1, hash_seed=chain_seed(b"m", "two"))
+    assert engine.step()[0].num_cached_prompt_tokens == 0
+
+
+@pytest.mark.parametrize("budget", [1, 2, 7, 64])
+@pytest.mark.parametrize("n", [1, 3])
+def test_a_lone_request_makes_progress_in_the_smallest_pool(budget: int, n: int) -> None:
+    engine = Engine(num_blocks=5, max_model_len=20, max_num_seqs=3, budget=budget)
+    engine.add("a", tokens_of(6), max_tokens=14, n=n)
+    num_finished = 0
+    for _ in range(400):
+        events = engine.step()
+        num_finished += sum(event.finish_reason is not None for event in events)
+        if not engine.rows:
+            break
+    assert num_finished == n
+    assert engine.pool.num_free == 5
+
+
+def test_the_last_to_come_is_preempted_and_comes_back() -> None:
+    engine = Engine(num_blocks=4, max_model_len=16)
+    engine.add("a", tokens_of(7), max_tokens=8)
+    engine.add("b", tokens_of(7, 1), max_tokens=8)
+    order: list[str] = []
+    while (events := engine.step()) or engine.rows:
+        order += [event.request_id for event in events if event.finish_reason]
+    assert order == ["a", "b"]
+    assert engine.scheduler.load().num_preemptions == 1
+
+
+def test_a_prompt_under_way_can_preempt_a_decode_of_the_same_step() -> None:
+    engine = Engine(num_blocks=5, max_model_len=20, budget=4)
+    engine.add("late", tokens_of(6, 1), max_tokens=12)
+    engine.step()
+    engine.step()
+    engine.add("urgent", tokens_of(19), priority=-1, max_tokens=1)
+    while engine.scheduler.load().num_preemptions == 0:
+        engine.step()
+    assert [row[0] for row in engine.rows] == ["urgent"], "the decode lost its pages, and its row with them"
+
+
+def test_aborts_give_back_pages_that_wait_for_a_copy() -> None:
+    """At once, and not after the next step: there may be none."""
+    engine = Engine()
+    engine.add("a", tokens_of(6), max_tokens=9, n=3)
+    engine.step()
+    engine.scheduler.abort_choice("a", 1)
+    assert engine.pool.num_free == engine.pool.num_blocks - 3
+    engine.scheduler.abort("a")
+    assert engine.pool.num_free == engine.pool.num_blocks
+
+
+def test_received_pages_can_be_found_as_soon_as_they_are_committed() -> None:
+    scheduler = Engine().scheduler
+    num_cached = []
+    for request_id in ("first", "second", "third"):
+        scheduler.reserve(make_request(request_id, tokens_of(9), BLOCK_SIZE))
+        num_cached += [reserved.num_cached_blocks for reserved in scheduler.admit_reservations()]
+        if request_id == "second":
+            scheduler.commit("second", {0: 1})
+    assert num_cached == [0, 0, 2], "neither before the commit nor only after the next step"
+
+
+def test_choices_share_the_prompts_full_pages() -> None:
+    engine = Engine()
+    engine.add("a", tokens_of(9), max_tokens=3, n=4)
+    events = engine.step()
+    assert [event.choice for event in events] == [0, 1, 2, 3]
+    assert engine.rows == [("a", 0, 9)]
+    # Two full pages for all, one partial page each.
+    assert engine.pool.num_blocks - engine.pool.num_free == 2 + 4
+    engine.step()
+    assert sorted(engine.rows) == [("a", 9, 1)] * 4
+
+
+def test_a_request_whose_first_token_ends_it_exports_nothing() -> None:
+    config = SchedulerConfig(BLOCK_SIZE, 60, 8, 64)
+    scheduler, runner = Scheduler(config, BlockPool(8)), FakeRunner(8, BLOCK_SIZE)
+    scheduler.add(make_request("a", tokens_of(9), BLOCK_SIZE, max_tokens=1), hands_over=True, export_from=0)
+    step = scheduler.schedule()
+    assert step is not None
+    events = scheduler.apply(step, runner.run(step.plan))
+    assert events.pages == []
+    assert events.tokens[0].finish_reason is FinishReason.LENGTH
+    assert scheduler.pool.num_free == 8
+
+
+def test_copies_of_a_failed_step_are_made_by_the_next() -> None:
+    """The choices of `forked` have no row in the step that fails, but its plan has their copies."""
+    world = SchedulerWorld(SchedulerConfig(BLOCK_SIZE, 20, 6, max_num_batched_tokens=3), num_blocks=20)
+    for request_id, priority in (("x", 0), ("y", 0), ("z", 0)):
+        world.add(
+            make_request(request_id, (5, ord(request_id) % 5), BLOCK_SIZE, priority=priority, max_tokens=12)
+        )
+    for _ in range(3):
+        world.step()
+    forked = make_request("forked", tokens_of(5), BLOCK_SIZE, priority=1, max_tokens=8, n=2)
+    world.reserve(forked)
+    world.admit_reservations()
+    tracked = world.live["forked"]
+    for index in sorted(tracked.missing_blocks):
+        world.receive_block(tracked, index)
+    world.commit(tracked)
+    world.fail_step(after_running=False)
+    assert list(world.live) == ["forked"]
+    world.drain()
+
+
+def test_a_none_from_schedule_means_that_only_the_outside_can_help() -> None:
+    """The engine's loop sleeps after a None: whoever waits must not have been able to run."""
+    engine = Engine(num_blocks=4, max_model_len=16)
+    engine.add("long", tokens_of(4), max_tokens=9)
+    engine.scheduler.reserve(make_request("reserved", tokens_of(7, 1), BLOCK_SIZE))
+    engine.step()
+    assert len(engine.scheduler.admit_reservations()) == 1
+    engine.step()
+    assert engine.pool.num_free == 0
+    engine.add("urgent", tokens_of(1, 2), priority=-1, max_tokens=1)
+    finished = []
+    while (events := engine.step()) or engine.rows:
+        finished += [event.request_id for event in events if event.finish_reason]
+    # "long" had to give way, which left "urgent" enough.
+    assert finished == ["urgent"]
+    assert engine.scheduler.load().num_preemptions == 1
+
+
+@pytest.mark.parametrize(("length", "n", "param"), [(0, 1, "prompt"), (60, 1, "prompt"), (3, 9, "n")])
+def test_what_can_never_run_is_refused(length: int, n: int, param: str) -> None:
+    engine = Engine()
+    request = make_request("a", tokens_of(length), BLOCK_SIZE, n=n)
+    for ask in (engine.scheduler.add, engine.scheduler.reserve):
+        with pytest.raises(InvalidRequest) as refused:
+            ask(request)
+        assert refused.value.param == param
+    assert engine.scheduler.load().num_waiting == 0
+    assert engine.scheduler.schedule() is None
+
+
+def test_unknown_requests_are_ignored() -> None:
+    engine = Engine()
+    engine.add("a", tokens_of(3), max_tokens=2)
+    engine.scheduler.abort("nobody")
+    engine.scheduler.abort_choice("nobody", 0)
+    engine.scheduler.commit("nobody", {0: 1})
+    assert engine.scheduler.load().num_waiting == 1
+    assert engine.scheduler.load().num_running == 0
+
+
+def test_the_fake_runner_sees_a_page_of_another_request() -> None:
+    """The checks of this folder are only as good as the runner's."""
+    engine = Engine()
+    engine.add("a", tokens_of(6), max_tokens=9)
+    engine.add("b", tokens_of(6, 1), max_tokens=9)
+    engine.step()
+    step = engine.scheduler.schedule()
+    assert step is not None
+    first, second = step.sequences
+    first.block_table[0], second.block_table[0] = second.block_table[0], first.block_table[0]
+    with pytest.raises(AssertionError):
+        engine.runner.run(step.plan)
+
+
+def _plain_loop(
+    prompt: tuple[int, ...], sampling: SamplingParams, choice: int, max_model_len: int
+) -> tuple[tuple[int, ...], FinishReason]:
+    seed, output = choice_seed(sampling.seed, choice), []
+    while True:
+        position = len(prompt) + len(output)
+        token = hash((prefix_identity((*prompt, *output)), seed, position)) % VOCABULARY_SIZE
+        while len(output) < sampling.min_tokens and token in sampling.stop_token_ids:
+            token = (token + 1) % VOCABULARY_SIZE
+        output.append(token)
+        reason = finish_reason(sampling, token, len(output), position + 1, max_model_len)
+        if reason is not None:
+            return tuple(output), reason

@@ -1,0 +1,119 @@
+"""The official openai client against real processes."""
+
+import asyncio
+
+import openai
+import pytest
+
+from tests.e2e.processes import Cluster, wait_until
+
+
+@pytest.fixture
+def client(cluster: Cluster) -> openai.AsyncOpenAI:
+    return openai.AsyncOpenAI(base_url=f"{cluster.url}/v1", api_key="none", max_retries=0)
+
+
+async def test_models(client: openai.AsyncOpenAI) -> None:
+    models = [model async for model in await client.models.list()]
+    assert [model.id for model in models] == ["demo"]
+
+
+async def test_completion_with_and_without_stream(client: openai.AsyncOpenAI) -> None:
+    whole = await client.completions.create(
+        model="demo", prompt="def __init__(self", max_tokens=40, temperature=0, logprobs=2
+    )
+    choice = whole.choices[0]
+    assert whole.usage is not None
+    assert whole.usage.completion_tokens == 40
+    assert choice.finish_reason == "length"
+    assert choice.logprobs is not None
+    assert choice.logprobs.tokens is not None
+    assert "".join(choice.logprobs.tokens) == choice.text
+    stream = await client.completions.create(
+        model="demo",
+        prompt="def __init__(self",
+        max_tokens=40,
+        temperature=0,
+        stream=True,
+        stream_options={"include_usage": True},
+    )
+    chunks = [chunk async for chunk in stream]
+    assert "".join(chunk.choices[0].text for chunk in chunks if chunk.choices) == choice.text
+    assert chunks[-1].usage is not None
+    assert chunks[-1].usage.completion_tokens == 40
+    assert sum(bool(chunk.choices and chunk.choices[0].text) for chunk in chunks) > 10, "it streams"
+
+
+async def test_greedy_completion_looks_like_python(client: openai.AsyncOpenAI) -> None:
+    answer = await client.completions.create(
+        model="demo", prompt="def __init__(self", max_tokens=60, temperature=0
+    )
+    text = answer.choices[0].text
+    assert "):" in text
+    assert "self." in text
+
+
+async def test_chat_with_and_without_stream(client: openai.AsyncOpenAI) -> None:
+    messages = [{"role": "user", "content": "Write a function that adds two numbers."}]
+    whole = await client.chat.completions.create(
+        model="demo", messages=messages, max_tokens=24, seed=5, temperature=0.8
+    )
+    stream = await client.chat.completions.create(
+        model="demo", messages=messages, max_tokens=24, seed=5, temperature=0.8, stream=True
+    )
+    text = "".join([chunk.choices[0].delta.content or "" async for chunk in stream if chunk.choices])
+    assert whole.choices[0].message.content == text
+
+
+async def test_choices_differ_and_stop_strings_cut(client: openai.AsyncOpenAI) -> None:
+    answer = await client.completions.create(
+        model="demo", prompt="import os\n", max_tokens=24, n=3, seed=11, temperature=1.0
+    )
+    assert [choice.index for choice in answer.choices] == [0, 1, 2]
+    assert len({choice.text for choice in answer.choices}) > 1
+    [choice] = [choice for choice in answer.choices if choice.index == 1]
+    stop = choice.text[5:9]
+    cut = await client.completions.create(
+        model="demo", prompt="import os\n", max_tokens=24, n=3, seed=11, temperature=1.0, stop=[stop]
+    )
+    assert cut.choices[1].text == choice.text[: choice.text.index(stop)]
+    assert cut.choices[1].finish_reason == "stop"
+
+
+async def test_32_concurrent_requests_of_mixed_lengths(cluster: Cluster, client: openai.AsyncOpenAI) -> None:
+    async def ask(index: int) -> tuple[str, list[int]]:
+        answer = await client.completions.create(
+            model="demo",
+            prompt=[3 + (index * 37 + position) % 900 for position in range(1 + index * 23)],
+            max_tokens=4 + index % 29,
+            temperature=0,
+            extra_body={"return_token_ids": True, "ignore_eos": True},
+        )
+        return answer.choices[0].finish_reason, answer.choices[0].model_extra["token_ids"]
+
+    answers = await asyncio.gather(*(ask(index) for index in range(32)))
+    assert [reason for reason, _ in answers] == ["length"] * 32
+    assert [len(ids) for _, ids in answers] == [4 + index % 29 for index in range(32)]
+    wait_until(cluster.pages_are_free, "all pages are free", 5)
+
+
+async def test_disconnect_in_mid_stream_frees_the_pages(cluster: Cluster, client: openai.AsyncOpenAI) -> None:
+    stream = await client.completions.create(
+        model="demo", prompt="import", max_tokens=1800, stream=True, extra_body={"ignore_eos": True}
+    )
+    chunks = aiter(stream)
+    for _ in range(3):
+        await anext(chunks)
+    assert not cluster.pages_are_free()
+    await stream.close()
+    wait_until(cluster.pages_are_free, "the pages are back in the pool", 5)
+    assert cluster.worker_metric("num_running", "decode") == 0
+
+
+async def test_errors_are_openais(client: openai.AsyncOpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match="temperature"):
+        await client.completions.create(model="demo", prompt="x", temperature=-1)
+    with pytest.raises(openai.NotFoundError, match="gpt-9"):
+        await client.completions.create(model="gpt-9", prompt="x")
+    with pytest.raises(openai.BadRequestError, match=r"\d+ tokens"):
+        await client.completions.create(model="demo", prompt=[5] * 100_000)

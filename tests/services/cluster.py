@@ -1,0 +1,292 @@
+"""Prefill and decode services on real gRPC servers in this event loop, and a router's back in front."""
+
+import asyncio
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from baton.config import EngineConfig, Role, RouterConfig, WorkerConfig
+from baton.core.kv_layout import KVLayout
+from baton.core.reservation import TransferDeadlines
+from baton.core.sampling import SamplingParams
+from baton.core.stopping import FinishReason
+from baton.engine.host import EngineHost
+from baton.rpc.server import RpcServer
+from baton.v1 import transfer_pb2_grpc, worker_pb2_grpc
+from decode_service.service import DecodeService
+from prefill_service.service import PrefillService
+from router import worker_link
+from router.admission import Admission
+from router.flow import WorkerBackend
+from router.generation import GenerationRequest, TokenDelta
+from router.pool import WorkerPool
+from tests.services.fake_engine import FINGERPRINT, FakeEngine, fake_layout, load_fake_engine
+
+DEADLINE_S = 10.0
+
+
+async def until(condition: Callable[[], object], what: str = "") -> None:
+    """Wait for something that is to become true soon."""
+    end = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < end, f"did not happen within {DEADLINE_S:.0f} s: {what or condition}"
+        await asyncio.sleep(0.002)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one worker may use."""
+
+    layout: KVLayout = field(default_factory=fake_layout)
+    num_blocks: int = 256
+    max_num_seqs: int = 64
+    max_num_batched_tokens: int = 16
+    max_model_len: int = 512
+    fingerprint: bytes = FINGERPRINT
+    deadlines: TransferDeadlines = field(default_factory=TransferDeadlines)
+
+
+class Worker:
+    """One server that can be stopped and started again on its address, as a new process would be."""
+
+    def __init__(self, role: Role, address: str, limits: Limits, cluster_token: str = "") -> None:
+        self.limits = limits
+        self.address = address
+        config = EngineConfig(
+            block_size=limits.layout.block_size,
+            max_num_seqs=limits.max_num_seqs,
+            max_num_batched_tokens=limits.max_num_batched_tokens,
+        )
+        self.config = WorkerConfig(
+            role, Path("/nowhere"), address, address, f"{role}-0", cluster_token, config
+        )
+        self.engine: FakeEngine
+        self.host: EngineHost
+        self.service: Any = None  # PrefillService or DecodeService
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """A new epoch: pages and requests of the last one are gone."""
+        limits = self.limits
+        self.engine = load_fake_engine(
+            limits.layout, limits.num_blocks, limits.max_model_len, limits.fingerprint
+        )
+        self.host = EngineHost(self.config.engine, self.engine)
+        self._stopping = asyncio.Event()
+        started = asyncio.Event()
+        self._task = asyncio.create_task(self._serve(started))
+        waiting = asyncio.create_task(started.wait())
+        await asyncio.wait((waiting, self._task), return_when=asyncio.FIRST_COMPLETED)
+        assert started.is_set(), self._task
+
+    async def stop(self) -> None:
+        """End at once, as a killed process would for all who are connected to it."""
+        if self._task is not None:
+            self.engine.runner.gate.set()
+            self._stopping.set()
+            task, self._task = self._task, None
+            await task
+            self.host._engine._scheduler.pool.check_integrity()
+
+    async def _serve(self, started: asyncio.Event) -> None:
+        server = RpcServer(self.config.cluster_token)
+        names = ["baton.v1.Worker"]
+        async with asyncio.TaskGroup() as tasks:
+            if self.config.role == "prefill":
+                self.service = PrefillService(self.config, self.host, tasks)
+            else:
+                self.service = DecodeService(self.config, self.host, self.limits.deadlines)
+                transfer_pb2_grpc.add_TransferServicer_to_server(self.service.receiver, server.grpc)
+                names.append("baton.v1.Transfer")
+            worker_pb2_grpc.add_WorkerServicer_to_server(self.service.sessions, server.grpc)
+            self.host.start(self.service.on_output)
+            watcher = tasks.create_task(self.host.watch())
+            await server.start(self.address, names, "--listen")
+            started.set()
+            try:
+                await self._stopping.wait()
+            finally:
+                await server.grpc.stop(0)
+                watcher.cancel()
+                await self.host.stop()
+                if self.config.role == "prefill":
+                    await self.service.sender.close()
+
+    @property
+    def leftovers(self) -> dict[str, object]:
+        """What is not as it was before the first request."""
+        load, service = self.host.load, self.service
+        found: dict[str, object] = {
+            "pages": load.num_blocks - load.num_free_blocks,
+            "running": load.num_running,
+            "waiting": load.num_waiting,
+            "reserved": load.num_reserved,
+            "_requests": service.sessions._requests,
+            "request_ids": [ids for session in service.sessions._sessions for ids in session.request_ids],
+        }
+        names = ("_prompts", "_table", "_num_prompt_tokens", "_open_choices", "_cut_choices")
+        found |= {name: getattr(service, name) for name in names if hasattr(service, name)}
+        return {
+            name: value
+            for name, value in found.items()
+            if (len(value) if hasattr(value, "__len__") else value)
+        }
+
+
+@dataclass
+class Answer:
+    """All that a request has said."""
+
+    tokens: list[list[int]]
+    reasons: list[FinishReason | None]
+    num_cached: int = 0
+
+    @property
+    def outcomes(self) -> list[tuple[list[int], FinishReason | None]]:
+        """Comparable with `expected`."""
+        return list(zip(self.tokens, self.reasons, strict=True))
+
+    def add(self, delta: TokenDelta) -> None:
+        """Append what has come; nothing may come after the end."""
+        assert self.reasons[delta.choice] is None
+        self.tokens[delta.choice] += [token.token_id for token in delta.tokens]
+        self.reasons[delta.choice] = delta.finish_reason
+        self.num_cached += delta.num_cached_prompt_tokens
+
+
+class Cluster:
+    """The workers, and a router's back without its front doors."""
+
+    def __init__(
+        self,
+        prefills: list[Worker],
+        decodes: list[Worker],
+        max_queue: int,
+        cluster_token: str,
+        directory: Path,
+        swapped: bool,
+    ) -> None:
+        self.prefills, self.decodes = prefills, decodes
+        self.prefill, self.decode = prefills[0], decodes[0]
+        addresses = [tuple(worker.address for worker in workers) for workers in (prefills, decodes)]
+        if swapped:
+            addresses.reverse()
+        self._config = RouterConfig(
+            directory, "fake", *addresses, max_queue=max_queue, cluster_token=cluster_token
+        )
+        self.max_queue = max_queue
+        self._num_requests = 0
+        self._sessions: asyncio.Task[None] | None = None
+
+    async def start_router(self) -> None:
+        """A new router on the same workers."""
+        self.pool = WorkerPool(self._config, FINGERPRINT)
+        pool = self.pool
+        self.admission = Admission(self.max_queue, lambda: pool.capacity)
+        self.backend = WorkerBackend(self.pool, self.admission, FINGERPRINT, 512)
+        self._sessions = asyncio.create_task(self.pool.run(self.admission.update))
+
+    async def stop_router(self) -> None:
+        """As if its process had ended."""
+        assert self._sessions is not None
+        self._sessions.cancel()
+        await asyncio.wait((self._sessions,))
+        assert self._sessions.cancelled(), self._sessions.exception()
+
+    @property
+    def workers(self) -> list[Worker]:
+        return [*self.prefills, *self.decodes]
+
+    @property
+    def links(self) -> list[worker_link.WorkerLink]:
+        return self.pool.links
+
+    async def connected(self) -> None:
+        """Wait for a session with every worker."""
+        await until(lambda: all(link.worker for link in self.links), "sessions with all workers")
+
+    def request(self, prompt: tuple[int, ...], *, priority: int = 0, salt: str = "", **sampling: Any) -> Any:
+        """A request under a new id."""
+        self._num_requests += 1
+        params = SamplingParams(**{"max_tokens": 8, **sampling})
+        return GenerationRequest(f"request-{self._num_requests}", prompt, params, priority, salt)
+
+    async def ask(self, request: GenerationRequest) -> Answer:
+        """Run a request to its end."""
+        answer = Answer([[] for _ in range(request.sampling.n)], [None] * request.sampling.n)
+        async with aclosing(self.backend.generate(request)) as deltas:
+            async for delta in deltas:
+                answer.add(delta)
+        return answer
+
+    async def all_clean(self) -> None:
+        """Wait until nothing is left of any request, anywhere."""
+
+        def leftovers() -> dict[str, object]:
+            found: dict[str, object] = {worker.address[-6:]: worker.leftovers for worker in self.workers}
+            found["router"] = [
+                *self.backend._flights,
+                *self.admission._waiters,
+                *[errand for link in self.links for errand in link._errands],
+                *[
+                    w
+                    for w in (link.worker for link in self.links)
+                    if w and (w.num_in_flight, w.num_in_flight_tokens) != (0, 0)
+                ],
+            ]
+            found["slots"] = self.admission._num_slots_taken
+            return {name: value for name, value in found.items() if value}
+
+        try:
+            await until(lambda: not leftovers())
+        except AssertionError:
+            pytest.fail(f"left over: {leftovers()}")
+
+
+def _in_flight(link: worker_link.WorkerLink) -> int:
+    return link.worker.num_in_flight + link.worker.num_in_flight_tokens if link.worker else 0
+
+
+@asynccontextmanager
+async def cluster(
+    prefill: Limits | None = None,
+    decode: Limits | None = None,
+    *,
+    num_prefills: int = 1,
+    num_decodes: int = 1,
+    max_queue: int = 64,
+    cluster_token: str = "",
+    start: bool = True,
+    swapped: bool = False,
+) -> AsyncIterator[Cluster]:
+    """A running cluster; fails where the event loop had to report something that nobody handled."""
+    unhandled: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: unhandled.append(context))
+    with tempfile.TemporaryDirectory(prefix="baton-") as directory, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(worker_link, "RECONNECT_DELAY_S", 0.02)
+        limits = {"prefill": prefill or Limits(), "decode": decode or Limits()}
+        prefills, decodes = (
+            [
+                Worker(role, f"unix:{directory}/{role[0]}{index}", limits[role], cluster_token)  # type: ignore[arg-type]
+                for index in range(count)
+            ]
+            for role, count in (("prefill", num_prefills), ("decode", num_decodes))
+        )
+        made = Cluster(prefills, decodes, max_queue, cluster_token, Path(directory), swapped)
+        try:
+            if start:
+                await asyncio.gather(*(worker.start() for worker in made.workers))
+            await made.start_router()
+            if start:
+                await made.connected()
+            yield made
+        finally:
+            await made.stop_router()
+            await asyncio.gather(*(worker.stop() for worker in made.workers))
+    assert not unhandled, unhandled
