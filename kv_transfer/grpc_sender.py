@@ -102,15 +102,18 @@ class OutgoingTransfer:
     async def _push(self, call: "_PushCall") -> None:
         opening = self._frame()
         opening.open.layout.CopyFrom(codec.layout_to_proto(self._store.layout))
-        await asyncio.wait_for(call.write(opening), CONNECT_TIMEOUT_S)
+        # Not wait_for: before Python 3.12 it loses a cancellation that comes as its awaitable completes.
+        async with asyncio.timeout(CONNECT_TIMEOUT_S):
+            await call.write(opening)
         while True:
             item = await self._queue.get()
             if not isinstance(item, _Pages):
-                await asyncio.wait_for(call.write(item), STALL_TIMEOUT_S)
                 break
             await self._push_pages(call, item)
-        await call.done_writing()
-        await asyncio.wait_for(call, STALL_TIMEOUT_S)
+        async with asyncio.timeout(STALL_TIMEOUT_S):
+            await call.write(item)
+            await call.done_writing()
+            await call
 
     async def _push_pages(self, call: "_PushCall", pages: _Pages) -> None:
         try:
@@ -120,7 +123,8 @@ class OutgoingTransfer:
                 frame.pages.CopyFrom(
                     pack(self._store, pages.blocks[offset : offset + place.num_blocks], place)
                 )
-                await asyncio.wait_for(call.write(frame), STALL_TIMEOUT_S)
+                async with asyncio.timeout(STALL_TIMEOUT_S):
+                    await call.write(frame)
                 self._stats.num_bytes += len(frame.pages.payload)
         finally:
             self._release(pages.blocks)

@@ -140,7 +140,8 @@ class WorkerLink:
         await channel.channel_ready()
         call = stub.Session(self._commands(outbox), metadata=self._metadata)
         try:
-            event = await asyncio.wait_for(call.read(), WELCOME_TIMEOUT_S)
+            async with asyncio.timeout(WELCOME_TIMEOUT_S):
+                event = await call.read()
             if event is grpc.aio.EOF:  # type: ignore[attr-defined]  # not in the stubs
                 raise Unavailable("it ended the session at once")
             self.worker = self._admit(event.welcome, outbox)
@@ -241,5 +242,7 @@ def _error(failed: worker_pb2.Failed) -> BatonError:
             return InvalidRequest(failed.message)
         case FailureReason.OVERLOADED:
             return Overloaded(failed.message)
+        case FailureReason.TRANSFER:  # one of the two servers may have gone; who says so first is chance
+            return Unavailable(f"{failed.message} Try again.")
         case _:
             return RequestFailed(failed.message)

@@ -54,6 +54,8 @@ def main() -> None:
             raise
         print(f"baton: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2 if isinstance(error, StartupError) else 1)
+    except KeyboardInterrupt:  # before a service has its own signal handlers, while it loads
+        sys.exit(130)
 
 
 def _only_error(error: BaseException) -> BaseException:

@@ -7,9 +7,7 @@ import typer
 
 from baton.config import EngineConfig, parse_dtype, parse_size
 
-EngineDtype = Annotated[
-    str, typer.Option("--dtype", help="auto, bf16, fp16 or fp32; auto is the checkpoint's own.")
-]
+EngineDtype = Annotated[str, typer.Option("--dtype", help="bf16, fp16, fp32, or auto: as stored.")]
 BlockSize = Annotated[int, typer.Option("--block-size", help="Tokens in a page of KV cache.")]
 KVCacheMemory = Annotated[str, typer.Option("--kv-cache-memory", help="Per worker, such as 512MiB or 4GiB.")]
 MaxNumSeqs = Annotated[int, typer.Option("--max-num-seqs", help="Sequences that a worker runs at once.")]

@@ -29,7 +29,7 @@ class Timing:
 
     startup_deadline: float = 900.0
     poll_interval: float = 0.1
-    stop_grace: float = 10.0  # between SIGTERM and SIGKILL
+    stop_grace: float = 10.0  # between SIGINT and SIGKILL
     first_backoff: float = 1.0  # before the first restart; each one doubles it
     longest_backoff: float = 30.0
     steady_after: float = 60.0  # a process that ran so long starts again with the first backoff
@@ -95,7 +95,7 @@ class Supervisor:
                 tasks.create_task(self._await_ready())
                 await self._stopping.wait()
                 self._reporter.notice("stopping; asked again, it kills what still runs")
-                self._signal_all(signal.SIGTERM)
+                self._signal_all(signal.SIGINT)  # SIGTERM would have workers finish their requests first
                 await self._wait_for_end(keepers)
         finally:
             self._signal_all(signal.SIGKILL)

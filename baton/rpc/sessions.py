@@ -127,7 +127,8 @@ class SessionHost(worker_pb2_grpc.WorkerServicer):
         for session in self._sessions:
             session.send(worker_pb2.Event(draining=worker_pb2.Draining()))
         try:
-            await asyncio.wait_for(self._idle.wait(), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                await self._idle.wait()
         except TimeoutError:
             return False
         return True

@@ -4,7 +4,16 @@ from pathlib import Path
 
 import pytest
 
-from baton.config import EngineConfig, Role, RouterConfig, WorkerConfig, host_of, is_local, parse_size
+from baton.config import (
+    EngineConfig,
+    Role,
+    RouterConfig,
+    WorkerConfig,
+    host_of,
+    is_local,
+    parse_dtype,
+    parse_size,
+)
 from baton.core.errors import StartupError
 
 
@@ -75,6 +84,25 @@ def test_a_worker_must_say_where_it_is_reached() -> None:
 
 def test_the_token_is_not_shown() -> None:
     assert "secret" not in repr(worker("127.0.0.1:50051", "127.0.0.1:50051", "secret"))
+
+
+@pytest.mark.parametrize(
+    ("text", "dtype"),
+    [
+        ("auto", "auto"),
+        ("bf16", "bfloat16"),
+        ("fp16", "float16"),
+        ("fp32", "float32"),
+        ("float32", "float32"),
+    ],
+)
+def test_dtypes(text: str, dtype: str) -> None:
+    assert parse_dtype(text) == dtype
+
+
+def test_unknown_dtype() -> None:
+    with pytest.raises(StartupError, match="unknown dtype 'int3': use auto, fp32, bf16, fp16"):
+        parse_dtype("int3")
 
 
 def test_engine_settings_are_checked() -> None:

@@ -37,7 +37,7 @@ def run(config):
 
         server = http.server.HTTPServer((config.host, config.http_port), Health)
         threading.Thread(target=server.serve_forever, daemon=True).start()
-    signal.sigwait({signal.SIGTERM})
+    signal.sigwait({signal.SIGINT})
 """
 
 

@@ -13,8 +13,10 @@ from baton.core.errors import StartupError
 
 QUICK = Timing(startup_deadline=30, poll_interval=0.01, stop_grace=10, first_backoff=0.01)
 
-SAY_AND_WAIT = "import time; print('up', flush=True); time.sleep(600)"
-IGNORE_SIGTERM = f"import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); {SAY_AND_WAIT}"
+ON_SIGINT = "import signal, time; signal.signal(signal.SIGINT, signal.{}); "
+SAY_AND_SLEEP = "print('up', flush=True); time.sleep(600)"
+SAY_AND_WAIT = ON_SIGINT.format("SIG_DFL") + SAY_AND_SLEEP
+IGNORE_SIGINT = ON_SIGINT.format("SIG_IGN") + SAY_AND_SLEEP
 FAIL = "import sys; print('noise'); print('baton: no such model', file=sys.stderr); sys.exit(2)"
 
 
@@ -134,7 +136,7 @@ raise SystemExit(3)
 
 async def test_a_second_stop_kills() -> None:
     reporter = RecordingReporter()
-    supervisor = Supervisor([script("a", IGNORE_SIGTERM)], when_up(reporter, 1), reporter, QUICK)
+    supervisor = Supervisor([script("a", IGNORE_SIGINT)], when_up(reporter, 1), reporter, QUICK)
     running = asyncio.create_task(supervisor.run())
     await reporter.seen("ready")
     supervisor.stop()
@@ -143,10 +145,10 @@ async def test_a_second_stop_kills() -> None:
         await running
 
 
-async def test_what_ignores_sigterm_is_killed_after_the_grace_period() -> None:
+async def test_what_ignores_sigint_is_killed_after_the_grace_period() -> None:
     reporter = RecordingReporter()
     timing = Timing(poll_interval=0.01, stop_grace=0.1)
-    supervisor = Supervisor([script("a", IGNORE_SIGTERM)], when_up(reporter, 1), reporter, timing)
+    supervisor = Supervisor([script("a", IGNORE_SIGINT)], when_up(reporter, 1), reporter, timing)
     running = asyncio.create_task(supervisor.run())
     await reporter.seen("ready")
     supervisor.stop()

@@ -13,6 +13,6 @@ _ALWAYS = settings(
     print_blob=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
 )
-settings.register_profile("core", _ALWAYS, max_examples=150, stateful_step_count=40)
+settings.register_profile("core", _ALWAYS, max_examples=100, stateful_step_count=40)
 settings.register_profile("long", _ALWAYS, max_examples=5000, stateful_step_count=100)
 settings.load_profile("core")

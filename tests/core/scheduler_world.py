@@ -159,7 +159,7 @@ class SchedulerWorld:
 
     def drain(self) -> None:
         """Let everything end; fails where the scheduler does not get there."""
-        for _ in range(1000):
+        for _ in range(20_000):
             while self.exports:
                 self.release_export(0)
             for tracked in list(self.live.values()):

@@ -94,16 +94,31 @@ class ReservationMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.known)
     @rule(
-        which=anything,
-        first_block=st.integers(-1, 5),
-        num_blocks=st.integers(-1, 5),
-        first_layer=st.integers(-1, 3),
-        num_layers=st.integers(-1, 3),
+        which=anything, first_block=anything, num_blocks=anything, first_layer=anything, num_layers=anything
     )
     def accept_anywhere(
         self, which: int, first_block: int, num_blocks: int, first_layer: int, num_layers: int
     ) -> None:
-        self.accept(self.pick(which), first_block, num_blocks, first_layer, num_layers)
+        """Inside the reservation, partly or wholly written already, or a little outside."""
+        model = self.pick(which)
+        end_block, end_layer = len(model.block_table) + 2, model.num_layers + 2
+        self.accept(
+            model,
+            first_block % end_block - 1,
+            num_blocks % end_block,
+            first_layer % end_layer - 1,
+            num_layers % end_layer,
+        )
+
+    @precondition(lambda self: any(model.state is State.RECEIVING for model in self.known))
+    @rule(which=anything, place=anything)
+    def accept_one(self, which: int, place: int) -> None:
+        """One layer of one block, come already or not, or right after the last block."""
+        receiving = [model for model in self.known if model.state is State.RECEIVING]
+        model = receiving[which % len(receiving)]
+        places = sorted({*self.places(model), (len(model.block_table), 0)})
+        block, layer = places[place % len(places)]
+        self.accept(model, block, 1, layer, 1)
 
     @precondition(lambda self: any(model.missing for model in self.known))
     @rule(which=anything, place=anything)

@@ -199,6 +199,18 @@ def test_received_pages_can_be_found_as_soon_as_they_are_committed() -> None:
     assert num_cached == [0, 0, 2], "neither before the commit nor only after the next step"
 
 
+def test_requests_that_wait_for_pages_come_before_reservations() -> None:
+    engine = Engine(num_blocks=5, max_model_len=20)
+    engine.add("running", tokens_of(10), max_tokens=3)
+    engine.step()
+    engine.add("waiting", tokens_of(15, 1), max_tokens=1)
+    engine.scheduler.reserve(make_request("reserved", tokens_of(2, 2), BLOCK_SIZE))
+    assert engine.scheduler.admit_reservations() == []
+    while engine.step() or engine.rows:
+        pass
+    assert [reserved.request_id for reserved in engine.scheduler.admit_reservations()] == ["reserved"]
+
+
 def test_choices_share_the_prompts_full_pages() -> None:
     engine = Engine()
     engine.add("a", tokens_of(9), max_tokens=3, n=4)

@@ -72,7 +72,12 @@ class Cluster:
 
     def wait_ready(self) -> None:
         """Wait until a request would be taken."""
-        wait_until(self.is_ready, f"the cluster serves\n{self.logs()}", START_TIMEOUT_S)
+
+        def is_ready_or_dead() -> bool:
+            return self.is_ready() or any(process.poll() is not None for process in self.processes.values())
+
+        wait_until(is_ready_or_dead, "the cluster serves", START_TIMEOUT_S)
+        assert self.is_ready(), self.logs()
 
     def is_ready(self) -> bool:
         """Whether /health says so."""

@@ -168,8 +168,7 @@ def test_resolve_dtype():
     assert resolve_dtype("auto", {}) == torch.float32
     assert resolve_dtype("auto", {"torch_dtype": "float16"}) == torch.float16
     assert resolve_dtype("auto", {"dtype": "bfloat16", "torch_dtype": "float16"}) == torch.bfloat16
-    assert resolve_dtype("fp16", {"dtype": "bfloat16"}) == torch.float16
-    assert resolve_dtype("fp32", {"dtype": "bfloat16"}) == torch.float32
+    assert resolve_dtype("float16", {"dtype": "bfloat16"}) == torch.float16
 
 
 def test_progress_bar_only_on_a_terminal(model_dir, capsys, monkeypatch):

@@ -234,11 +234,7 @@ class Cluster:
                 *self.backend._flights,
                 *self.admission._waiters,
                 *[errand for link in self.links for errand in link._errands],
-                *[
-                    w
-                    for w in (link.worker for link in self.links)
-                    if w and (w.num_in_flight, w.num_in_flight_tokens) != (0, 0)
-                ],
+                *[link for link in self.links if _in_flight(link) > 0],
             ]
             found["slots"] = self.admission._num_slots_taken
             return {name: value for name, value in found.items() if value}

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from baton.core.errors import InvalidRequest, RequestFailed, WorkerLost
+from baton.core.errors import InvalidRequest, RequestFailed, Unavailable, WorkerLost
 from baton.core.reservation import TransferDeadlines
 from tests.services.cluster import Limits, cluster, until
 from tests.services.fake_engine import expected
@@ -126,7 +126,7 @@ async def test_a_prefill_server_that_hangs_costs_the_request_its_deadline_and_no
         running.prefill.engine.runner.gate.clear()
         if deadlines.reserved_s < 1:  # the prefill server does not even open its transfer
             running.prefill.service.sender.begin = lambda *_: SilentTransfer()
-        with pytest.raises(RequestFailed, match="KV transfer"):
+        with pytest.raises(Unavailable, match="KV transfer"):
             await running.ask(running.request(prompt_of(60)))
         await until(lambda: not running.decode.leftovers)
         assert running.decode.service._stats.outcomes["deadline"] >= 1

@@ -1,6 +1,5 @@
 """Sessions and servers spoken to by hand: who is let in, what breaks a session, and what that costs."""
 
-import asyncio
 from collections.abc import AsyncIterator
 
 import grpc
@@ -8,56 +7,20 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from baton.core.prefix import block_hashes, chain_seed
-from baton.core.request import EngineRequest
 from baton.core.sampling import SamplingParams
 from baton.rpc import codec, sessions
 from baton.rpc.auth import credentials
 from baton.v1 import transfer_pb2, transfer_pb2_grpc, worker_pb2, worker_pb2_grpc
+from tests.services.by_hand import next_event, open_session, prefill, reserve, work
 from tests.services.cluster import Cluster, cluster, until
-from tests.services.fake_engine import FINGERPRINT, expected
+from tests.services.fake_engine import expected
 from tests.services.prompts import prompt_of
-
-HELLO = worker_pb2.Command(
-    hello=worker_pb2.Hello(protocol_version=codec.PROTOCOL_VERSION, router_id="by hand")
-)
 
 
 @pytest.fixture
 async def running() -> AsyncIterator[Cluster]:
     async with cluster() as made:
         yield made
-
-
-def work(number: int, request_id: str, length: int = 9, **sampling: object) -> worker_pb2.Work:
-    prompt, seed = prompt_of(length), chain_seed(FINGERPRINT)
-    hashes = tuple(block_hashes(seed, prompt, 4))
-    params = SamplingParams(**sampling)  # type: ignore[arg-type]
-    return codec.work_to_proto(number, EngineRequest(request_id, prompt, seed, hashes, params))
-
-
-def prefill(number: int, request_id: str, **sampling: object) -> worker_pb2.Command:
-    return worker_pb2.Command(prefill=worker_pb2.Prefill(work=work(number, request_id, **sampling)))
-
-
-def reserve(number: int, request_id: str) -> worker_pb2.Command:
-    return worker_pb2.Command(reserve=worker_pb2.Reserve(work=work(number, request_id)))
-
-
-async def next_event(call: grpc.aio.StreamStreamCall, kind: str) -> worker_pb2.Event:
-    """The next event of a kind."""
-    while True:
-        event = await asyncio.wait_for(call.read(), 5)
-        assert event is not grpc.aio.EOF
-        if event.WhichOneof("event") == kind:
-            return event
-
-
-async def open_session(channel: grpc.aio.Channel) -> grpc.aio.StreamStreamCall:
-    call = worker_pb2_grpc.WorkerStub(channel).Session()
-    await call.write(HELLO)
-    await next_event(call, "welcome")
-    return call
 
 
 async def test_another_protocol_version_is_refused_in_words(running: Cluster) -> None:
@@ -117,7 +80,8 @@ async def test_a_session_that_breaks_aborts_what_hung_on_it_and_nothing_else(run
         await anext(other)
         call.cancel()
         await until(lambda: len(running.decode.service.sessions._requests) == 1)
-        assert len(running.decode.service._table) == 0
+        table = running.decode.service._table
+        assert not any(table.of_request(f"by hand {number}") for number in range(1, 5))
         await anext(other)
         await other.aclose()
     await running.all_clean()

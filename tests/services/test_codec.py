@@ -1,0 +1,135 @@
+"""What is put into a message comes out of it."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from baton.core.commands import FailureReason, StepTimes
+from baton.core.kv_layout import DTYPE_BYTES, KVLayout
+from baton.core.prefix import block_hashes, chain_seed
+from baton.core.request import EngineRequest, LoadSnapshot, TokenEvent
+from baton.core.sampling import SampledToken, SamplingParams
+from baton.core.stopping import FinishReason
+from baton.rpc import codec
+from baton.rpc.ticket import Ticket
+from baton.v1 import transfer_pb2, worker_pb2
+
+token_ids = st.integers(0, 2**32 - 1)
+small = st.integers(1, 2**32 - 1)
+floats32 = st.floats(-1e6, 0, width=32)
+
+layouts = st.builds(KVLayout, small, small, small, small, st.sampled_from(sorted(DTYPE_BYTES)), small)
+samplings = st.builds(
+    SamplingParams,
+    temperature=st.floats(0, 100),
+    top_k=st.integers(0, 2**31 - 1),
+    top_p=st.floats(0.001, 1),
+    min_p=st.floats(0, 1),
+    presence_penalty=st.floats(-2, 2),
+    frequency_penalty=st.floats(-2, 2),
+    repetition_penalty=st.floats(0.001, 100),
+    seed=st.integers(0, 2**64 - 1),
+    max_tokens=st.integers(10, 2**31 - 1),
+    min_tokens=st.integers(0, 10),
+    stop_token_ids=st.lists(token_ids, max_size=5).map(tuple),
+    logit_bias=st.lists(st.tuples(token_ids, st.floats(-100, 100)), max_size=5).map(tuple),
+    num_logprobs=st.none() | st.integers(0, 20),
+    n=st.integers(1, 128),
+)
+prompts = st.lists(token_ids, min_size=1, max_size=40).map(tuple)
+
+
+@given(
+    prompt=prompts,
+    sampling=samplings,
+    priority=st.integers(-(2**31), 2**31 - 1),
+    number=st.integers(0, 2**64 - 1),
+)
+def test_work(prompt: tuple[int, ...], sampling: SamplingParams, priority: int, number: int) -> None:
+    seed = chain_seed(b"model", "salt")
+    request = EngineRequest("id", prompt, seed, tuple(block_hashes(seed, prompt, 4)), sampling, priority)
+    message = worker_pb2.Work.FromString(codec.work_to_proto(number, request).SerializeToString())
+    assert message.number == number
+    assert codec.work_from_proto(message, block_size=4) == request
+    if len(prompt) >= 4:
+        message.block_hashes = message.block_hashes[:-1]
+        with pytest.raises(ValueError, match="block hashes"):
+            codec.work_from_proto(message, block_size=4)
+
+
+@given(
+    layout=layouts,
+    transfer_id=st.binary(min_size=16, max_size=16),
+    epoch=st.integers(0, 2**64 - 1),
+    first_block=st.integers(0, 2**32 - 1),
+    num_blocks=small,
+)
+def test_ticket(layout: KVLayout, transfer_id: bytes, epoch: int, first_block: int, num_blocks: int) -> None:
+    ticket = Ticket(transfer_id, epoch, "request", "unix:/tmp/x", first_block, num_blocks, layout)
+    wire = codec.ticket_to_proto(ticket).SerializeToString()
+    assert codec.ticket_from_proto(transfer_pb2.Ticket.FromString(wire)) == ticket
+
+
+sampled = st.builds(
+    SampledToken,
+    token_ids,
+    floats32,
+    st.lists(st.tuples(token_ids, floats32), max_size=3).map(tuple),
+) | st.builds(SampledToken, token_ids)
+reasons = st.none() | st.sampled_from(FinishReason)
+
+
+@given(
+    tokens=st.dictionaries(
+        st.tuples(st.integers(0, 5), st.integers(0, 2)),
+        st.tuples(st.integers(0, 3), sampled, reasons, st.integers(0, 100)),
+        max_size=12,
+    ),
+    times=st.none() | st.builds(StepTimes, small, small),
+)
+def test_step(
+    tokens: dict[tuple[int, int], tuple[int, SampledToken, FinishReason | None, int]], times: StepTimes | None
+) -> None:
+    """One step has at most one token of each choice."""
+    load = codec.load_to_proto(LoadSnapshot(1, 2, 3, 4, 5, 6, 7, 8), 9, {"committed": 10})
+    output = codec.new_step_output(load, times)
+    sent = []
+    for (number, choice), (position, token, reason, num_cached) in tokens.items():
+        is_first = position == 0 and choice == 0
+        event = TokenEvent("", choice, position, token, reason, num_cached if is_first else 0)
+        codec.add_token(output, number, event)
+        sent.append((number, event))
+    received = worker_pb2.StepOutput.FromString(output.SerializeToString())
+    assert list(codec.tokens_from_proto(received)) == sent
+    assert received.load == load
+    assert (received.started_ns, received.ended_ns) == (
+        (times.started_ns, times.ended_ns) if times else (0, 0)
+    )
+
+
+def test_load() -> None:
+    load = codec.load_to_proto(LoadSnapshot(1, 2, 3, 4, 5, 6, 7, 8), 9, {"committed": 10})
+    values = [getattr(load, field.name) for field in load.DESCRIPTOR.fields]
+    assert values == [*range(1, 10), {"committed": 10}]
+
+
+@pytest.mark.parametrize("reason", FailureReason)
+def test_failure(reason: FailureReason) -> None:
+    failed = codec.failure_to_proto(3, reason, "why").failed
+    assert (failed.number, failed.message, codec.failure_reason_from_proto(failed)) == (3, "why", reason)
+    unknown = worker_pb2.Failed(reason=99)  # type: ignore[arg-type]
+    assert codec.failure_reason_from_proto(unknown) is FailureReason.INTERNAL
+
+
+def test_arrays_of_unequal_length_are_an_error() -> None:
+    output = worker_pb2.StepOutput(numbers=[1, 2], choices=[0], positions=[0], token_ids=[5])
+    with pytest.raises(ValueError, match="zip"):
+        list(codec.tokens_from_proto(output))
+
+
+@pytest.mark.parametrize("field", ["block_size", "num_layers", "num_kv_heads", "head_dim", "version"])
+def test_every_number_of_a_layout_travels(field: str) -> None:
+    layout = replace(KVLayout(1, 2, 3, 4, "float16"), **{field: 77})
+    assert codec.layout_from_proto(codec.layout_to_proto(layout)) == layout
