@@ -109,7 +109,7 @@ def test_step_without_samples(engine):
     assert driver.engine.runner.run(StepPlan((row,))).samples == ((),)
 
 
-@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_low_precision_stays_close(dtype, engine, reference):
     """Half precision follows float32's distribution within its rounding."""
     loaded = engine("qwen3", dtype=dtype)

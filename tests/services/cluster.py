@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from baton.config import EngineConfig, Role, RouterConfig, WorkerConfig
+from baton.core.commands import EngineOutput
 from baton.core.kv_layout import KVLayout
 from baton.core.reservation import TransferDeadlines
 from baton.core.sampling import SamplingParams
@@ -93,6 +94,19 @@ class Worker:
             task, self._task = self._task, None
             await task
             self.host._engine._scheduler.pool.check_integrity()
+
+    def record_choices(self) -> set[int]:
+        """The choices that this worker computes tokens of from now on."""
+        computed: set[int] = set()
+        receive = self.host._on_output
+        assert receive is not None
+
+        def note_choices(output: EngineOutput) -> None:
+            computed.update(event.choice for event in output.tokens)
+            receive(output)
+
+        self.host._on_output = note_choices
+        return computed
 
     async def _serve(self, started: asyncio.Event) -> None:
         server = RpcServer(self.config.cluster_token)

@@ -177,12 +177,14 @@ async def test_a_choice_dropped_before_the_commit() -> None:
         await until(running.prefill.engine.runner.is_held.is_set)
         running.backend.abort_choice(request.request_id, 0)
         await until(lambda: running.decode.service._cut_choices)
+        computed = running.decode.record_choices()
         let_go(running.prefill)
         tokens = [token.token_id for token in (await first).tokens]
         async for delta in deltas:
             assert delta.choice == 1
             tokens += [token.token_id for token in delta.tokens]
         assert tokens == expected(request.token_ids, request.sampling)[1][0]
+        assert computed == {1}
         await running.all_clean()
 
 

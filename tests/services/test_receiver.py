@@ -9,7 +9,7 @@ from crc32c import crc32c
 
 from baton.core.reservation import TransferDeadlines
 from baton.v1 import worker_pb2
-from tests.services.by_hand import next_event
+from tests.services.by_hand import next_event, reserve
 from tests.services.cluster import until
 from tests.services.push_bench import NUM_BLOCKS, Bench, Frame, bench
 
@@ -224,3 +224,17 @@ async def test_every_frame_gives_the_writer_new_time() -> None:
         await until(lambda: reservation.deadline > opened)
         call.cancel()
         await made.failed()
+
+
+async def test_a_withdrawal_is_no_failure() -> None:
+    async with bench() as made:
+        withdraw = made.frame()
+        withdraw.withdraw.SetInParent()
+        await made.push(made.open(), made.pages(0, 1), withdraw)
+        await until(lambda: not made.worker.leftovers)
+        assert made.worker.service._stats.outcomes == {"withdrawn": 1}
+        await made.session.write(reserve(2, "by hand 2"))
+        kinds = set()
+        while "reserved" not in kinds:
+            kinds.add((await made.session.read()).WhichOneof("event"))
+        assert "failed" not in kinds

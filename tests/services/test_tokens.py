@@ -4,7 +4,6 @@ import asyncio
 
 import pytest
 
-from baton.core.commands import EngineOutput
 from baton.core.stopping import FinishReason
 from tests.services.cluster import Limits, cluster, until
 from tests.services.fake_engine import expected, fake_layout
@@ -131,15 +130,7 @@ async def test_a_choice_that_its_first_token_ends_does_not_hold_up_the_other(end
         probe = running.request(prompt, n=2, seed=3)
         stop = expected(prompt, probe.sampling)[ended][0][0]
         request = running.request(prompt, n=2, seed=3, stop_token_ids=(stop,))
-        computed: set[int] = set()
-        receive = running.decode.host._on_output
-        assert receive is not None
-
-        def note_choices(output: EngineOutput) -> None:
-            computed.update(event.choice for event in output.tokens)
-            receive(output)
-
-        running.decode.host._on_output = note_choices
+        computed = running.decode.record_choices()
         answer = await running.ask(request)
         assert computed == {1 - ended}
         assert answer.outcomes == expected(prompt, request.sampling)
