@@ -26,6 +26,7 @@ class ColocatedEngine:
                 max_model_len=self.engine.max_model_len,
                 max_num_seqs=config.max_num_seqs,
                 max_num_batched_tokens=config.max_num_batched_tokens,
+                vocab_size=self.engine.vocab_size,
             ),
             self.pool,
         )

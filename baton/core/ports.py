@@ -54,6 +54,11 @@ class LoadedEngine(Protocol):
         ...
 
     @property
+    def vocab_size(self) -> int:
+        """Token ids lie below it."""
+        ...
+
+    @property
     def fingerprint(self) -> bytes:
         """16 bytes that differ between models."""
         ...

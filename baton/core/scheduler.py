@@ -39,6 +39,7 @@ class SchedulerConfig:
     max_model_len: int  # tokens of one sequence, prompt and output
     max_num_seqs: int  # sequences in the batch
     max_num_batched_tokens: int  # tokens a step
+    vocab_size: int  # token ids lie below it
 
 
 @dataclass(frozen=True, slots=True)
@@ -334,6 +335,12 @@ class Scheduler:
                 f"The prompt has {num_prompt} tokens; this worker takes 1 to {longest}.",
                 param="prompt",
                 code="context_length_exceeded",
+            )
+        if max(request.prompt_token_ids) >= self.config.vocab_size:
+            raise InvalidRequest(
+                f"The prompt has a token id above {self.config.vocab_size - 1}, the model's last.",
+                param="prompt",
+                code="token_id_out_of_range",
             )
         if num_slots > self.config.max_num_seqs:
             raise InvalidRequest(

@@ -33,6 +33,7 @@ class Engine:
     page_store: KVCache
     config: DecoderConfig
     max_model_len: int
+    vocab_size: int
     fingerprint: bytes  # 16 bytes, see model_files.model_fingerprint
     eos_token_ids: tuple[int, ...]
 
@@ -60,7 +61,9 @@ def load_engine(model_dir: Path, options: EngineConfig) -> Engine:
         time.monotonic() - started, model_dir, layout.dtype, num_blocks, layout.block_size, max_model_len,
     )  # fmt: skip
     fingerprint = model_fingerprint(model_dir)
-    return Engine(runner, page_store, config, max_model_len, fingerprint, eos_token_ids(model_dir))
+    return Engine(
+        runner, page_store, config, max_model_len, config.vocab_size, fingerprint, eos_token_ids(model_dir)
+    )
 
 
 def _max_model_len(config: DecoderConfig, asked: int | None) -> int:

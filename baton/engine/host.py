@@ -30,6 +30,7 @@ class EngineHost:
             max_model_len=loaded.max_model_len,
             max_num_seqs=config.max_num_seqs,
             max_num_batched_tokens=config.max_num_batched_tokens,
+            vocab_size=loaded.vocab_size,
         )
         scheduler = Scheduler(self.scheduler_config, BlockPool(self.store.num_blocks))
         self.load: LoadSnapshot = scheduler.load()

@@ -12,6 +12,7 @@ from baton.core.scheduler import Scheduler, SchedulerConfig
 from baton.core.stopping import FinishReason
 from tests.core.fake_runner import VOCABULARY_SIZE, FakeRunner
 
+PROMPT_VOCABULARY_SIZE = 10_000  # prompts may hold more ids than the fake runner samples
 SEED = chain_seed(b"fingerprint of the fake model")
 FAMILIES = tuple(tuple((3 * family + 5 * i) % VOCABULARY_SIZE for i in range(64)) for family in range(2))
 
@@ -59,7 +60,13 @@ Outcome = tuple[tuple[int, ...], FinishReason]
 @lru_cache(maxsize=20_000)
 def alone(prompt: tuple[int, ...], sampling: SamplingParams, max_model_len: int) -> tuple[Outcome, ...]:
     """Tokens and end of every choice of a request that has a large engine to itself."""
-    config = SchedulerConfig(8, max_model_len, max_num_seqs=sampling.n, max_num_batched_tokens=10_000)
+    config = SchedulerConfig(
+        8,
+        max_model_len,
+        max_num_seqs=sampling.n,
+        max_num_batched_tokens=10_000,
+        vocab_size=PROMPT_VOCABULARY_SIZE,
+    )
     scheduler, runner = Scheduler(config, BlockPool(200)), FakeRunner(200, config.block_size)
     hashes = tuple(block_hashes(SEED, prompt, config.block_size))
     scheduler.add(EngineRequest("alone", prompt, SEED, hashes, sampling))

@@ -10,7 +10,7 @@ from baton.core.request import TokenEvent
 from baton.core.sampling import SamplingParams, choice_seed
 from baton.core.scheduler import Scheduler, SchedulerConfig
 from baton.core.stopping import FinishReason, finish_reason
-from tests.core.engine_requests import alone, make_request, prompts, sampling_params
+from tests.core.engine_requests import PROMPT_VOCABULARY_SIZE, alone, make_request, prompts, sampling_params
 from tests.core.fake_runner import VOCABULARY_SIZE, FakeRunner, prefix_identity
 from tests.core.scheduler_world import SchedulerWorld
 
@@ -23,7 +23,7 @@ class Engine:
     def __init__(
         self, *, num_blocks: int = 64, max_model_len: int = 60, max_num_seqs: int = 8, budget: int = 64
     ) -> None:
-        config = SchedulerConfig(BLOCK_SIZE, max_model_len, max_num_seqs, budget)
+        config = SchedulerConfig(BLOCK_SIZE, max_model_len, max_num_seqs, budget, PROMPT_VOCABULARY_SIZE)
         self.pool = BlockPool(num_blocks)
         self.scheduler = Scheduler(config, self.pool)
         self.runner = FakeRunner(num_blocks, BLOCK_SIZE)
@@ -224,7 +224,7 @@ def test_choices_share_the_prompts_full_pages() -> None:
 
 
 def test_a_request_whose_first_token_ends_it_exports_nothing() -> None:
-    config = SchedulerConfig(BLOCK_SIZE, 60, 8, 64)
+    config = SchedulerConfig(BLOCK_SIZE, 60, 8, 64, PROMPT_VOCABULARY_SIZE)
     scheduler, runner = Scheduler(config, BlockPool(8)), FakeRunner(8, BLOCK_SIZE)
     scheduler.add(make_request("a", tokens_of(9), BLOCK_SIZE, max_tokens=1), hands_over=True, export_from=0)
     step = scheduler.schedule()
@@ -237,7 +237,7 @@ def test_a_request_whose_first_token_ends_it_exports_nothing() -> None:
 
 def test_copies_of_a_failed_step_are_made_by_the_next() -> None:
     """The choices of `forked` have no row in the step that fails, but its plan has their copies."""
-    world = SchedulerWorld(SchedulerConfig(BLOCK_SIZE, 20, 6, max_num_batched_tokens=3), num_blocks=20)
+    world = SchedulerWorld(SchedulerConfig(BLOCK_SIZE, 20, 6, 3, PROMPT_VOCABULARY_SIZE), num_blocks=20)
     for request_id, priority in (("x", 0), ("y", 0), ("z", 0)):
         world.add(
             make_request(request_id, (5, ord(request_id) % 5), BLOCK_SIZE, priority=priority, max_tokens=12)
@@ -323,3 +323,10 @@ def _plain_loop(
         reason = finish_reason(sampling, token, len(output), position + 1, max_model_len)
         if reason is not None:
             return tuple(output), reason
+
+
+def test_a_token_outside_the_vocabulary_is_refused_before_it_costs_a_step() -> None:
+    world = SchedulerWorld(SchedulerConfig(BLOCK_SIZE, 60, 8, 64, vocab_size=4), num_blocks=20)
+    with pytest.raises(InvalidRequest, match="above 3"):
+        world.scheduler.add(make_request("wrong", (1, 4), BLOCK_SIZE))
+    world.scheduler.add(make_request("right", (1, 3), BLOCK_SIZE))

@@ -11,7 +11,7 @@ from baton.core.prefix import block_hashes, chain_seed
 from baton.core.request import EngineRequest
 from baton.core.sampling import SamplingParams
 from baton.core.scheduler import SchedulerConfig
-from tests.core.engine_requests import prompts, sampling_params
+from tests.core.engine_requests import PROMPT_VOCABULARY_SIZE, prompts, sampling_params
 from tests.core.scheduler_world import Role, SchedulerWorld, Tracked
 
 T = TypeVar("T")
@@ -47,7 +47,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         max_num_batched_tokens: int,
         spare_blocks: int,
     ) -> None:
-        config = SchedulerConfig(block_size, max_model_len, max_num_seqs, max_num_batched_tokens)
+        config = SchedulerConfig(
+            block_size, max_model_len, max_num_seqs, max_num_batched_tokens, PROMPT_VOCABULARY_SIZE
+        )
         # The smallest pool holds one sequence of the greatest length, as the engine makes sure.
         self.world = SchedulerWorld(config, -(-max_model_len // block_size) + spare_blocks)
         self.num_requests = 0

@@ -106,6 +106,7 @@ class FakeEngine:
     runner: FakeRunner
     page_store: BytesPages
     max_model_len: int
+    vocab_size: int
     fingerprint: bytes
 
 
@@ -114,7 +115,7 @@ def load_fake_engine(
 ) -> FakeEngine:
     """A fresh engine; its pages hold nothing."""
     store = BytesPages(layout, num_blocks)
-    return FakeEngine(FakeRunner(store), store, max_model_len, fingerprint)
+    return FakeEngine(FakeRunner(store), store, max_model_len, VOCABULARY_SIZE, fingerprint)
 
 
 def expected(
