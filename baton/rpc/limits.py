@@ -15,6 +15,10 @@ _COMMON = (
     ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
+    # A stream's window before gRPC has measured the connection; the default, 64 KiB, would stop a frame of
+    # a transfer sixteen times.
+    ("grpc.http2.lookahead_bytes", 8 << 20),
+    ("grpc.http2.max_frame_size", 1 << 20),
 )
 
 CHANNEL_OPTIONS = (
