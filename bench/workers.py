@@ -51,8 +51,8 @@ def prefill_and_decode(model_dir: Path, flags: Sequence[str]) -> Iterator[Proces
         try:
             for role, address in addresses.items():
                 start(role, "--listen", address, *flags)
-            for address in addresses.values():
-                wait_for_channel(address)
+            for process, address in zip(started, addresses.values(), strict=True):
+                wait_for_channel(process, address)
             yield Processes(addresses["prefill"], addresses["decode"], token, start)
         finally:
             for process in started:
@@ -60,10 +60,13 @@ def prefill_and_decode(model_dir: Path, flags: Sequence[str]) -> Iterator[Proces
                 process.wait()
 
 
-def wait_for_channel(address: str) -> None:
-    """Wait until a gRPC server answers there; raises grpc.FutureTimeoutError at the deadline."""
+def wait_for_channel(process: subprocess.Popen[bytes], address: str) -> None:
+    """Wait until a process's gRPC server answers. Raises RuntimeError if the process ends instead."""
     with grpc.insecure_channel(address) as channel:
-        grpc.channel_ready_future(channel).result(START_TIMEOUT_S)
+        ready = grpc.channel_ready_future(channel)
+        wait_until(lambda: ready.done() or process.poll() is not None, START_TIMEOUT_S)
+        if not ready.done():
+            raise RuntimeError(f"{process.args} ended with exit code {process.returncode}")
 
 
 def resident_mib(process: subprocess.Popen[bytes]) -> float:

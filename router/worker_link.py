@@ -142,13 +142,13 @@ class WorkerLink:
         try:
             async with asyncio.timeout(WELCOME_TIMEOUT_S):
                 event = await call.read()
-            if event is grpc.aio.EOF:  # type: ignore[attr-defined]  # not in the stubs
+            if event is grpc.aio.EOF:
                 raise Unavailable("it ended the session at once")
             self.worker = self._admit(event.welcome, outbox)
             self._last_complaint = ""
             logger.info("%s server %s connected (%s)", self.role_name, self.worker.worker_id, self.address)
             on_change.set()
-            while (event := await call.read()) is not grpc.aio.EOF:  # type: ignore[attr-defined]  # not in the stubs
+            while (event := await call.read()) is not grpc.aio.EOF:
                 self._dispatch(event, on_change)
         finally:
             call.cancel()

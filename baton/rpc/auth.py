@@ -16,7 +16,7 @@ def credentials(cluster_token: str) -> tuple[tuple[str, str], ...]:
     return ((_HEADER, f"Bearer {cluster_token}"),) if cluster_token else ()
 
 
-class ClusterAuth(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the stubs only
+class ClusterAuth(grpc.aio.ServerInterceptor):
     """Lets only callers with the cluster's token in; the others get UNAUTHENTICATED."""
 
     def __init__(self, cluster_token: str) -> None:
@@ -24,9 +24,11 @@ class ClusterAuth(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # gene
 
     async def intercept_service(
         self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable["grpc.RpcMethodHandler[Any, Any]"]],
+        continuation: Callable[
+            [grpc.HandlerCallDetails], Awaitable["grpc.RpcMethodHandler[Any, Any] | None"]
+        ],
         handler_call_details: grpc.HandlerCallDetails,
-    ) -> "grpc.RpcMethodHandler[Any, Any]":
+    ) -> "grpc.RpcMethodHandler[Any, Any] | None":
         """See grpc.aio.ServerInterceptor."""
         if handler_call_details.method.startswith(_OPEN_SERVICES) or self._admits(handler_call_details):
             return await continuation(handler_call_details)

@@ -20,7 +20,7 @@ class RpcServer:
     def __init__(self, cluster_token: str = "") -> None:
         auth = [ClusterAuth(cluster_token)] if cluster_token else []
         self.grpc = grpc.aio.server(interceptors=[*auth, ErrorInterceptor()], options=SERVER_OPTIONS)
-        self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]  # not in the stubs
+        self._health = health.aio.HealthServicer()
 
     async def start(self, address: str, service_names: Sequence[str], flag: str) -> None:
         """Serve at 'host:port' or 'unix:/path'. Raises StartupError, naming `flag`, if it is taken."""
