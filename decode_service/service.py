@@ -25,9 +25,7 @@ from kv_transfer.grpc_receiver import GrpcReceiver
 from kv_transfer.stats import TransferStats
 
 _TRANSFER_ID_BYTES = 16
-# A transfer is opened when its prompt joins prefill's queue, and a prefill server that dies breaks its calls:
-# this is only for one that lives and hangs, so no shorter than any queue.
-_DEADLINES = TransferDeadlines(receiving_s=600.0)
+_DEADLINES = TransferDeadlines()
 
 
 class DecodeService:

@@ -32,8 +32,10 @@ class TransferState(Enum):
 class TransferDeadlines:
     """How long each state may last, in seconds; RECEIVING's clock starts anew with every frame."""
 
-    reserved_s: float = 120.0  # the prompt waits for its turn on prefill
-    receiving_s: float = 60.0  # prefill computes the next chunk
+    reserved_s: float = 120.0  # the router and prefill take the ticket up
+    # A transfer opens when its prompt joins prefill's queue, and a prefill server that dies breaks its calls:
+    # this is only for one that lives and hangs, so no shorter than any queue.
+    receiving_s: float = 600.0
     aborting_s: float = 5.0
 
 
