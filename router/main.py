@@ -49,7 +49,7 @@ async def _main(config: RouterConfig) -> None:
     http = _HttpServer(
         uvicorn.Config(
             create_app(front),
-            loop="uvloop",
+            lifespan="off",
             log_config=None,
             access_log=False,
             timeout_graceful_shutdown=int(DRAIN_TIMEOUT_S),

@@ -12,8 +12,8 @@ from baton.core.errors import InvalidRequest, StartupError
 from router.chat_template import ChatTemplate
 from router.detokenizer import ByteDetokenizer, Detokenizer, WindowDetokenizer, byte_rules, decoder_of
 
-# Below this many characters an encode takes about a millisecond, less than a thread's round trip is worth.
-_MAX_CHARACTERS_ON_LOOP = 1024
+# Up to so many characters an encode takes a few milliseconds; a thread's round trip costs one itself.
+_MAX_CHARACTERS_ON_LOOP = 8192
 _SPECIAL_TOKEN_NAMES = (
     "bos_token",
     "eos_token",
