@@ -157,11 +157,14 @@ class DecodeService:
     def withdrawn(self, reservation: Reservation) -> None:
         """Prefill's first tokens ended the request: give the pages back, nothing failed."""
         reservation.writer_gone(time.monotonic())
-        self.sessions.forget(reservation.request_id)
         self._settle(reservation, outcome="withdrawn")
 
     def writer_gone(self, reservation: Reservation) -> None:
-        """The transfer's call ended without commit."""
+        """The transfer's call ended without commit.
+
+        Why, the router learns from prefill, whose call it was, or from the loss of prefill itself: a report
+        from here would race theirs, and knows less.
+        """
         reservation.writer_gone(time.monotonic())
         self._settle(reservation)
 
@@ -173,10 +176,8 @@ class DecodeService:
         self._table.remove(reservation)
         self._stats.outcomes[outcome] += 1
         self._forget(reservation.request_id)
+        self.sessions.forget(reservation.request_id)
         self._engine.submit(AbortRequest(reservation.request_id))
-        self.sessions.fail(
-            reservation.request_id, FailureReason.TRANSFER, "The KV transfer ended before it was complete."
-        )
 
     def _forget(self, request_id: str) -> None:
         self._num_prompt_tokens.pop(request_id, None)
@@ -197,6 +198,9 @@ class DecodeService:
     def _expire(self) -> None:
         for reservation in self._table.expire(time.monotonic()):
             self._stats.outcomes["deadline"] += 1
+            self.sessions.fail(
+                reservation.request_id, FailureReason.TRANSFER, "The KV transfer missed its deadline."
+            )
             self._settle(reservation)
         self._arm_timer()
 

@@ -17,7 +17,6 @@ from baton.core.errors import (
     WorkerLost,
 )
 from baton.core.kv_layout import KVLayout
-from baton.core.request import LoadSnapshot
 from baton.rpc import codec
 from baton.rpc.auth import credentials
 from baton.rpc.limits import CHANNEL_OPTIONS
@@ -86,7 +85,7 @@ class WorkerLink:
             layout=worker.layout,
             max_num_seqs=worker.max_num_seqs,
             max_model_len=worker.max_model_len,
-            load=_load_snapshot(worker.load),
+            load=codec.load_from_proto(worker.load),
             num_in_flight=worker.num_in_flight,
             num_in_flight_tokens=worker.num_in_flight_tokens,
         )
@@ -221,19 +220,6 @@ class WorkerLink:
         if self.worker is None and reason != self._last_complaint:
             logger.warning("no session with the %s server at %s: %s", self.role_name, self.address, reason)
             self._last_complaint = reason
-
-
-def _load_snapshot(load: worker_pb2.Load) -> LoadSnapshot:
-    return LoadSnapshot(
-        num_running=load.num_running,
-        num_waiting=load.num_waiting,
-        num_reserved=load.num_reserved,
-        num_blocks=load.num_blocks,
-        num_free_blocks=load.num_free_blocks,
-        num_preemptions=load.num_preemptions,
-        prefix_queries=load.prefix_queries,
-        prefix_hits=load.prefix_hits,
-    )
 
 
 def _error(failed: worker_pb2.Failed) -> BatonError:

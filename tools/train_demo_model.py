@@ -43,6 +43,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 SEED = 20240607
+TRAINING_THREADS = 2  # another number adds up in another order, and so gives another model
 GOLDEN_RATIO = (1 + math.sqrt(5)) / 2
 BEGIN, END, USER, ASSISTANT = "<s>", "</s>", "<|user|>", "<|assistant|>"
 SPECIAL_TOKENS = [BEGIN, END, USER, ASSISTANT]
@@ -476,7 +477,7 @@ def card_training(result: Result) -> str:
 A step is {schedule.short_rows} rows of {schedule.short_row} tokens; every {schedule.long_every}th is one
 row of {schedule.long_row:,}. AdamW, peak rate {schedule.peak_rate}, warm-up over {schedule.warmup_steps}
 steps, then a cosine; gradients clipped at {schedule.largest_gradient}. Deterministic algorithms, seed
-{SEED}. It took {result.minutes:.0f} minutes with one CPU thread and torch {torch.__version__}.
+{SEED}. It took {result.minutes:.0f} minutes with {TRAINING_THREADS} CPU threads and torch {torch.__version__}.
 """
 
 
@@ -520,7 +521,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def make_deterministic() -> None:
-    torch.set_num_threads(1)
+    torch.set_num_threads(TRAINING_THREADS)
     torch.use_deterministic_algorithms(True)
     # Filling fresh memory only guards against reads of it, which nothing here does, and it costs time.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

@@ -164,6 +164,20 @@ def load_to_proto(load: LoadSnapshot, transfer_bytes: int, transfers: dict[str, 
     )
 
 
+def load_from_proto(load: worker_pb2.Load) -> LoadSnapshot:
+    """A worker's load, less what its transfers did."""
+    return LoadSnapshot(
+        num_running=load.num_running,
+        num_waiting=load.num_waiting,
+        num_reserved=load.num_reserved,
+        num_blocks=load.num_blocks,
+        num_free_blocks=load.num_free_blocks,
+        num_preemptions=load.num_preemptions,
+        prefix_queries=load.prefix_queries,
+        prefix_hits=load.prefix_hits,
+    )
+
+
 def new_step_output(load: worker_pb2.Load, times: StepTimes | None) -> worker_pb2.StepOutput:
     """A step's message before its tokens."""
     if times is None:

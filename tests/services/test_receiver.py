@@ -81,14 +81,14 @@ async def test_a_wrong_frame_ends_the_transfer_and_touches_no_page(case: str) ->
     async with bench() as made:
         await made.refused(reason, made.open(), make(made))
         assert made.untouched()
-        await made.failed()
+        await made.let_go()
         await made.refused("ticket", made.open())  # it is worth nothing any more
 
 
 async def test_a_stream_that_ends_without_commit_is_no_transfer() -> None:
     async with bench() as made:
         await made.refused("incomplete", made.open(), made.pages(0, 3))
-        await made.failed()
+        await made.let_go()
 
 
 async def test_a_commit_with_one_layer_of_one_block_missing_is_refused() -> None:
@@ -96,7 +96,7 @@ async def test_a_commit_with_one_layer_of_one_block_missing_is_refused() -> None
         await made.refused(
             "incomplete", made.open(), made.pages(0, 2), made.pages(2, 1, 0, 1), made.commit(5)
         )
-        await made.failed()
+        await made.let_go()
 
 
 async def test_a_frame_that_comes_twice_is_refused() -> None:
@@ -107,7 +107,7 @@ async def test_a_frame_that_comes_twice_is_refused() -> None:
         table = made.worker.service._table.of_request("by hand 1")._block_table
         await made.refused("duplicate", made.open(), made.pages(0, 2), again)
         assert made.worker.engine.page_store.page(table[1], 0, 2) == made.source.page(1, 0, 2)
-        await made.failed()
+        await made.let_go()
 
 
 @pytest.mark.parametrize("case", ["pages", "commit", "withdraw"])
@@ -188,7 +188,7 @@ async def test_a_prefill_server_that_hangs_up_lets_the_pages_go() -> None:
         await call.write(made.pages(0, 1))
         await until(lambda: made.worker.service._stats.num_bytes)
         call.cancel()
-        await made.failed()
+        await made.let_go()
         # The end of the frames may come before the word that the call was cancelled.
         outcomes = made.worker.service._stats.outcomes
         assert outcomes in ({"aborted": 1}, {"aborted": 1, "incomplete": 1})
@@ -223,7 +223,7 @@ async def test_every_frame_gives_the_writer_new_time() -> None:
         await call.write(made.pages(0, 1))
         await until(lambda: reservation.deadline > opened)
         call.cancel()
-        await made.failed()
+        await made.let_go()
 
 
 async def test_a_withdrawal_is_no_failure() -> None:
