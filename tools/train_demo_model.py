@@ -477,7 +477,8 @@ def card_training(result: Result) -> str:
 A step is {schedule.short_rows} rows of {schedule.short_row} tokens; every {schedule.long_every}th is one
 row of {schedule.long_row:,}. AdamW, peak rate {schedule.peak_rate}, warm-up over {schedule.warmup_steps}
 steps, then a cosine; gradients clipped at {schedule.largest_gradient}. Deterministic algorithms, seed
-{SEED}. It took {result.minutes:.0f} minutes with {TRAINING_THREADS} CPU threads and torch {torch.__version__}.
+{SEED}. It took {result.minutes:.0f} minutes with {TRAINING_THREADS} CPU threads and torch
+{torch.__version__}.
 """
 
 
