@@ -137,6 +137,8 @@ class PrefillService:
             self._engine.submit(AbortRequest(request_id))
             self.sessions.fail(request_id, FailureReason.INTERNAL, f"The KV transfer failed: {error!r}.")
         self._end(request_id)
+        # No step may come for a while: the routers' metrics are to show how the transfer ended now.
+        self.sessions.send_step(EngineOutput(self._engine.load), self._load())
 
     def _release(self, blocks: tuple[int, ...]) -> None:
         if blocks:

@@ -18,3 +18,6 @@ def set_up_logging() -> None:
             logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s", datefmt="%H:%M:%S")
         )
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    logging.getLogger("uvicorn").setLevel(
+        logging.WARNING
+    )  # its "started" and "shutting down" say nothing new
