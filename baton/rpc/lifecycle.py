@@ -1,14 +1,11 @@
 """How a service process lives: uvloop, signals, one owner for its tasks."""
 
 import asyncio
-import logging
 import signal
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 import uvloop
-
-logger = logging.getLogger(__name__)
 
 # What a stopping worker gives its requests to end.
 DRAIN_TIMEOUT_S = 30.0
@@ -31,10 +28,14 @@ class StopSignals:
             return
         draining = asyncio.ensure_future(drain())
         stopping = asyncio.ensure_future(self.stop.wait())
-        await asyncio.wait((draining, stopping), return_when=asyncio.FIRST_COMPLETED)
-        draining.cancel()
-        stopping.cancel()
-        await asyncio.wait((draining, stopping))
+        try:
+            done, _ = await asyncio.wait((draining, stopping), return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                await task
+        finally:
+            draining.cancel()
+            stopping.cancel()
+            await asyncio.wait((draining, stopping))
 
     def _on_interrupt(self) -> None:
         self.drain.set()
