@@ -37,7 +37,7 @@ class Shape:
 class Schedule:
     """How the model is trained: many small steps over short rows, and now and then one over one long row."""
 
-    steps: int = 3600
+    steps: int = 8000
     short_rows: int = 4
     short_row: int = 256
     # Long rows cost more, but only they teach the model to stay sensible after a prompt of 1,000 tokens.

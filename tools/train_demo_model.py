@@ -7,7 +7,7 @@ How: every standard-library source file is one document, `<s>text</s>`. Every do
 chat turn, `<|user|>first docstring line<|assistant|>source</s>`, so that chat answers come to an end. About
 every twentieth file, chosen by a hash of its name, is held out and only measured.
 
-Run it from the repository root (about 25 minutes on one CPU core):
+Run it from the repository root (about 40 minutes on two CPU cores):
 
     python tools/train_demo_model.py [--out baton/demo_model] [--steps N]
 
