@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import logging
 import socket
 import time
@@ -55,6 +56,7 @@ async def _main(config: RouterConfig) -> None:
             timeout_graceful_shutdown=int(DRAIN_TIMEOUT_S),
         )
     )
+    gc.freeze()  # what start-up made lives as long as the process: collections need not walk it
     async with asyncio.TaskGroup() as tasks:
         sessions = tasks.create_task(pool.run(admission.update))
         serving = tasks.create_task(http.serve([listener]))

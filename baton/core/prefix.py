@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 
 HASH_BYTES = 16
+_TOKEN_ID_BYTES = 4
 
 
 def chain_seed(model_fingerprint: bytes, cache_salt: str = "") -> bytes:
@@ -39,14 +40,20 @@ def unpack_token_ids(packed: bytes) -> list[int]:
 
 def block_hash(parent: bytes, token_ids: Sequence[int]) -> bytes:
     """Hash of one full block whose predecessor's hash is `parent`."""
-    return hashlib.blake2b(parent + pack_token_ids(token_ids), digest_size=HASH_BYTES).digest()
+    return _hash(parent + pack_token_ids(token_ids))
 
 
 def block_hashes(seed: bytes, token_ids: Sequence[int], block_size: int) -> list[bytes]:
     """Hashes of all full blocks of `token_ids`; a last, partial block has none."""
     hashes: list[bytes] = []
     parent = seed
-    for start in range(0, len(token_ids) - block_size + 1, block_size):
-        parent = block_hash(parent, token_ids[start : start + block_size])
+    packed = pack_token_ids(token_ids)
+    block_bytes = block_size * _TOKEN_ID_BYTES
+    for start in range(0, len(packed) - block_bytes + 1, block_bytes):
+        parent = _hash(parent + packed[start : start + block_bytes])
         hashes.append(parent)
     return hashes
+
+
+def _hash(content: bytes) -> bytes:
+    return hashlib.blake2b(content, digest_size=HASH_BYTES).digest()

@@ -61,7 +61,8 @@ async def _requests(front: Front, body: CompletionBody, answer_id: str) -> list[
                 add_special_tokens=body.add_special_tokens is not False,
             )
         )
-        await asyncio.sleep(0)  # many short prompts are as much work for the event loop as a long one
+        if len(body.prompt) > 1:  # many short prompts are as much work for the event loop as a long one
+            await asyncio.sleep(0)
     return requests
 
 
