@@ -22,6 +22,13 @@ class KVLayout:
     head_dim: int
     dtype: str  # a key of DTYPE_BYTES
     version: int = LAYOUT_VERSION
+    # With tensor parallelism a worker has `num_kv_heads` of the model's heads, from `first_kv_head` on.
+    first_kv_head: int = 0
+    total_kv_heads: int = 0  # of the model; 0 becomes num_kv_heads
+
+    def __post_init__(self) -> None:
+        if self.total_kv_heads == 0:
+            object.__setattr__(self, "total_kv_heads", self.num_kv_heads)
 
     @property
     def bytes_per_layer(self) -> int:

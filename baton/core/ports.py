@@ -27,6 +27,11 @@ class PageStore(Protocol):
         """Pages in the pool."""
         ...
 
+    @property
+    def memory(self) -> memoryview:
+        """The whole pool's bytes, block after block; for transports that register memory."""
+        ...
+
     def page(self, block_id: int, first_layer: int, num_layers: int) -> memoryview:
         """Writable bytes of some layers of one page, `num_layers * layout.bytes_per_layer` long.
 

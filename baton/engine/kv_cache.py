@@ -40,13 +40,19 @@ class KVCache:
         """The page that belongs to no request."""
         return self._num_blocks
 
+    @property
+    def memory(self) -> memoryview:
+        """All pages' bytes. Raises BufferError where the pool is not in host memory."""
+        if self._bytes is None:
+            raise BufferError(f"The KV pool lies on {self.pool.device}, not in host memory.")
+        return self._bytes
+
     def page(self, block_id: int, first_layer: int, num_layers: int) -> memoryview:
         """Writable bytes of some layers of one page: the pool's own memory.
 
         Raises IndexError outside the pool, and BufferError where the pool is not in host memory.
         """
-        if self._bytes is None:
-            raise BufferError(f"The KV pool lies on {self.pool.device}, not in host memory.")
+        memory = self.memory
         if not (
             0 <= block_id < self._num_blocks
             and 0 <= first_layer <= first_layer + num_layers <= self._layout.num_layers
@@ -56,7 +62,7 @@ class KVCache:
                 f"{self._num_blocks} pages of {self._layout.num_layers} layers."
             )
         first = block_id * self._layout.bytes_per_block + first_layer * self._layout.bytes_per_layer
-        return self._bytes[first : first + num_layers * self._layout.bytes_per_layer]
+        return memory[first : first + num_layers * self._layout.bytes_per_layer]
 
     def copy_blocks(self, copies: tuple[tuple[int, int], ...]) -> None:
         """Copy whole pages, (source, destination), in order: a copy may read what one before it wrote."""

@@ -107,6 +107,8 @@ def layout_to_proto(layout: KVLayout) -> transfer_pb2.KVLayout:
         num_kv_heads=layout.num_kv_heads,
         head_dim=layout.head_dim,
         dtype=layout.dtype,
+        first_kv_head=layout.first_kv_head,
+        total_kv_heads=layout.total_kv_heads,
     )
 
 
@@ -119,6 +121,8 @@ def layout_from_proto(message: transfer_pb2.KVLayout) -> KVLayout:
         num_kv_heads=message.num_kv_heads,
         head_dim=message.head_dim,
         dtype=message.dtype,
+        first_kv_head=message.first_kv_head,
+        total_kv_heads=message.total_kv_heads,
     )
 
 
