@@ -10,6 +10,7 @@ from baton.core.errors import StartupError
 from baton.core.kv_layout import DTYPE_BYTES
 
 Role = Literal["prefill", "decode"]
+KV_TRANSPORTS = ("auto", "grpc", "nccl", "nixl")
 
 _DTYPES = {"auto": "auto", "fp32": "float32", "bf16": "bfloat16", "fp16": "float16"} | {
     name: name for name in DTYPE_BYTES
@@ -55,10 +56,14 @@ class WorkerConfig:
     worker_id: str
     cluster_token: str = field(default="", repr=False)  # empty: none
     engine: EngineConfig = field(default_factory=EngineConfig)
+    kv_transport: str = "auto"  # one of KV_TRANSPORTS; "auto": the best that both workers have
+    transfer_stall_timeout_s: float = 30.0  # a decode server that takes nothing for so long is given up
 
     def __post_init__(self) -> None:
         if self.role not in get_args(Role):
             raise StartupError(f"unknown role '{self.role}': use {' or '.join(get_args(Role))}")
+        if self.kv_transport not in KV_TRANSPORTS:
+            raise StartupError(f"unknown KV transport '{self.kv_transport}': use {', '.join(KV_TRANSPORTS)}")
         if host_of(self.advertise_address) in _WILDCARD_HOSTS:
             raise StartupError(
                 f"other servers can't connect to {self.advertise_address}: "

@@ -8,7 +8,6 @@ from baton.engine.host import EngineHost
 from baton.rpc import lifecycle
 from baton.rpc.server import RpcServer
 from baton.rpc.worker_server import serve_until_stopped
-from baton.v1 import transfer_pb2_grpc
 from decode_service.service import DecodeService
 
 
@@ -21,7 +20,7 @@ async def _main(config: WorkerConfig) -> None:
     engine = EngineHost(config.engine, load_engine(config.model_dir, config.engine))
     service = DecodeService(config, engine)
     server = RpcServer(config.cluster_token)
-    transfer_pb2_grpc.add_TransferServicer_to_server(service.receiver, server.grpc)
+    service.receiver.add_to(server.grpc)
     async with asyncio.TaskGroup() as tasks:
         engine.start(service.on_output)
         watcher = tasks.create_task(engine.watch())

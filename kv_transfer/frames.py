@@ -1,69 +1,56 @@
-"""Pages cut into frames of about one mebibyte, each with its place and checksum, and put back."""
+"""Pages cut into frames of bounded size, and each frame's checksum."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 from crc32c import crc32c
 
 from baton.core.errors import TransferRefused
 from baton.core.kv_layout import KVLayout
 from baton.core.ports import PageStore
-from baton.v1 import transfer_pb2
-
-TARGET_FRAME_BYTES = 1 << 20
+from baton.core.reservation import FramePlace
 
 
-@dataclass(frozen=True, slots=True)
-class FramePlace:
-    """Where a frame's payload belongs: some layers of some consecutive blocks of a request's table."""
+def frame_places(layout: KVLayout, pages: FramePlace, target_bytes: int) -> Iterator[FramePlace]:
+    """Cut `pages` into frames of at most `target_bytes`, or one layer of one block where that is larger.
 
-    first_block: int
-    num_blocks: int
-    first_layer: int
-    num_layers: int
-
-
-def frame_places(layout: KVLayout, first_block: int, num_blocks: int) -> Iterator[FramePlace]:
-    """Cut blocks into frames: several whole blocks each, or several layers of one block where it is large."""
-    if layout.bytes_per_block <= TARGET_FRAME_BYTES:
-        step = TARGET_FRAME_BYTES // layout.bytes_per_block
-        for start in range(first_block, first_block + num_blocks, step):
-            count = min(step, first_block + num_blocks - start)
-            yield FramePlace(start, count, 0, layout.num_layers)
+    A frame is several blocks, or where one is too large already, several layers of one.
+    """
+    bytes_per_block = pages.num_layers * layout.bytes_per_layer
+    end_block, end_layer = pages.first_block + pages.num_blocks, pages.first_layer + pages.num_layers
+    if bytes_per_block <= target_bytes:
+        step = target_bytes // bytes_per_block
+        for start in range(pages.first_block, end_block, step):
+            count = min(step, end_block - start)
+            yield FramePlace(start, count, pages.first_layer, pages.num_layers)
         return
-    step = max(1, TARGET_FRAME_BYTES // layout.bytes_per_layer)
-    for block in range(first_block, first_block + num_blocks):
-        for layer in range(0, layout.num_layers, step):
-            yield FramePlace(block, 1, layer, min(step, layout.num_layers - layer))
+    step = max(1, target_bytes // layout.bytes_per_layer)
+    for block in range(pages.first_block, end_block):
+        for layer in range(pages.first_layer, end_layer, step):
+            yield FramePlace(block, 1, layer, min(step, end_layer - layer))
 
 
-def pack(store: PageStore, blocks: Sequence[int], place: FramePlace) -> transfer_pb2.Pages:
-    """Copy the pages `blocks`, which are the place's blocks in order, out of the pool."""
-    payload = b"".join(store.page(block, place.first_layer, place.num_layers) for block in blocks)
-    return transfer_pb2.Pages(
-        first_block=place.first_block,
-        num_blocks=place.num_blocks,
-        first_layer=place.first_layer,
-        num_layers=place.num_layers,
-        crc32c=crc32c(payload),
-        payload=payload,
-    )
+def views(store: PageStore, blocks: Sequence[int], place: FramePlace) -> list[memoryview]:
+    """The bytes of a place, in order, where they lie in the pool; `blocks` are the place's pages."""
+    return [store.page(block, place.first_layer, place.num_layers) for block in blocks]
 
 
-def check(pages: transfer_pb2.Pages, layout: KVLayout) -> memoryview:
-    """The payload, once length and checksum are right. Raises TransferRefused before anything is written."""
-    payload = pages.payload
-    expected = pages.num_blocks * pages.num_layers * layout.bytes_per_layer
-    if len(payload) != expected:
-        raise TransferRefused("length", f"frame of {len(payload)} bytes where its place has {expected}")
-    if crc32c(payload) != pages.crc32c:
-        raise TransferRefused("checksum", f"frame for block {pages.first_block} arrived corrupted")
-    return memoryview(payload)
+def checksum(parts: Sequence[memoryview]) -> int:
+    """crc32c (RFC 3720, appendix B.4) of all parts as one."""
+    value = 0
+    for part in parts:
+        value = crc32c(part, value)
+    return value
 
 
-def unpack(store: PageStore, blocks: Sequence[int], pages: transfer_pb2.Pages, payload: memoryview) -> None:
-    """Copy a checked payload into the pages `blocks`, which the transfer is the one writer of."""
-    size = pages.num_layers * store.layout.bytes_per_layer
-    for index, block in enumerate(blocks):
-        page = store.page(block, pages.first_layer, pages.num_layers)
-        page[:] = payload[index * size : (index + 1) * size]
+def num_payload_bytes(layout: KVLayout, place: FramePlace) -> int:
+    """Bytes of a place's pages."""
+    return place.num_blocks * place.num_layers * layout.bytes_per_layer
+
+
+def check(payload: memoryview, expected: int, place: FramePlace, layout: KVLayout) -> None:
+    """Raises TransferRefused unless length and checksum of a payload are right."""
+    num_bytes = num_payload_bytes(layout, place)
+    if len(payload) != num_bytes:
+        raise TransferRefused("length", f"frame of {len(payload)} bytes where its place has {num_bytes}")
+    if crc32c(payload) != expected:
+        raise TransferRefused("checksum", f"frame for block {place.first_block} arrived corrupted")

@@ -2,49 +2,41 @@
 
 import asyncio
 import logging
-from dataclasses import dataclass, field
 
 from baton.config import WorkerConfig
-from baton.core.commands import (
-    AbortRequest,
-    AddRequest,
-    EngineOutput,
-    FailureReason,
-    ReleasePages,
-)
+from baton.core.commands import EngineCommand, EngineOutput, FailureReason, ReleasePages
 from baton.core.errors import InvalidRequest, TransferRefused
-from baton.core.request import EngineRequest, PagesReady, TokenEvent
+from baton.core.request import EngineRequest
+from baton.core.transfer_stats import TransferStats
 from baton.engine.host import EngineHost
 from baton.rpc import codec
 from baton.rpc.sessions import SessionHost
+from baton.rpc.ticket import Ticket
 from baton.rpc.worker_server import make_session_host, new_epoch
 from baton.v1 import transfer_pb2, worker_pb2
-from kv_transfer.grpc_sender import GrpcSender, OutgoingTransfer
-from kv_transfer.stats import TransferStats
+from kv_transfer.sender import OutgoingTransfer, TransferSender
+from kv_transfer.transports.registry import available_transports
+from prefill_service.handover import PrefillHandover
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(slots=True)
-class _Prompt:
-    """One request under way."""
-
-    num_choices: int
-    transfer: OutgoingTransfer | None  # None: the first token ends the request, no page moves
-    task: asyncio.Task[None] | None
-    first_tokens: list[int] = field(default_factory=list)  # by choice
-    finished_choices: list[int] = field(default_factory=list)
-
-
 class PrefillService:
-    """Joins sessions, the engine and outgoing transfers; all of it on the event loop's thread."""
+    """Joins sessions, the handover, the engine and transfers; all of it on the event loop's thread."""
 
     def __init__(self, config: WorkerConfig, engine: EngineHost, tasks: asyncio.TaskGroup) -> None:
         self._engine = engine
         self._tasks = tasks
         self._stats = TransferStats()
-        self._prompts: dict[str, _Prompt] = {}
-        self.sender = GrpcSender(engine.store, config.cluster_token, self._stats)
+        self._handover = PrefillHandover(engine.store.layout.num_layers, self)
+        self.sender = TransferSender(
+            engine.store,
+            config.cluster_token,
+            self._stats,
+            available_transports(engine.store),
+            asked_transport=None if config.kv_transport == "auto" else config.kv_transport,
+            stall_timeout_s=config.transfer_stall_timeout_s,
+        )
         self.sessions: SessionHost = make_session_host(
             config,
             new_epoch(),
@@ -64,63 +56,45 @@ class PrefillService:
     def prefill(self, request: EngineRequest, ticket: transfer_pb2.Ticket | None) -> None:
         """Compute the prompt; with a ticket push its pages to the decode server meanwhile.
 
-        Raises InvalidRequest where the decode server's page layout is not this server's.
+        Raises InvalidRequest where the decode server can't take this server's pages.
         """
-        transfer, task, export_from = None, None, None
-        if ticket is not None:
-            try:
-                transfer = self.sender.begin(codec.ticket_from_proto(ticket), self._release)
-            except TransferRefused as error:
-                raise InvalidRequest(str(error)) from None
-            task = self._tasks.create_task(self._push(request.request_id, transfer))
-            export_from = ticket.first_block
-        self._prompts[request.request_id] = _Prompt(request.sampling.n, transfer, task)
-        self._engine.submit(AddRequest(request, hands_over=True, export_from=export_from))
+        self._handover.prefill(request, None if ticket is None else codec.ticket_from_proto(ticket))
 
     def abort(self, request_id: str, choice: int | None) -> None:
-        """Forget a request. One choice alone costs nothing here: its first token is all there is."""
-        if choice is None:
-            self._engine.submit(AbortRequest(request_id))
-            self._drop(request_id)
+        """Forget a request, or one choice of it."""
+        self._handover.abort(request_id, choice)
 
     # --- from the engine ----------------------------------------------------------------------------
 
     def on_output(self, output: EngineOutput) -> None:
         """Everything that the engine did since the last call."""
-        self.sessions.send_step(output, self._load())
+        if not output.is_within_step:
+            self.sessions.send_step(output, self._load())
         for event in output.tokens:
-            self._note_token(event)
+            self._handover.token(event)
         for pages in output.pages:
-            self._send_pages(pages)
+            self._handover.pages(pages)
         for failure in output.failures:
-            self.sessions.fail(failure.request_id, failure.reason, failure.message)
-            self._drop(failure.request_id)
+            self._handover.failed(failure.request_id, failure.reason, failure.message)
 
-    def _note_token(self, event: TokenEvent) -> None:
-        prompt = self._prompts.get(event.request_id)
-        if prompt is None:
-            return
-        prompt.first_tokens.append(event.token.token_id)
-        if event.finish_reason is not None:
-            prompt.finished_choices.append(event.choice)
-        if len(prompt.finished_choices) == prompt.num_choices:
-            if prompt.transfer is None:
-                self._end(event.request_id)
-            else:
-                prompt.transfer.withdraw()
-        elif prompt.transfer is None and len(prompt.first_tokens) == prompt.num_choices:
-            message = "The request goes on after its first token, but came without a ticket for its pages."
-            self.sessions.fail(event.request_id, FailureReason.INVALID, message)
-            self._drop(event.request_id)
+    # --- effects of the handover (prefill_service.handover.Effects) -----------------------------------
 
-    def _send_pages(self, pages: PagesReady) -> None:
-        prompt = self._prompts.get(pages.request_id)
-        if prompt is None or prompt.transfer is None:
-            self._release(pages.blocks)  # aborted meanwhile
-            return
-        prompt.transfer.send_pages(pages.first_block, pages.blocks)
-        if pages.is_last:
-            prompt.transfer.commit(prompt.first_tokens, prompt.finished_choices)
+    def submit(self, command: EngineCommand) -> None:
+        """Give the engine a command."""
+        self._engine.submit(command)
+
+    def begin(self, ticket: Ticket) -> "_Push":
+        """Begin a transfer. Raises TransferRefused."""
+        transfer = self.sender.begin(ticket, self._release)
+        return _Push(transfer, self._tasks.create_task(self._push(ticket.request_id, transfer)))
+
+    def fail(self, request_id: str, reason: FailureReason, message: str) -> None:
+        """Tell the request's router that this worker gives it up."""
+        self.sessions.fail(request_id, reason, message)
+
+    def forget(self, request_id: str) -> None:
+        """The request has ended here."""
+        self.sessions.forget(request_id)
 
     # --- transfers ----------------------------------------------------------------------------------
 
@@ -128,15 +102,15 @@ class PrefillService:
         """Owns one transfer from its first page to its end."""
         try:
             await transfer.run()
+            self._handover.transfer_ended(request_id)
         except TransferRefused as error:
             logger.warning("transfer of %s failed: %s", request_id, error)
-            self._engine.submit(AbortRequest(request_id))
-            self.sessions.fail(request_id, FailureReason.TRANSFER, f"The KV transfer failed: {error}.")
+            message = f"The KV transfer failed: {error}."
+            self._handover.transfer_failed(request_id, FailureReason.TRANSFER, message)
         except Exception as error:  # a bug, which must not cost the requests of others
             logger.exception("transfer of %s failed", request_id)
-            self._engine.submit(AbortRequest(request_id))
-            self.sessions.fail(request_id, FailureReason.INTERNAL, f"The KV transfer failed: {error!r}.")
-        self._end(request_id)
+            message = f"The KV transfer failed: {error!r}."
+            self._handover.transfer_failed(request_id, FailureReason.INTERNAL, message)
         # No step may come for a while: the routers' metrics are to show how the transfer ended now.
         self.sessions.send_step(EngineOutput(self._engine.load), self._load())
 
@@ -144,16 +118,20 @@ class PrefillService:
         if blocks:
             self._engine.submit(ReleasePages(blocks))
 
-    def _drop(self, request_id: str) -> None:
-        """Forget a request and cut its transfer, which gives its pages back."""
-        prompt = self._prompts.pop(request_id, None)
-        if prompt is not None and prompt.task is not None:
-            prompt.task.cancel()
-
-    def _end(self, request_id: str) -> None:
-        """The request's work here is done."""
-        self._prompts.pop(request_id, None)
-        self.sessions.forget(request_id)
-
     def _load(self) -> worker_pb2.Load:
-        return codec.load_to_proto(self._engine.load, self._stats.num_bytes, self._stats.outcomes)
+        return codec.load_to_proto(self._engine.load, self._stats)
+
+
+class _Push:
+    """A transfer and the task that runs it (prefill_service.handover.Outgoing)."""
+
+    def __init__(self, transfer: OutgoingTransfer, task: asyncio.Task[None]) -> None:
+        self.first_block = transfer.first_block
+        self.send_pages = transfer.send_pages
+        self.commit = transfer.commit
+        self.withdraw = transfer.withdraw
+        self._task = task
+
+    def cancel(self) -> None:
+        """Cut it; its pages are given back."""
+        self._task.cancel()

@@ -84,3 +84,4 @@ class EngineOutput:
     pages: list[PagesReady] = field(default_factory=list)
     reserved: list[BlocksReserved] = field(default_factory=list)
     failures: list[RequestFailure] = field(default_factory=list)
+    is_within_step: bool = False  # only `pages` are new: the step goes on

@@ -44,6 +44,7 @@ class StepPlan:
 
     rows: tuple[ScheduledRow, ...]
     block_copies: tuple[tuple[int, int], ...] = ()  # (source block, destination block)
+    num_leaving_blocks: int = 0  # that the step completes and whose layers may leave as they are computed
 
     @property
     def num_tokens(self) -> int:

@@ -1,16 +1,23 @@
 """What the core and the services need from the parts that know tensors."""
 
+from collections.abc import Callable
 from typing import Protocol
 
 from baton.core.kv_layout import KVLayout
 from baton.core.plan import StepPlan, StepResult
 
+LayersDone = Callable[[int], None]
+
 
 class Runner(Protocol):
     """Computes one step; knows tensors, not requests."""
 
-    def run(self, plan: StepPlan) -> StepResult:
-        """Copy pages, write the rows' K and V into their pages, and sample what the plan asks for."""
+    def run(self, plan: StepPlan, layers_done: LayersDone | None = None) -> StepResult:
+        """Copy pages, write the rows' K and V into their pages, and sample what the plan asks for.
+
+        `layers_done`, if given, is told a few times during the step, on the same thread, before which layer
+        all K and V are written; never for the last layer.
+        """
         ...
 
 

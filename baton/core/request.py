@@ -44,6 +44,7 @@ class SequenceState:
     block_hashes: list[bytes] = field(init=False)  # of its full blocks; output's are added as they fill
     num_published_blocks: int = 0
     num_exported_blocks: int = field(init=False)  # blocks before it have left, or need not leave
+    num_exported_layers: int = 0  # of the pages that the prompt's last step completes
     num_cached_prompt_tokens: int = 0  # found in the prefix cache when it first started
     phase: Phase = Phase.WAITING
     seed: int = field(init=False)
@@ -92,13 +93,15 @@ class TokenEvent:
 
 @dataclass(frozen=True, slots=True)
 class PagesReady:
-    """Pages of a handed-over request that nobody will write again, held for the transfer until
-    `Scheduler.release_pages` gives them back. `first_block` is an index into the request's block table;
-    `blocks` may be empty."""
+    """Some layers of pages of a handed-over request, that nobody will write again; the pages are held for the
+    transfer until `Scheduler.release_pages` gives them back. `first_block` is an index into the request's
+    block table; `blocks` may be empty."""
 
     request_id: str
     first_block: int
     blocks: tuple[int, ...]
+    first_layer: int
+    end_layer: int | None  # None: after the model's last
     is_last: bool  # the prompt is computed; its first tokens come with the same step's events
 
 

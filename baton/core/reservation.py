@@ -1,11 +1,11 @@
 """Who may write the pages that a decode server keeps for a prompt on its way: a pure state machine.
 
-                 open            commit
+                 open            commit, and all pages are there
     RESERVED ───────────▶ RECEIVING ───────────▶ COMMITTED   (the engine writes from here on)
         │ abort, deadline     │ abort, deadline, failed check
         │                     ▼
-        │                  ABORTING   no frame is accepted any more; the writer has not let go yet
-        ▼                     │ the writer lets go, or the deadline fences it off
+        │                  ABORTING   no frame is accepted any more; some writer has not let go yet
+        ▼                     │ every writer lets go, or the deadline fences them off
      DRAINED ◀────────────────┘    (the pages may go back to the pool)
 
 A page has one writer at a time: the transfer until COMMITTED, the engine after. Every state but the last ones
@@ -36,11 +36,71 @@ class TransferDeadlines:
     # A transfer opens when its prompt joins prefill's queue, and a prefill server that dies breaks its calls:
     # this is only for one that lives and hangs, so no shorter than any queue.
     receiving_s: float = 600.0
+    committing_s: float = 30.0  # the commit has come, pages on another path have not
     aborting_s: float = 5.0
 
 
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """What one writer brings: blocks of its own size, all layers, some of the model's KV heads."""
+
+    first_block: int
+    end_block: int
+    num_layers: int
+    heads: range
+
+
+@dataclass(frozen=True, slots=True)
+class FramePlace:
+    """Where a frame's payload belongs: some layers of some consecutive blocks of the request's block table,
+    counted in blocks of the sender's size."""
+
+    first_block: int
+    num_blocks: int
+    first_layer: int
+    num_layers: int
+
+
+class _Writer:
+    """One sender's blocks and layers, and which of them have not come."""
+
+    def __init__(self, extent: Extent) -> None:
+        self.extent = extent
+        # Bit l of missing[b]: layer l of block first_block + b has not come yet.
+        self._missing = [(1 << extent.num_layers) - 1] * max(0, extent.end_block - extent.first_block)
+        self.num_missing = extent.num_layers * len(self._missing)
+
+    def take(self, place: FramePlace) -> None:
+        """Note a place as written. Raises TransferRefused where it is outside, or has come already."""
+        self._require_inside(place)
+        layers = ((1 << place.num_layers) - 1) << place.first_layer
+        offset = place.first_block - self.extent.first_block
+        for index in range(offset, offset + place.num_blocks):
+            if self._missing[index] & layers != layers:
+                raise TransferRefused("duplicate", f"block {place.first_block} came twice")
+        for index in range(offset, offset + place.num_blocks):
+            self._missing[index] &= ~layers
+        self.num_missing -= place.num_layers * place.num_blocks
+
+    def _require_inside(self, place: FramePlace) -> None:
+        extent = self.extent
+        end_block, end_layer = place.first_block + place.num_blocks, place.first_layer + place.num_layers
+        blocks_fit = extent.first_block <= place.first_block < end_block <= extent.end_block
+        layers_fit = 0 <= place.first_layer < end_layer <= extent.num_layers
+        if not (blocks_fit and layers_fit):
+            raise TransferRefused(
+                "range",
+                f"frame for blocks {place.first_block}+{place.num_blocks}, layers {place.first_layer}+"
+                f"{place.num_layers} is outside blocks {extent.first_block} to {extent.end_block} and "
+                f"{extent.num_layers} layers",
+            )
+
+
 class Reservation:
-    """The right to fill blocks [first_block, num_blocks) of one request's block table."""
+    """The right to fill blocks [first_block, num_blocks) of one request's block table.
+
+    It may have several writers, which bring different KV heads, and each may use several calls.
+    """
 
     def __init__(
         self,
@@ -49,79 +109,91 @@ class Reservation:
         *,
         block_table: tuple[int, ...],
         first_block: int,
-        num_layers: int,
+        num_tokens: int,
+        heads: range,
         deadlines: TransferDeadlines,
         now: float,
     ) -> None:
         self.transfer_id = transfer_id
         self.request_id = request_id
+        self.block_table = block_table
         self.first_block = first_block
+        self.num_tokens = num_tokens  # of the prompt
         self.state = TransferState.RESERVED
         self.deadline = now + deadlines.reserved_s
-        self._block_table = block_table
-        self._num_layers = num_layers
+        self._heads = heads  # of the model, that the pages hold
         self._deadlines = deadlines
-        # Bit l of _missing[b]: layer l of block first_block + b has not come yet.
-        self._missing = [(1 << num_layers) - 1] * (len(block_table) - first_block)
-        self._num_missing = num_layers * len(self._missing)
+        self._writers: list[_Writer] = []
+        self._num_calls = 0  # of writers, that have not ended
+        self._is_commit_asked = False
 
-    @property
-    def num_blocks(self) -> int:
-        """Blocks of the whole prompt."""
-        return len(self._block_table)
+    def open(self, extent: Extent, now: float) -> int:
+        """A writer takes the pages, with one call; returns its index.
 
-    def open(self, now: float) -> None:
-        """A writer takes the pages. Raises TransferRefused unless nobody has yet."""
-        if self.state is not TransferState.RESERVED:
+        Raises TransferRefused unless nobody has yet, or those who have bring other heads.
+        """
+        if self.state is TransferState.RECEIVING:
+            taken = {head for writer in self._writers for head in writer.extent.heads}
+            if taken.intersection(extent.heads):
+                raise TransferRefused("state", f"transfer of {self.request_id} has a writer already")
+        elif self.state is not TransferState.RESERVED:
             raise TransferRefused("state", f"transfer of {self.request_id} is {self.state.value} already")
         self.state = TransferState.RECEIVING
-        self.deadline = now + self._deadlines.receiving_s
+        self._writers.append(_Writer(extent))
+        self._num_calls += 1
+        self._touch(now)
+        return len(self._writers) - 1
 
-    def accept(
-        self, first_block: int, num_blocks: int, first_layer: int, num_layers: int, now: float
-    ) -> tuple[int, ...]:
-        """Check a frame's place and note it as written; returns the pages that the writer now writes.
+    def attach(self, now: float) -> None:
+        """A writer uses one more call. Raises TransferRefused unless pages may be written."""
+        self._require_receiving("another call")
+        self._num_calls += 1
+        self._touch(now)
 
-        The caller writes them before it calls anything else here. Raises TransferRefused where the frame
-        is outside the reservation, comes twice, or the state takes none.
+    def accept(self, writer: int, place: FramePlace, now: float) -> None:
+        """Check a frame's place and note it as written.
+
+        The caller writes its pages, then calls `settle`, before it does anything else here. Raises
+        TransferRefused where the frame is outside the reservation, comes twice, or the state takes none.
         """
-        if self.state is not TransferState.RECEIVING:
-            raise TransferRefused("state", f"frame for {self.request_id}, which is {self.state.value}")
-        self._require_inside(first_block, num_blocks, first_layer, num_layers)
-        layers = ((1 << num_layers) - 1) << first_layer
-        offset = first_block - self.first_block
-        for index in range(offset, offset + num_blocks):
-            if self._missing[index] & layers != layers:
-                raise TransferRefused("duplicate", f"block {first_block} of {self.request_id} came twice")
-        for index in range(offset, offset + num_blocks):
-            self._missing[index] &= ~layers
-        self._num_missing -= num_layers * num_blocks
-        self.deadline = now + self._deadlines.receiving_s
-        return self._block_table[first_block : first_block + num_blocks]
+        self._require_receiving("frame")
+        self._writers[writer].take(place)
+        self._touch(now)
 
-    def commit(self) -> None:
-        """Every block and layer is there: the pages pass to the engine. Raises TransferRefused if not."""
-        if self.state is not TransferState.RECEIVING:
-            raise TransferRefused("state", f"commit for {self.request_id}, which is {self.state.value}")
-        if self._num_missing:
+    def commit(self, now: float, *, may_wait: bool) -> None:
+        """The writer has sent everything; with `may_wait` some of it may still be on another path.
+
+        Raises TransferRefused where the state takes no commit, or pages are missing that nothing can bring.
+        """
+        self._require_receiving("commit")
+        if self._num_missing and not may_wait:
             raise TransferRefused(
                 "incomplete", f"commit for {self.request_id} with {self._num_missing} block layers missing"
             )
-        self.state = TransferState.COMMITTED
+        self._is_commit_asked = True
+        self.deadline = now + self._deadlines.committing_s
+        self.settle()
+
+    def settle(self) -> None:
+        """Every head, block and layer is there and the commit has come: the pages pass to the engine."""
+        if self.state is TransferState.RECEIVING and self._is_commit_asked and not self._num_missing:
+            self.state = TransferState.COMMITTED
 
     def abort(self, now: float) -> None:
-        """Give up, unless the engine has the pages already; a writer at work has to let go first."""
+        """Give up, unless the engine has the pages already; writers at work have to let go first."""
         if self.state is TransferState.RESERVED:
             self.state = TransferState.DRAINED
         elif self.state is TransferState.RECEIVING:
             self.state = TransferState.ABORTING
             self.deadline = now + self._deadlines.aborting_s
+            self._drain_if_alone()
 
-    def writer_gone(self, now: float) -> None:
-        """The writer has let go: nothing will be written any more. A transfer that it left open is over."""
-        self.abort(now)
-        if self.state is TransferState.ABORTING:
-            self.state = TransferState.DRAINED
+    def call_ended(self, now: float, *, is_complete: bool) -> None:
+        """A writer's call has ended: it writes nothing any more. One that left pages open ends all."""
+        self._num_calls -= 1
+        if not is_complete:
+            self.abort(now)
+        self._drain_if_alone()
 
     def expire(self, now: float) -> bool:
         """Move on if this state's deadline has passed; returns whether it had."""
@@ -139,15 +211,23 @@ class Reservation:
         """Whether the transfer is no writer of the pages any more."""
         return self.state in (TransferState.COMMITTED, TransferState.DRAINED)
 
-    def _require_inside(self, first_block: int, num_blocks: int, first_layer: int, num_layers: int) -> None:
-        blocks_fit = self.first_block <= first_block < first_block + num_blocks <= self.num_blocks
-        layers_fit = 0 <= first_layer < first_layer + num_layers <= self._num_layers
-        if not (blocks_fit and layers_fit):
-            raise TransferRefused(
-                "range",
-                f"frame for blocks {first_block}+{num_blocks}, layers {first_layer}+{num_layers} is outside "
-                f"blocks {self.first_block} to {self.num_blocks} and {self._num_layers} layers",
-            )
+    @property
+    def _num_missing(self) -> int:
+        """Block layers that have not come; heads that nobody brings count as one each."""
+        brought = sum(len(writer.extent.heads) for writer in self._writers)
+        return sum(writer.num_missing for writer in self._writers) + len(self._heads) - brought
+
+    def _require_receiving(self, what: str) -> None:
+        if self.state is not TransferState.RECEIVING:
+            raise TransferRefused("state", f"{what} for {self.request_id}, which is {self.state.value}")
+
+    def _touch(self, now: float) -> None:
+        if not self._is_commit_asked:
+            self.deadline = now + self._deadlines.receiving_s
+
+    def _drain_if_alone(self) -> None:
+        if self.state is TransferState.ABORTING and self._num_calls == 0:
+            self.state = TransferState.DRAINED
 
 
 class ReservationTable:

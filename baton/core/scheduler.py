@@ -170,7 +170,21 @@ class Scheduler:
             return None
         copies = self._pages.copies.take()
         rows = tuple(self._row(sequence, count) for sequence, count in batch.items())
-        return ScheduledStep(StepPlan(rows, copies), tuple(batch))
+        num_leaving = sum(
+            self._pages.num_to_export(sequence, sequence.num_tokens)
+            for sequence, row in zip(batch, rows, strict=True)
+            if _leaves(sequence, row)
+        )
+        return ScheduledStep(StepPlan(rows, copies, num_leaving), tuple(batch))
+
+    def export_layers(self, step: ScheduledStep, end_layer: int) -> list[PagesReady]:
+        """While `step` runs: all its K and V before `end_layer` are written, so that the pages of prompts
+        that it completes can leave up to there."""
+        return [
+            self._pages.export_layers(sequence, sequence.num_tokens, end_layer)
+            for sequence, row in zip(step.sequences, step.plan.rows, strict=True)
+            if _leaves(sequence, row)
+        ]
 
     def apply(self, step: ScheduledStep, result: StepResult) -> StepEvents:
         """Take in what the runner computed for `step`."""
@@ -373,6 +387,11 @@ def _num_slots(sequence: SequenceState) -> int:
     if sequence.output_token_ids or sequence.hands_over:
         return 1
     return sequence.request.sampling.n
+
+
+def _leaves(sequence: SequenceState, row: ScheduledRow) -> bool:
+    """Whether the step completes a prompt whose pages go to another server."""
+    return sequence.export_from is not None and bool(row.samples)
 
 
 def _decode_first(sequence: SequenceState) -> tuple[bool, tuple[int, int, int]]:

@@ -74,15 +74,32 @@ class SequencePages:
 
     def export(self, sequence: SequenceState, *, is_last: bool) -> PagesReady:
         """Hold the pages that became final for their transfer: full ones, and the last one at the end."""
+        num_final = sequence.num_computed_tokens
+        if not is_last:
+            num_final -= num_final % self.block_size
+        pages = self._hold_for_export(sequence, num_final, sequence.num_exported_layers, None, is_last)
+        sequence.num_exported_blocks += len(pages.blocks)
+        return pages
+
+    def export_layers(self, sequence: SequenceState, num_tokens: int, end_layer: int) -> PagesReady:
+        """Hold the pages that the step under way completes, of which all layers before `end_layer` are final.
+
+        `num_tokens` are computed when it ends. The rest of the layers come with `export`.
+        """
+        first_layer, sequence.num_exported_layers = sequence.num_exported_layers, end_layer
+        return self._hold_for_export(sequence, num_tokens, first_layer, end_layer, False)
+
+    def num_to_export(self, sequence: SequenceState, num_tokens: int) -> int:
+        """Pages of the sequence's first `num_tokens` tokens that have not been exported."""
+        return max(0, self._blocks_for(num_tokens) - sequence.num_exported_blocks)
+
+    def _hold_for_export(
+        self, sequence: SequenceState, num_tokens: int, first_layer: int, end_layer: int | None, is_last: bool
+    ) -> PagesReady:
         first = sequence.num_exported_blocks
-        num_final = sequence.num_computed_tokens // self.block_size
-        if is_last:
-            num_final = self._blocks_for(sequence.num_computed_tokens)
-        end = max(first, num_final)
-        blocks = tuple(sequence.block_table[first:end])
+        blocks = tuple(sequence.block_table[first : max(first, self._blocks_for(num_tokens))])
         self.pool.acquire(blocks)
-        sequence.num_exported_blocks = end
-        return PagesReady(sequence.request.request_id, first, blocks, is_last)
+        return PagesReady(sequence.request.request_id, first, blocks, first_layer, end_layer, is_last)
 
     def drop(self, sequence: SequenceState) -> None:
         """Give up the sequence's hold on all its pages."""

@@ -19,7 +19,7 @@ from baton.core.commands import (
     StepTimes,
 )
 from baton.core.errors import InvalidRequest
-from baton.core.ports import Runner
+from baton.core.ports import LayersDone, Runner
 from baton.core.scheduler import ScheduledStep, Scheduler
 
 logger = logging.getLogger(__name__)
@@ -116,7 +116,7 @@ class EngineLoop:
     def _compute(self, step: ScheduledStep) -> EngineOutput:
         started_ns = time.monotonic_ns()
         try:
-            result = self._runner.run(step.plan)
+            result = self._runner.run(step.plan, self._layers_done(step))
         except Exception as error:
             # One bad step must not cost the requests that were not in it.
             logger.exception("a step of %d rows failed", len(step.plan.rows))
@@ -129,6 +129,17 @@ class EngineLoop:
         times = StepTimes(started_ns, time.monotonic_ns())
         events = self._scheduler.apply(step, result)
         return EngineOutput(self._scheduler.load(), times, events.tokens, events.pages)
+
+    def _layers_done(self, step: ScheduledStep) -> LayersDone | None:
+        """Lets pages leave layer by layer while the step goes on; None where none leave."""
+        if not step.plan.num_leaving_blocks:
+            return None
+
+        def export(end_layer: int) -> None:
+            pages = self._scheduler.export_layers(step, end_layer)
+            self._emit(EngineOutput(self._last_load, pages=pages, is_within_step=True))
+
+        return export
 
     def _report(self, output: EngineOutput) -> None:
         happened = output.tokens or output.pages or output.reserved or output.failures

@@ -3,12 +3,18 @@
 import torch
 
 from baton.core.plan import SampleTask, StepPlan, StepResult
+from baton.core.ports import LayersDone
 from baton.core.sampling import SampledToken
 from baton.engine.attention.base import AttentionBackend
 from baton.engine.inputs import build_inputs
 from baton.engine.kv_cache import KVCache
 from baton.engine.models.decoder import Decoder
 from baton.engine.sampler import sample
+
+# The pages that a prompt's last step completes leave in groups of layers while it goes on: more groups leave
+# less to wait for, and cost a message or more each.
+_MAX_LAYER_GROUPS = 4
+_MIN_GROUP_BYTES = 256 << 10
 
 
 class ModelRunner:
@@ -20,13 +26,18 @@ class ModelRunner:
         self._attention = attention
 
     @torch.inference_mode()
-    def run(self, plan: StepPlan) -> StepResult:
-        """Copy pages, compute all rows in one forward pass, sample. Token ids must be below vocab_size."""
+    def run(self, plan: StepPlan, layers_done: LayersDone | None = None) -> StepResult:
+        """Copy pages, compute all rows in one forward pass, sample. Token ids must be below vocab_size.
+
+        `layers_done` hears of groups of layers that are worth a transfer of their own.
+        """
         self._cache.copy_blocks(plan.block_copies)
         cache = self._cache
         inputs = build_inputs(plan, cache.layout.block_size, cache.padding_block, cache.pool.device)
         step = self._attention.begin_step(inputs.attention)
-        hidden = self._decoder.forward(inputs.token_ids, inputs.positions, step)
+        hidden = self._decoder.forward(
+            inputs.token_ids, inputs.positions, step, self._after_layer(plan, layers_done)
+        )
         if not inputs.sampled_rows:
             return StepResult(samples=((),) * len(plan.rows))
         logits = self._decoder.logits(hidden[inputs.sampled_tokens])
@@ -35,6 +46,24 @@ class ModelRunner:
         ]
         tokens = sample(logits, tasks)
         return _result(plan, inputs.sampled_rows, tasks, tokens)
+
+    def _after_layer(self, plan: StepPlan, layers_done: LayersDone | None) -> LayersDone | None:
+        """Tells `layers_done` after every group of layers but the last one."""
+        if layers_done is None:
+            return None
+        layout = self._cache.layout
+        num_groups = min(
+            _MAX_LAYER_GROUPS,
+            layout.num_layers,
+            plan.num_leaving_blocks * layout.bytes_per_block // _MIN_GROUP_BYTES,
+        )
+        ends = {layout.num_layers * group // num_groups for group in range(1, num_groups)}
+
+        def after_layer(end_layer: int) -> None:
+            if end_layer in ends:
+                layers_done(end_layer)
+
+        return after_layer if ends else None
 
 
 def _result(

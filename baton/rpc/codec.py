@@ -8,10 +8,12 @@ from baton.core.prefix import HASH_BYTES, pack_token_ids, unpack_token_ids
 from baton.core.request import EngineRequest, LoadSnapshot, TokenEvent
 from baton.core.sampling import SampledToken, SamplingParams
 from baton.core.stopping import FinishReason
-from baton.rpc.ticket import Ticket
+from baton.core.transfer_stats import TransferStats
+from baton.rpc.ticket import Ticket, WorkerTransports
 from baton.v1 import transfer_pb2, worker_pb2
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
+OLDEST_PROTOCOL_VERSION = 1  # spoken as well, so that a cluster can be upgraded worker by worker
 
 _FINISH_TO_PROTO = {
     FinishReason.STOP: worker_pb2.FINISH_REASON_STOP,
@@ -136,6 +138,13 @@ def ticket_to_proto(ticket: Ticket) -> transfer_pb2.Ticket:
         first_block=ticket.first_block,
         num_blocks=ticket.num_blocks,
         layout=layout_to_proto(ticket.layout),
+        protocol_version=ticket.protocol_version,
+        num_tokens=ticket.num_tokens,
+        transports=transfer_pb2.WorkerTransports(
+            host_id=ticket.transports.host_id,
+            device=ticket.transports.device,
+            names=ticket.transports.names,
+        ),
     )
 
 
@@ -149,11 +158,21 @@ def ticket_from_proto(message: transfer_pb2.Ticket) -> Ticket:
         first_block=message.first_block,
         num_blocks=message.num_blocks,
         layout=layout_from_proto(message.layout),
+        protocol_version=message.protocol_version or 1,
+        num_tokens=message.num_tokens,
+        transports=_transports_from_proto(message),
     )
 
 
-def load_to_proto(load: LoadSnapshot, transfer_bytes: int, transfers: dict[str, int]) -> worker_pb2.Load:
-    """A worker's load; `transfers` counts its KV transfers by outcome."""
+def _transports_from_proto(message: transfer_pb2.Ticket) -> WorkerTransports:
+    if not message.HasField("transports"):
+        return WorkerTransports()
+    offer = message.transports
+    return WorkerTransports(offer.host_id, offer.device, tuple(offer.names))
+
+
+def load_to_proto(load: LoadSnapshot, stats: TransferStats) -> worker_pb2.Load:
+    """A worker's load, and what its KV transfers did."""
     return worker_pb2.Load(
         num_running=load.num_running,
         num_waiting=load.num_waiting,
@@ -163,8 +182,20 @@ def load_to_proto(load: LoadSnapshot, transfer_bytes: int, transfers: dict[str, 
         num_preemptions=load.num_preemptions,
         prefix_queries=load.prefix_queries,
         prefix_hits=load.prefix_hits,
-        transfer_bytes=transfer_bytes,
-        transfers=transfers,
+        transfer_bytes=stats.num_bytes,
+        transfers=stats.outcomes,
+        transports=[
+            worker_pb2.TransportLoad(
+                name=name,
+                bytes=transport.num_bytes,
+                num_transfers=transport.num_transfers,
+                seconds=transport.seconds,
+                exposed_seconds=transport.exposed_seconds,
+                num_operations=transport.num_operations,
+            )
+            for name, transport in stats.transports.items()
+        ],
+        delta_bytes_saved=stats.delta_bytes_saved,
     )
 
 

@@ -6,6 +6,15 @@ from baton.core.kv_layout import KVLayout
 
 
 @dataclass(frozen=True, slots=True)
+class WorkerTransports:
+    """What a worker can move pages with."""
+
+    host_id: str = ""  # equal for workers that share a machine; empty: unknown
+    device: str = "cpu"  # where the pages lie
+    names: tuple[str, ...] = ("grpc",)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Ticket:
     """The right to fill blocks [first_block, num_blocks) of one request's pages on one decode server."""
 
@@ -16,3 +25,16 @@ class Ticket:
     first_block: int  # blocks before it are in the decode server's prefix cache
     num_blocks: int  # blocks of the whole prompt
     layout: KVLayout
+    protocol_version: int = 1  # newest that the decode server speaks
+    num_tokens: int = 0  # of the prompt; 0 in version 1, where both sides' blocks are of one size
+    transports: WorkerTransports = WorkerTransports()
+
+    @property
+    def first_token(self) -> int:
+        """Of the prompt; those before it don't travel."""
+        return self.first_block * self.layout.block_size
+
+    @property
+    def end_token(self) -> int:
+        """Where the prompt ends, or the last block where the ticket doesn't say."""
+        return self.num_tokens or self.num_blocks * self.layout.block_size

@@ -136,7 +136,12 @@ class SchedulerWorld:
         known = [
             [*sequence.request.prompt_token_ids, *sequence.output_token_ids] for sequence in step.sequences
         ]
-        events = self.scheduler.apply(step, self.runner.run(step.plan, known))
+        result = self.runner.run(step.plan, known)
+        leaving = self.scheduler.export_layers(step, 1)
+        assert sum(len(pages.blocks) for pages in leaving) == step.plan.num_leaving_blocks
+        for pages in leaving:
+            self._take_layers(pages)
+        events = self.scheduler.apply(step, result)
         last_exports = {pages.request_id for pages in events.pages if pages.is_last}
         for pages in events.pages:
             self._take_pages(pages)
@@ -267,8 +272,20 @@ class SchedulerWorld:
         if event.position > 0 or event.choice > 0:
             assert event.num_cached_prompt_tokens == 0
 
+    def _take_layers(self, pages: PagesReady) -> None:
+        """The first layer of pages that the step under way completes."""
+        tracked = self.live[pages.request_id]
+        assert tracked.role is Role.PREFILL
+        assert not pages.is_last
+        assert (pages.first_block, pages.first_layer, pages.end_layer) == (tracked.next_export, 0, 1)
+        assert pages.first_block + len(pages.blocks) == max(
+            pages.first_block, self._num_blocks(tracked.prompt)
+        )
+        self.exports.append(Export(pages.blocks, self._content(pages.blocks)))
+
     def _take_pages(self, pages: PagesReady) -> None:
         tracked = self.live[pages.request_id]
+        assert (pages.first_layer, pages.end_layer) == (int(pages.is_last), None)
         assert tracked.role is Role.PREFILL
         assert pages.first_block == tracked.next_export, "exported blocks are not contiguous"
         tracked.next_export += len(pages.blocks)

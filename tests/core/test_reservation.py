@@ -7,11 +7,20 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from baton.core.errors import TransferRefused
-from baton.core.reservation import Reservation, ReservationTable, TransferDeadlines, TransferState
+from baton.core.reservation import (
+    Extent,
+    FramePlace,
+    Reservation,
+    ReservationTable,
+    TransferDeadlines,
+    TransferState,
+)
 
 EPOCH = 0xBA70
-DEADLINES = TransferDeadlines(reserved_s=12.0, receiving_s=6.0, aborting_s=2.0)
+DEADLINES = TransferDeadlines(reserved_s=12.0, receiving_s=6.0, committing_s=4.0, aborting_s=2.0)
 LONGEST_S = DEADLINES.reserved_s + DEADLINES.receiving_s + DEADLINES.aborting_s
+HEADS = range(2)
+PARTS = (HEADS, range(1), range(1, 2))  # what one writer may bring
 anything = st.integers(min_value=0, max_value=2**16)
 seconds = st.sampled_from([0.0, 1.0, 1.0, 2.0, 5.0, 12.0])
 State = TransferState
@@ -26,8 +35,10 @@ class Model:
     num_layers: int
     since: float  # when the state's clock last started
     state: TransferState = State.RESERVED
-    missing: set[tuple[int, int]] = field(default_factory=set)  # (block, layer)
-    has_writer: bool = False
+    brought: list[range] = field(default_factory=list)  # heads of each writer
+    missing: list[set[tuple[int, int]]] = field(default_factory=list)  # (block, layer), of each writer
+    num_calls: int = 0
+    is_commit_asked: bool = False
     aborted_at: float | None = None
 
     @property
@@ -35,7 +46,7 @@ class Model:
         """When this state ends by itself."""
         durations = {
             State.RESERVED: DEADLINES.reserved_s,
-            State.RECEIVING: DEADLINES.receiving_s,
+            State.RECEIVING: DEADLINES.committing_s if self.is_commit_asked else DEADLINES.receiving_s,
             State.ABORTING: DEADLINES.aborting_s,
         }
         return self.since + durations[self.state] if self.state in durations else None
@@ -46,6 +57,27 @@ class Model:
             self.state = State.DRAINED
         elif self.state is State.RECEIVING:
             self.state, self.since, self.aborted_at = State.ABORTING, now, now
+        self.drain_if_alone()
+
+    def drain_if_alone(self) -> None:
+        """Without calls nobody writes."""
+        if self.state is State.ABORTING and not self.num_calls:
+            self.state = State.DRAINED
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every head of every block and layer has come."""
+        return sum(len(heads) for heads in self.brought) == len(HEADS) and not any(self.missing)
+
+    def touch(self, now: float) -> None:
+        """Something has come."""
+        if not self.is_commit_asked:
+            self.since = now
+
+    def settle(self) -> None:
+        """See Reservation.settle."""
+        if self.state is State.RECEIVING and self.is_commit_asked and self.is_complete:
+            self.state = State.COMMITTED
 
 
 class ReservationMachine(RuleBasedStateMachine):
@@ -70,27 +102,45 @@ class ReservationMachine(RuleBasedStateMachine):
             f"request {self.num_made % 2}",
             block_table=block_table,
             first_block=first % (num_blocks + 1),
-            num_layers=num_layers,
+            num_tokens=4 * num_blocks,
+            heads=HEADS,
             deadlines=DEADLINES,
             now=self.now,
         )
         model = Model(reservation, block_table, num_layers, self.now)
-        blocks = range(reservation.first_block, num_blocks)
-        model.missing = {(block, layer) for block in blocks for layer in range(num_layers)}
         self.table.add(reservation)
         self.newest[reservation.request_id] = reservation
         self.known.append(model)
 
     @precondition(lambda self: self.known)
-    @rule(which=anything)
-    def open(self, which: int) -> None:
+    @rule(which=anything, heads=st.sampled_from(PARTS))
+    def open(self, which: int, heads: range) -> None:
         model = self.pick(which)
-        if model.state is State.RESERVED:
-            model.reservation.open(self.now)
-            model.state, model.since, model.has_writer = State.RECEIVING, self.now, True
+        reservation = model.reservation
+        extent = Extent(reservation.first_block, len(model.block_table), model.num_layers, heads)
+        taken = {head for part in model.brought for head in part}
+        if model.state is State.RESERVED or (model.state is State.RECEIVING and not taken & {*heads}):
+            assert reservation.open(extent, self.now) == len(model.brought)
+            model.state = State.RECEIVING
+            model.brought.append(heads)
+            model.missing.append(self.places(model))
+            model.num_calls += 1
+            model.touch(self.now)
         else:
             with _refused("state"):
-                model.reservation.open(self.now)
+                reservation.open(extent, self.now)
+
+    @precondition(lambda self: self.known)
+    @rule(which=anything)
+    def attach(self, which: int) -> None:
+        model = self.pick(which)
+        if model.state is State.RECEIVING:
+            model.reservation.attach(self.now)
+            model.num_calls += 1
+            model.touch(self.now)
+        else:
+            with _refused("state"):
+                model.reservation.attach(self.now)
 
     @precondition(lambda self: self.known)
     @rule(
@@ -102,13 +152,13 @@ class ReservationMachine(RuleBasedStateMachine):
         """Inside the reservation, partly or wholly written already, or a little outside."""
         model = self.pick(which)
         end_block, end_layer = len(model.block_table) + 2, model.num_layers + 2
-        self.accept(
-            model,
+        place = FramePlace(
             first_block % end_block - 1,
             num_blocks % end_block,
             first_layer % end_layer - 1,
             num_layers % end_layer,
         )
+        self.accept(model, which, place)
 
     @precondition(lambda self: any(model.state is State.RECEIVING for model in self.known))
     @rule(which=anything, place=anything)
@@ -118,29 +168,32 @@ class ReservationMachine(RuleBasedStateMachine):
         model = receiving[which % len(receiving)]
         places = sorted({*self.places(model), (len(model.block_table), 0)})
         block, layer = places[place % len(places)]
-        self.accept(model, block, 1, layer, 1)
+        self.accept(model, which, FramePlace(block, 1, layer, 1))
 
-    @precondition(lambda self: any(model.missing for model in self.known))
+    @precondition(lambda self: any(any(model.missing) for model in self.known))
     @rule(which=anything, place=anything)
     def accept_missing(self, which: int, place: int) -> None:
-        models = [model for model in self.known if model.missing]
+        models = [model for model in self.known if any(model.missing)]
         model = models[which % len(models)]
-        block, layer = sorted(model.missing)[place % len(model.missing)]
-        self.accept(model, block, 1, layer, 1)
+        writer = next(index for index, missing in enumerate(model.missing) if missing)
+        missing = sorted(model.missing[writer])
+        block, layer = missing[place % len(missing)]
+        self.accept(model, writer, FramePlace(block, 1, layer, 1))
 
     @precondition(lambda self: self.known)
-    @rule(which=anything)
-    def commit(self, which: int) -> None:
+    @rule(which=anything, may_wait=st.booleans())
+    def commit(self, which: int, may_wait: bool) -> None:
         model = self.pick(which)
         if model.state is not State.RECEIVING:
             with _refused("state"):
-                model.reservation.commit()
-        elif model.missing:
+                model.reservation.commit(self.now, may_wait=may_wait)
+        elif not model.is_complete and not may_wait:
             with _refused("incomplete"):
-                model.reservation.commit()
+                model.reservation.commit(self.now, may_wait=False)
         else:
-            model.reservation.commit()
-            model.state = State.COMMITTED
+            model.reservation.commit(self.now, may_wait=may_wait)
+            model.is_commit_asked, model.since = True, self.now
+            model.settle()
 
     @precondition(lambda self: self.known)
     @rule(which=anything)
@@ -149,15 +202,16 @@ class ReservationMachine(RuleBasedStateMachine):
         model.reservation.abort(self.now)
         model.end(self.now)
 
-    @precondition(lambda self: self.known)
-    @rule(which=anything)
-    def writer_gone(self, which: int) -> None:
-        model = self.pick(which)
-        model.reservation.writer_gone(self.now)
-        model.has_writer = False
-        model.end(self.now)
-        if model.state is State.ABORTING:
-            model.state = State.DRAINED
+    @precondition(lambda self: any(model.num_calls for model in self.known))
+    @rule(which=anything, is_complete=st.booleans())
+    def call_ended(self, which: int, is_complete: bool) -> None:
+        models = [model for model in self.known if model.num_calls]
+        model = models[which % len(models)]
+        model.reservation.call_ended(self.now, is_complete=is_complete)
+        model.num_calls -= 1
+        if not is_complete:
+            model.end(self.now)
+        model.drain_if_alone()
 
     @rule(duration=seconds)
     def wait(self, duration: float) -> None:
@@ -210,26 +264,28 @@ class ReservationMachine(RuleBasedStateMachine):
         assert all(model.reservation.is_over for model in self.known)
         assert self.now - start <= LONGEST_S
 
-    def accept(
-        self, model: Model, first_block: int, num_blocks: int, first_layer: int, num_layers: int
-    ) -> None:
-        blocks = range(first_block, first_block + num_blocks)
-        layers = range(first_layer, first_layer + num_layers)
+    def accept(self, model: Model, which: int, place: FramePlace) -> None:
+        blocks = range(place.first_block, place.first_block + place.num_blocks)
+        layers = range(place.first_layer, place.first_layer + place.num_layers)
         places = {(block, layer) for block in blocks for layer in layers}
-        takes = lambda: model.reservation.accept(first_block, num_blocks, first_layer, num_layers, self.now)  # noqa: E731
+        writer = which % len(model.missing) if model.missing else 0
         if model.state is not State.RECEIVING:
-            with _refused("state"):
-                takes()
+            self.refuse("state", model, writer, place)
         elif not places or not places <= self.places(model):
-            with _refused("range"):
-                takes()
-        elif not places <= model.missing:
-            with _refused("duplicate"):
-                takes()
+            self.refuse("range", model, writer, place)
+        elif not places <= model.missing[writer]:
+            self.refuse("duplicate", model, writer, place)
         else:
-            assert takes() == tuple(model.block_table[block] for block in blocks)
-            model.missing -= places
-            model.since = self.now
+            model.reservation.accept(writer, place, self.now)
+            model.missing[writer] -= places
+            model.touch(self.now)
+            assert model.reservation.state is State.RECEIVING  # its pages are not written yet
+            model.reservation.settle()
+            model.settle()
+
+    def refuse(self, reason: str, model: Model, writer: int, place: FramePlace) -> None:
+        with _refused(reason):
+            model.reservation.accept(writer, place, self.now)
 
     def expire(self) -> None:
         due = [model for model in self.known if model.deadline is not None and model.deadline <= self.now]
@@ -242,7 +298,7 @@ class ReservationMachine(RuleBasedStateMachine):
 
     def check_drained(self, model: Model) -> None:
         """Pages go back to the pool only when nobody writes them any more, or can."""
-        if model.reservation.state is State.DRAINED and model.has_writer:
+        if model.reservation.state is State.DRAINED and model.num_calls:
             assert model.aborted_at is not None
             assert self.now >= model.aborted_at + DEADLINES.aborting_s, "drained under its writer"
 
@@ -261,24 +317,43 @@ def _refused(reason: str) -> "pytest.RaisesExc[TransferRefused]":
 TestReservation = ReservationMachine.TestCase
 
 
-def test_a_reservation_without_missing_blocks_still_needs_a_writer() -> None:
-    reservation = Reservation(
-        b"t", "r", block_table=(4, 5), first_block=2, num_layers=3, deadlines=DEADLINES, now=0.0
+def _nothing_missing() -> Reservation:
+    return Reservation(
+        b"t",
+        "r",
+        block_table=(4, 5),
+        first_block=2,
+        num_tokens=8,
+        heads=HEADS,
+        deadlines=DEADLINES,
+        now=0.0,
     )
+
+
+def test_a_reservation_without_missing_blocks_still_needs_a_writer() -> None:
+    reservation = _nothing_missing()
     with _refused("state"):
-        reservation.commit()
-    reservation.open(0.0)
-    reservation.commit()
+        reservation.commit(0.0, may_wait=True)
+    reservation.open(Extent(2, 2, 3, HEADS), 0.0)
+    reservation.commit(0.0, may_wait=False)
     assert reservation.state is State.COMMITTED
 
 
 def test_a_committed_transfer_cannot_be_taken_back() -> None:
-    reservation = Reservation(
-        b"t", "r", block_table=(4,), first_block=1, num_layers=1, deadlines=DEADLINES, now=0.0
-    )
-    reservation.open(0.0)
-    reservation.commit()
+    reservation = _nothing_missing()
+    reservation.open(Extent(2, 2, 3, HEADS), 0.0)
+    reservation.commit(0.0, may_wait=False)
     reservation.abort(1.0)
-    reservation.writer_gone(1.0)
+    reservation.call_ended(1.0, is_complete=False)
     assert not reservation.expire(1000.0)
+    assert reservation.state is State.COMMITTED
+
+
+def test_a_commit_waits_for_the_heads_of_another_writer() -> None:
+    reservation = _nothing_missing()
+    reservation.open(Extent(2, 2, 3, range(1)), 0.0)
+    reservation.commit(0.0, may_wait=True)
+    assert reservation.state is State.RECEIVING
+    reservation.open(Extent(2, 2, 3, range(1, 2)), 0.0)
+    reservation.settle()
     assert reservation.state is State.COMMITTED

@@ -19,7 +19,7 @@ from baton.core.sampling import SamplingParams
 from baton.core.stopping import FinishReason
 from baton.engine.host import EngineHost
 from baton.rpc.server import RpcServer
-from baton.v1 import transfer_pb2_grpc, worker_pb2_grpc
+from baton.v1 import worker_pb2_grpc
 from decode_service.service import DecodeService
 from prefill_service.service import PrefillService
 from router import worker_link
@@ -116,7 +116,7 @@ class Worker:
                 self.service = PrefillService(self.config, self.host, tasks)
             else:
                 self.service = DecodeService(self.config, self.host, self.limits.deadlines)
-                transfer_pb2_grpc.add_TransferServicer_to_server(self.service.receiver, server.grpc)
+                self.service.receiver.add_to(server.grpc)
                 names.append("baton.v1.Transfer")
             worker_pb2_grpc.add_WorkerServicer_to_server(self.service.sessions, server.grpc)
             self.host.start(self.service.on_output)
@@ -144,8 +144,11 @@ class Worker:
             "_requests": service.sessions._requests,
             "request_ids": [ids for session in service.sessions._sessions for ids in session.request_ids],
         }
-        names = ("_prompts", "_table", "_num_prompt_tokens", "_open_choices", "_cut_choices")
-        found |= {name: getattr(service, name) for name in names if hasattr(service, name)}
+        handover = service._handover
+        names = ("_prompts", "table", "_num_prompt_tokens", "_open_choices", "_cut_choices")
+        found |= {name: getattr(handover, name) for name in names if hasattr(handover, name)}
+        if hasattr(handover, "inbound"):
+            found |= {"inbound": handover.inbound._open, "writers": handover.inbound._writers}
         return {
             name: value
             for name, value in found.items()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from baton.core.kv_layout import KVLayout
 from baton.core.plan import ScheduledRow, StepPlan, StepResult
+from baton.core.ports import LayersDone
 from baton.core.sampling import SampledToken, SamplingParams, choice_seed
 from baton.core.stopping import FinishReason, finish_reason
 
@@ -58,7 +59,7 @@ class FakeRunner:
         self.is_held = threading.Event()  # a step waits at the gate
         self._store = store
 
-    def run(self, plan: StepPlan) -> StepResult:
+    def run(self, plan: StepPlan, layers_done: LayersDone | None = None) -> StepResult:
         """See Runner."""
         if not self.gate.is_set():
             self.is_held.set()
@@ -71,6 +72,9 @@ class FakeRunner:
             self._store.page(destination, 0, num_layers)[:] = self._store.page(source, 0, num_layers)
         for row in plan.rows:
             self._compute(row)
+        if layers_done is not None:
+            for end_layer in range(1, num_layers):
+                layers_done(end_layer)
         self.num_steps += 1
         return StepResult(tuple(self._sample(row) for row in plan.rows))
 

@@ -8,10 +8,11 @@ import grpc
 import pytest
 
 from baton.core.kv_layout import KVLayout
-from baton.core.reservation import TransferDeadlines
+from baton.core.reservation import FramePlace, ReservationTable, TransferDeadlines
 from baton.rpc import codec
 from baton.v1 import transfer_pb2, transfer_pb2_grpc, worker_pb2
-from kv_transfer.frames import FramePlace, pack
+from kv_transfer import wire
+from kv_transfer.frames import checksum, views
 from tests.services.by_hand import next_event, open_session, reserve
 from tests.services.cluster import Limits, Worker, cluster, until
 from tests.services.fake_engine import BytesPages
@@ -33,6 +34,11 @@ class Bench:
         # What a prefill server would send: pages that no pattern of the receiver's memory resembles.
         self.source = BytesPages(self.layout, NUM_BLOCKS)
         self.source.memory[:] = bytes(index * 7 % 251 for index in range(len(self.source.memory)))
+
+    @property
+    def table(self) -> ReservationTable:
+        """The decode server's reservations."""
+        return self.worker.service._handover.table
 
     async def reserve(self, number: int = 1) -> transfer_pb2.Ticket:
         await self.session.write(reserve(number, f"by hand {number}"))
@@ -63,7 +69,9 @@ class Bench:
         store = (
             self.source if inside else BytesPages(KVLayout(4, layer + layers, 1, 2, "float32"), first + count)
         )
-        frame.pages.CopyFrom(pack(store, range(first, first + count), place))
+        parts = views(store, range(first, first + count), place)
+        frame.pages.CopyFrom(wire.pages_message(place, checksum(parts)))
+        frame.pages.payload = b"".join(parts)
         return frame
 
     def commit(self, *first_tokens: int, finished: tuple[int, ...] = ()) -> Frame:

@@ -54,7 +54,7 @@ async def test_while_pages_travel() -> None:
     async with cluster() as running:
         runner = running.prefill.engine.runner
         task = await begin(running, running.request(prompt_of(60)))
-        await until(lambda: len(running.decode.service._table) == 1)
+        await until(lambda: len(running.decode.service._handover.table) == 1)
         # Half of the prompt has arrived: hold prefill's next step.
         await until(lambda: running.decode.service._stats.num_bytes or task.done())
         runner.gate.clear()
@@ -68,10 +68,10 @@ async def test_while_a_known_part_of_the_pages_has_arrived() -> None:
     async with cluster(prefill=Limits(max_num_batched_tokens=8)) as running:
         runner, original = running.prefill.engine.runner, running.prefill.engine.runner.run
 
-        def run_two_steps(plan: object) -> object:
+        def run_two_steps(plan: object, layers_done: object) -> object:
             if runner.num_steps == 2:
                 runner.gate.clear()
-            return original(plan)  # type: ignore[arg-type]
+            return original(plan, layers_done)  # type: ignore[arg-type]
 
         running.prefill.host._engine._runner.run = run_two_steps  # type: ignore[method-assign,assignment]
         task = await begin(running, running.request(prompt_of(60)))
@@ -118,7 +118,7 @@ async def test_while_its_reservation_waits_for_pages() -> None:
     async with cluster(decode=Limits(num_blocks=16)) as running:
         hold(running.prefill)
         first = await begin(running, running.request(prompt_of(48)))
-        await until(lambda: len(running.decode.service._table) == 1)
+        await until(lambda: len(running.decode.service._handover.table) == 1)
         second = await begin(running, running.request(prompt_of(48, salt=1)))
         await until(lambda: running.decode.host.load.num_waiting == 1)
         await leave(second)
@@ -143,7 +143,7 @@ async def test_while_the_ticket_is_on_its_way() -> None:
         running.decode.host._on_output = receive
         for output in held:
             receive(output)  # type: ignore[arg-type]
-        assert len(service._table) == 0
+        assert len(service._handover.table) == 0
         await running.all_clean()
 
 
@@ -176,7 +176,7 @@ async def test_a_choice_dropped_before_the_commit() -> None:
         first = asyncio.create_task(anext(deltas))
         await until(running.prefill.engine.runner.is_held.is_set)
         running.backend.abort_choice(request.request_id, 0)
-        await until(lambda: running.decode.service._cut_choices)
+        await until(lambda: running.decode.service._handover._cut_choices)
         computed = running.decode.record_choices()
         let_go(running.prefill)
         tokens = [token.token_id for token in (await first).tokens]
@@ -206,7 +206,7 @@ async def test_every_choice_dropped_while_the_reservation_waits() -> None:
     async with cluster(decode=Limits(num_blocks=16)) as running:
         hold(running.prefill)
         first = await begin(running, running.request(prompt_of(48)))
-        await until(lambda: len(running.decode.service._table) == 1)
+        await until(lambda: len(running.decode.service._handover.table) == 1)
         request = running.request(prompt_of(48, salt=1))
         second = await begin(running, request)
         await until(lambda: running.decode.host.load.num_waiting == 1)

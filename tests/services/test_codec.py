@@ -1,5 +1,6 @@
 """What is put into a message comes out of it."""
 
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -12,8 +13,9 @@ from baton.core.prefix import block_hashes, chain_seed
 from baton.core.request import EngineRequest, LoadSnapshot, TokenEvent
 from baton.core.sampling import SampledToken, SamplingParams
 from baton.core.stopping import FinishReason
+from baton.core.transfer_stats import TransferStats, TransportStats
 from baton.rpc import codec
-from baton.rpc.ticket import Ticket
+from baton.rpc.ticket import Ticket, WorkerTransports
 from baton.v1 import transfer_pb2, worker_pb2
 
 token_ids = st.integers(0, 2**32 - 1)
@@ -65,9 +67,23 @@ def test_work(prompt: tuple[int, ...], sampling: SamplingParams, priority: int, 
     epoch=st.integers(0, 2**64 - 1),
     first_block=st.integers(0, 2**32 - 1),
     num_blocks=small,
+    num_tokens=small,
 )
-def test_ticket(layout: KVLayout, transfer_id: bytes, epoch: int, first_block: int, num_blocks: int) -> None:
-    ticket = Ticket(transfer_id, epoch, "request", "unix:/tmp/x", first_block, num_blocks, layout)
+def test_ticket(
+    layout: KVLayout, transfer_id: bytes, epoch: int, first_block: int, num_blocks: int, num_tokens: int
+) -> None:
+    ticket = Ticket(
+        transfer_id=transfer_id,
+        epoch=epoch,
+        request_id="request",
+        address="unix:/tmp/x",
+        first_block=first_block,
+        num_blocks=num_blocks,
+        layout=layout,
+        protocol_version=2,
+        num_tokens=num_tokens,
+        transports=WorkerTransports("host", "cuda", ("grpc", "nixl")),
+    )
     wire = codec.ticket_to_proto(ticket).SerializeToString()
     assert codec.ticket_from_proto(transfer_pb2.Ticket.FromString(wire)) == ticket
 
@@ -93,7 +109,7 @@ def test_step(
     tokens: dict[tuple[int, int], tuple[int, SampledToken, FinishReason | None, int]], times: StepTimes | None
 ) -> None:
     """One step has at most one token of each choice."""
-    load = codec.load_to_proto(LoadSnapshot(1, 2, 3, 4, 5, 6, 7, 8), 9, {"committed": 10})
+    load = codec.load_to_proto(LoadSnapshot(1, 2, 3, 4, 5, 6, 7, 8), TransferStats())
     output = codec.new_step_output(load, times)
     sent = []
     for (number, choice), (position, token, reason, num_cached) in tokens.items():
@@ -110,9 +126,14 @@ def test_step(
 
 
 def test_load() -> None:
-    load = codec.load_to_proto(LoadSnapshot(1, 2, 3, 4, 5, 6, 7, 8), 9, {"committed": 10})
+    stats = TransferStats(Counter(committed=10), delta_bytes_saved=12)
+    stats.transports["grpc"] = TransportStats(9, 2, 3.0, 4.0, 5)
+    load = codec.load_to_proto(LoadSnapshot(1, 2, 3, 4, 5, 6, 7, 8), stats)
+    carried = worker_pb2.TransportLoad(
+        name="grpc", bytes=9, num_transfers=2, seconds=3.0, exposed_seconds=4.0, num_operations=5
+    )
     values = [getattr(load, field.name) for field in load.DESCRIPTOR.fields]
-    assert values == [*range(1, 10), {"committed": 10}]
+    assert values == [*range(1, 10), {"committed": 10}, [carried], 12]
 
 
 @pytest.mark.parametrize("reason", FailureReason)

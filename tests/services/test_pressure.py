@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from baton.core.errors import InvalidRequest, RequestFailed, Unavailable, WorkerLost
-from baton.core.reservation import TransferDeadlines
+from baton.core.reservation import FramePlace, TransferDeadlines
 from tests.services.cluster import Limits, cluster, until
 from tests.services.fake_engine import expected
 from tests.services.prompts import prompt_of
@@ -141,6 +141,10 @@ class SilentTransfer:
     async def run(self) -> None:
         await asyncio.Event().wait()
 
-    def send_pages(self, first_block: int, blocks: tuple[int, ...]) -> None: ...
+    first_block = 0
+
+    def send_pages(self, place: FramePlace, blocks: tuple[int, ...]) -> None: ...
+
+    def withdraw(self) -> None: ...
 
     def commit(self, first_tokens: list[int], finished_choices: list[int]) -> None: ...

@@ -7,39 +7,68 @@ from types import SimpleNamespace
 import pytest
 
 from baton.core.errors import TransferRefused
-from baton.rpc.ticket import Ticket
-from kv_transfer import grpc_sender
-from kv_transfer.grpc_sender import GrpcSender, OutgoingTransfer
-from kv_transfer.stats import TransferStats
+from baton.core.kv_layout import KVLayout
+from baton.core.reservation import FramePlace
+from baton.core.transfer_stats import TransferStats
+from baton.rpc.ticket import Ticket, WorkerTransports
+from kv_transfer import sender as sender_module
+from kv_transfer.outbound import OutboundTransfer
+from kv_transfer.sender import OutgoingTransfer, TransferSender
 from tests.services.fake_engine import BytesPages, fake_layout
+
+
+def ticket_to(address: str, layout: KVLayout | None = None) -> Ticket:
+    return Ticket(
+        transfer_id=b"t" * 16,
+        epoch=1,
+        request_id="request",
+        address=address,
+        first_block=0,
+        num_blocks=5,
+        layout=layout or fake_layout(),
+        protocol_version=2,
+        num_tokens=20,
+    )
+
+
+def sender(asked_transport: str | None = None) -> TransferSender:
+    return TransferSender(
+        BytesPages(fake_layout(), 8),
+        "",
+        TransferStats(),
+        WorkerTransports(),
+        asked_transport=asked_transport,
+        stall_timeout_s=5.0,
+    )
 
 
 async def test_every_page_comes_back_once_where_nobody_answers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(grpc_sender, "CONNECT_TIMEOUT_S", 0.05)
-    layout, stats = fake_layout(), TransferStats()
-    sender = GrpcSender(BytesPages(layout, 8), "", stats)
+    monkeypatch.setattr(sender_module, "CONNECT_TIMEOUT_S", 0.05)
+    made = sender()
     released: list[int] = []
-    ticket = Ticket(b"t" * 16, 1, "request", f"unix:{tmp_path}/nobody", 0, 5, layout)
-    transfer = sender.begin(ticket, released.extend)
-    transfer.send_pages(0, (3, 4))
-    transfer.send_pages(2, (7,))
+    transfer = made.begin(ticket_to(f"unix:{tmp_path}/nobody"), released.extend)
+    transfer.send_pages(FramePlace(0, 2, 0, 2), (3, 4))
+    transfer.send_pages(FramePlace(2, 1, 0, 2), (7,))
     with pytest.raises(TransferRefused, match="nobody can't be reached"):
         await transfer.run()
     assert sorted(released) == [3, 4, 7]
-    transfer.send_pages(3, (1, 2))  # what the engine had under way
+    transfer.send_pages(FramePlace(3, 2, 0, 2), (1, 2))  # what the engine had under way
     assert sorted(released) == [1, 2, 3, 4, 7]
-    assert stats.outcomes == {"refused": 1}
-    assert stats.num_bytes == 0
-    await sender.close()
+    assert made.stats.outcomes == {"refused": 1}
+    assert made.stats.num_bytes == 0
+    await made.close()
 
 
-async def test_pages_of_another_shape_are_not_sent() -> None:
-    sender = GrpcSender(BytesPages(fake_layout(), 8), "", TransferStats())
-    ticket = Ticket(b"t" * 16, 1, "request", "unix:/nowhere", 0, 5, fake_layout(block_size=16))
-    with pytest.raises(TransferRefused, match="block_size"):
-        sender.begin(ticket, lambda blocks: None)
+async def test_pages_that_decode_cannot_convert_are_not_sent() -> None:
+    with pytest.raises(TransferRefused, match="num_layers"):
+        sender().begin(ticket_to("unix:/nowhere", fake_layout(num_layers=3)), lambda blocks: None)
+
+
+async def test_a_transport_that_decode_lacks_is_not_silently_replaced() -> None:
+    with pytest.raises(TransferRefused, match="nixl was asked for, but this prefill server has only grpc"):
+        sender("nixl").begin(ticket_to("unix:/nowhere"), lambda blocks: None)
 
 
 class SlowCall:
@@ -57,14 +86,12 @@ class SlowCall:
 @pytest.mark.parametrize("num_turns", range(4))
 async def test_an_abort_is_not_lost_as_a_frame_is_taken(num_turns: int) -> None:
     """asyncio.wait_for of Python 3.11 would lose it, and the transfer would hold its pages for ever."""
-    layout, stats = fake_layout(), TransferStats()
     released: list[int] = []
     call = SlowCall()
-    ticket = Ticket(b"t" * 16, 1, "request", "unix:/nowhere", 0, 5, layout)
-    transfer = OutgoingTransfer(
-        ticket, BytesPages(layout, 8), SimpleNamespace(Push=lambda **_: call), (), released.extend, stats
-    )
-    transfer.send_pages(0, (3,))
+    outbound = OutboundTransfer(ticket_to("unix:/nowhere"), released.extend)
+    peer = SimpleNamespace(push=lambda stream: call, address="unix:/nowhere")
+    transfer = OutgoingTransfer(outbound, sender(), peer)  # type: ignore[arg-type]
+    transfer.send_pages(FramePlace(0, 1, 0, 2), (3,))
     task = asyncio.create_task(transfer.run())
     await asyncio.sleep(0)
     call.taken.set_result(None)

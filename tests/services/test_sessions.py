@@ -75,12 +75,12 @@ async def test_a_session_that_breaks_aborts_what_hung_on_it_and_nothing_else(run
         for number in range(1, 5):
             await call.write(reserve(number, f"by hand {number}"))
             await next_event(call, "reserved")
-        assert len(running.decode.service._table) == 4
+        assert len(running.decode.service._handover.table) == 4
         other = running.backend.generate(running.request(prompt_of(9), max_tokens=400))
         await anext(other)
         call.cancel()
         await until(lambda: len(running.decode.service.sessions._requests) == 1)
-        table = running.decode.service._table
+        table = running.decode.service._handover.table
         assert not any(table.of_request(f"by hand {number}") for number in range(1, 5))
         await anext(other)
         await other.aclose()

@@ -113,12 +113,13 @@ async def test_a_stop_token_as_the_first_token_withdraws_the_transfer() -> None:
         prompt = prompt_of(6)
         probe = running.request(prompt)
         [(tokens, _)] = expected(prompt, probe.sampling)
-        before = running.decode.service._stats.num_bytes
         request = running.request(prompt, stop_token_ids=(tokens[0],))
         answer = await running.ask(request)
         assert answer.outcomes == [([tokens[0]], FinishReason.STOP)]
         await running.all_clean()
-        assert running.decode.service._stats.num_bytes == before
+        # The first of two layers of two pages left before the token was sampled.
+        layout = running.decode.limits.layout
+        assert running.decode.service._stats.num_bytes == 2 * layout.bytes_per_layer
         assert running.decode.service._stats.outcomes == {"withdrawn": 1}
         await until(lambda: running.prefill.service._stats.outcomes == {"withdrawn": 1})
 

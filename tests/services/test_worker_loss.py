@@ -98,7 +98,7 @@ async def test_prefill_load_counts_prompts_under_way_and_no_others() -> None:
         for worker in running.prefills:
             worker.engine.runner.gate.clear()
         tasks = [asyncio.create_task(running.ask(running.request(prompt_of(20, salt)))) for salt in range(4)]
-        await until(lambda: all(len(worker.service._prompts) == 2 for worker in running.prefills))
+        await until(lambda: all(len(worker.service._handover._prompts) == 2 for worker in running.prefills))
         for worker in running.prefills:
             worker.engine.runner.gate.set()
         await asyncio.gather(*tasks)

@@ -3,7 +3,7 @@
 Letters in shape comments: T tokens of a step, H query heads, K kv heads, D head_dim, V vocab_size.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -54,16 +54,25 @@ class Decoder:
         else:
             self._output = placement.empty(config.vocab_size, config.hidden_size)
 
-    def forward(self, token_ids: Tensor, positions: Tensor, attention: AttentionStep) -> Tensor:
+    def forward(
+        self,
+        token_ids: Tensor,
+        positions: Tensor,
+        attention: AttentionStep,
+        after_layer: Callable[[int], None] | None = None,
+    ) -> Tensor:
         """Hidden states after the last layer, before the final norm.
 
-        token_ids, positions: int64 `[T]`, the rows of the step one after the other.
+        token_ids, positions: int64 `[T]`, the rows of the step one after the other. `after_layer` is called
+        with the number of layers that are done, after each.
         Returns `[T, hidden_size]` in the model's dtype.
         """
         hidden = F.embedding(token_ids, self._embedding)
         cosines, sines = self._rotary.angles(positions)
-        for layer in self._layers:
+        for num_done, layer in enumerate(self._layers, start=1):
             hidden = layer(hidden, cosines, sines, attention)
+            if after_layer is not None:
+                after_layer(num_done)
         return hidden
 
     def logits(self, hidden: Tensor) -> Tensor:

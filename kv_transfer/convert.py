@@ -1,0 +1,197 @@
+"""KV pages of one layout written into pages of another, where they arrive."""
+
+from collections.abc import Iterator, Sequence
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from baton.core.errors import TransferRefused
+from baton.core.kv_layout import DTYPE_BYTES, KVLayout
+from baton.core.ports import PageStore
+from baton.core.reservation import FramePlace
+
+# numpy has no bfloat16: values travel as unsigned integers of their size, and bfloat16 is the upper half of
+# a float32.
+RawArray = NDArray[Any]  # uint16 or uint32
+
+_MUST_BE_EQUAL = ("version", "num_layers", "head_dim", "total_kv_heads")
+
+
+class PageConverter:
+    """Writes a sender's pages into a receiver's, whatever differs in block size, dtype and heads."""
+
+    def __init__(self, source: KVLayout, target: KVLayout) -> None:
+        """Raises TransferRefused, naming what can't be converted."""
+        self.heads = _shared_heads(source, target)  # of the model: what this source contributes
+        self.is_same = source == target  # pages fit as they are
+        _require_convertible(source, target, self.heads)
+        self._source = source
+        self._target = target
+        self._source_heads = _slice_from(self.heads, source.first_kv_head)
+        self._target_heads = _slice_from(self.heads, target.first_kv_head)
+
+    def source_blocks(self, first_token: int, num_tokens: int) -> range:
+        """The sender's blocks that hold tokens [first_token, num_tokens)."""
+        first = first_token // self._source.block_size
+        return range(first, self._source.blocks_for(num_tokens) if first_token < num_tokens else first)
+
+    def write(
+        self,
+        store: PageStore,
+        block_table: Sequence[int],
+        first_token: int,
+        num_tokens: int,
+        place: FramePlace,
+        payload: memoryview,
+    ) -> None:
+        """Write tokens [first_token, num_tokens) of a checked payload; its place counts the sender's blocks.
+
+        `payload` holds `[num_blocks, num_layers, 2, heads, block_size, head_dim]` as the sender has them.
+        `block_table` holds the receiver's pages of the whole prompt; those before the first token's are
+        shared, and are not written. Of pages that are only copied, the last one is copied whole.
+        """
+        if self.is_same and first_token % self._target.block_size == 0:
+            blocks = self.source_blocks(first_token, num_tokens)
+            self._copy(store, block_table, blocks, place, payload)
+            return
+        block_size = self._source.block_size
+        start = max(first_token, place.first_block * block_size)
+        stop = min(num_tokens, (place.first_block + place.num_blocks) * block_size)
+        if start >= stop:
+            return
+        values = self._values(place, payload)
+        for index, page_start, page_stop in _by_block(start, stop, self._target.block_size):
+            page = self._page(store, block_table[index], place)
+            first = index * self._target.block_size
+            for block, begin, end in _by_block(page_start, page_stop, block_size):
+                offset = block * block_size
+                page[:, :, :, begin - first : end - first] = values[
+                    block - place.first_block, :, :, :, begin - offset : end - offset
+                ]
+
+    def _copy(
+        self,
+        store: PageStore,
+        block_table: Sequence[int],
+        blocks: range,
+        place: FramePlace,
+        payload: memoryview,
+    ) -> None:
+        """The place's pages as they are, as far as they are among `blocks`."""
+        size = place.num_layers * self._source.bytes_per_layer
+        for index in range(place.num_blocks):
+            block = place.first_block + index
+            if block in blocks:
+                page = store.page(block_table[block], place.first_layer, place.num_layers)
+                page[:] = payload[index * size : (index + 1) * size]
+
+    def _values(self, place: FramePlace, payload: memoryview) -> RawArray:
+        """Shared heads in the target's dtype: `[num_blocks, num_layers, 2, heads, block_size, head_dim]`."""
+        shape = (place.num_blocks, *_page_shape(self._source, place.num_layers))
+        raw = np.frombuffer(payload, _raw_type(self._source.dtype)).reshape(shape)
+        return convert_dtype(raw[:, :, :, self._source_heads], self._source.dtype, self._target.dtype)
+
+    def _page(self, store: PageStore, block_id: int, place: FramePlace) -> RawArray:
+        """The shared heads of the place's layers of one page: the store's memory."""
+        page = store.page(block_id, place.first_layer, place.num_layers)
+        raw = np.frombuffer(page, _raw_type(self._target.dtype))
+        return raw.reshape(_page_shape(self._target, place.num_layers))[:, :, self._target_heads]
+
+
+def convert_dtype(raw: RawArray, source: str, target: str) -> RawArray:
+    """Floats as raw integers, rounded to nearest even; what is too large becomes infinite, NaN stays NaN."""
+    if source == target:
+        return raw
+    if DTYPE_BYTES[source] == DTYPE_BYTES[target] == 2:
+        return _table(source, target).take(raw)
+    return _from_float32(_to_float32(raw, source), target)
+
+
+@cache
+def _table(source: str, target: str) -> RawArray:
+    """What becomes of each of the 65536 values; three times as fast as to convert them through float32."""
+    return _from_float32(_to_float32(np.arange(1 << 16, dtype=np.uint16), source), target)
+
+
+def _to_float32(raw: RawArray, dtype: str) -> NDArray[np.float32]:
+    """Exact, whichever the dtype."""
+    if dtype == "float32":
+        return raw.view(np.float32)
+    if dtype == "float16":
+        with np.errstate(all="ignore"):
+            return raw.view(np.float16).astype(np.float32)
+    bits = raw.astype(np.uint32)
+    bits <<= 16
+    return bits.view(np.float32)
+
+
+def _from_float32(values: NDArray[np.float32], dtype: str) -> RawArray:
+    if dtype == "float32":
+        return values.view(np.uint32)
+    if dtype == "float16":
+        with np.errstate(all="ignore"):  # overflow would warn
+            return values.astype(np.float16).view(np.uint16)
+    return _to_bfloat16(values)
+
+
+def _to_bfloat16(values: NDArray[np.float32]) -> RawArray:
+    bits = values.view(np.uint32)
+    # Half of the last place that stays, less one where that place is even: a carry is a round up.
+    rounded = bits >> 16
+    rounded &= 1
+    rounded += 0x7FFF
+    rounded += bits
+    rounded >>= 16
+    result = rounded.astype(np.uint16)
+    is_nan = np.isnan(values)
+    if is_nan.any():  # a carry may have made it infinite or zero
+        result[is_nan] = bits[is_nan] >> 16 | 0x0040
+    return result
+
+
+def _shared_heads(source: KVLayout, target: KVLayout) -> range:
+    return range(
+        max(source.first_kv_head, target.first_kv_head),
+        min(source.first_kv_head + source.num_kv_heads, target.first_kv_head + target.num_kv_heads),
+    )
+
+
+def _require_convertible(source: KVLayout, target: KVLayout, heads: range) -> None:
+    obstacles = [name for name in _MUST_BE_EQUAL if getattr(source, name) != getattr(target, name)]
+    if source.dtype not in DTYPE_BYTES or target.dtype not in DTYPE_BYTES:
+        obstacles.append("dtype")
+    if source.block_size < 1 or target.block_size < 1:
+        obstacles.append("block_size")
+    if not heads:
+        obstacles.append("heads (none is on both sides)")
+    if any(side.first_kv_head + side.num_kv_heads > side.total_kv_heads for side in (source, target)):
+        obstacles.append("heads (some are not the model's)")
+    if obstacles:
+        raise TransferRefused(
+            "layout",
+            f"KV pages can't be converted, for their {', '.join(obstacles)}: "
+            f"this side has {target}, the other {source}.",
+        )
+
+
+def _by_block(start: int, stop: int, block_size: int) -> Iterator[tuple[int, int, int]]:
+    """Tokens [start, stop) cut where blocks end: block index, first token, end."""
+    while start < stop:
+        block = start // block_size
+        end = min(stop, (block + 1) * block_size)
+        yield block, start, end
+        start = end
+
+
+def _page_shape(layout: KVLayout, num_layers: int) -> tuple[int, ...]:
+    return (num_layers, 2, layout.num_kv_heads, layout.block_size, layout.head_dim)
+
+
+def _raw_type(dtype: str) -> np.dtype[Any]:
+    return np.dtype(f"u{DTYPE_BYTES[dtype]}")
+
+
+def _slice_from(heads: range, first: int) -> slice:
+    return slice(heads.start - first, heads.stop - first)

@@ -1,0 +1,67 @@
+"""One decode server as a prefill server sees it: its channels, and the transport that the two share."""
+
+import logging
+from collections.abc import Callable
+
+import grpc
+
+from baton.rpc.limits import CHANNEL_OPTIONS
+from baton.rpc.ticket import Ticket, WorkerTransports
+from baton.v1 import transfer_pb2
+from kv_transfer import wire
+from kv_transfer.choice import Choice, choose
+from kv_transfer.route import PushCall
+
+logger = logging.getLogger(__name__)
+
+NUM_CHANNELS = 2  # measured: a second connection adds a tenth to a third, a third one nothing
+
+
+class Peer:
+    """Makes calls to one decode server."""
+
+    def __init__(self, address: str, metadata: tuple[tuple[str, str], ...]) -> None:
+        self._metadata = metadata
+        self._channels = [
+            grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS) for _ in range(NUM_CHANNELS)
+        ]
+        self._choices: dict[WorkerTransports, Choice] = {}
+        self.address = address
+
+    @property
+    def channel(self) -> grpc.aio.Channel:
+        """The first channel."""
+        return self._channels[0]
+
+    @property
+    def metadata(self) -> tuple[tuple[str, str], ...]:
+        """Credentials for calls."""
+        return self._metadata
+
+    def push(self, stream: int) -> PushCall:
+        """A new Push call, for one stream of a transfer."""
+        method: Callable[..., PushCall] = self._channels[stream % NUM_CHANNELS].stream_unary(
+            wire.PUSH_METHOD,
+            request_serializer=_as_it_is,
+            response_deserializer=transfer_pb2.PushResult.FromString,
+        )
+        # A decode server that has come back on its address is to be found though it was away a moment ago.
+        return method(metadata=self._metadata, wait_for_ready=True)
+
+    def choose(self, mine: WorkerTransports, ticket: Ticket, asked: str | None) -> Choice:
+        """The transport for a ticket's transfer; logged when it is new. Raises TransferRefused."""
+        choice = self._choices.get(ticket.transports)
+        if choice is None:
+            choice = choose(mine, ticket.transports, asked)
+            logger.info("KV transport to %s: %s (%s)", self.address, choice.name, choice.reason)
+            self._choices = {ticket.transports: choice}
+        return choice
+
+    async def close(self) -> None:
+        """Close every channel."""
+        for channel in self._channels:
+            await channel.close(None)
+
+
+def _as_it_is(wire_bytes: bytes) -> bytes:
+    return wire_bytes

@@ -1,0 +1,102 @@
+"""How the pages of one transfer leave: the interface of every transport's sending side, and gRPC's."""
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+import grpc
+
+from baton.core.ports import PageStore
+from baton.core.reservation import FramePlace
+from baton.rpc.ticket import Ticket
+from baton.v1 import transfer_pb2
+from kv_transfer import wire
+from kv_transfer.frames import checksum, frame_places, num_payload_bytes, views
+from kv_transfer.outbound import PagesToSend
+
+# Measured: smaller frames cost more calls, larger ones fall out of the processor's cache.
+FRAME_BYTES = 512 << 10
+
+PushCall = grpc.aio.StreamUnaryCall[bytes, transfer_pb2.PushResult]
+
+
+class Route(Protocol):
+    """One transfer's way over one transport. Its calls are cancelled by whoever made them."""
+
+    name: str
+    keeps_pages: bool  # pages are read until the transfer has ended, not only until `send` returns
+
+    def describe(self, opening: transfer_pb2.Open) -> None:
+        """Add to the transfer's first frame what the receiver has to know."""
+        ...
+
+    async def send(self, pages: PagesToSend) -> int:
+        """Send pages; returns how many frames, messages or descriptors that took.
+
+        Raises TransferRefused or an error of gRPC where they can't be sent.
+        """
+        ...
+
+    async def finish(self) -> None:
+        """All pages were sent; the last frame comes after this."""
+        ...
+
+
+class GrpcRoute:
+    """Pages in frames on the transfer's own calls, as many at once as there are calls."""
+
+    name = "grpc"
+    keeps_pages = False
+
+    def __init__(
+        self, ticket: Ticket, store: PageStore, calls: Sequence[PushCall], stall_timeout_s: float
+    ) -> None:
+        self._ticket = ticket
+        self._store = store
+        self._calls = calls
+        self._stall_timeout_s = stall_timeout_s
+
+    def describe(self, opening: transfer_pb2.Open) -> None:
+        """See Route."""
+        if len(self._calls) > 1:
+            opening.num_streams = len(self._calls)
+
+    async def send(self, pages: PagesToSend) -> int:
+        """See Route."""
+        places = list(frame_places(self._store.layout, pages.place, FRAME_BYTES))
+        left = iter(places)
+        calls = self._calls[: len(places)]
+        if len(calls) == 1:
+            await self._drain(calls[0], left, pages)
+        else:
+            await self._drain_all(calls, left, pages)
+        return len(places)
+
+    async def finish(self) -> None:
+        """See Route."""
+        for call in self._calls[1:]:
+            await call.done_writing()
+
+    async def _drain_all(
+        self, calls: Sequence[PushCall], left: Iterator[FramePlace], pages: PagesToSend
+    ) -> None:
+        try:
+            async with asyncio.TaskGroup() as group:
+                for call in calls:
+                    group.create_task(self._drain(call, left, pages))
+        except ExceptionGroup as errors:  # the first one cancelled the others
+            raise errors.exceptions[0] from None
+
+    async def _drain(self, call: PushCall, left: Iterator[FramePlace], pages: PagesToSend) -> None:
+        """Send frames until none is left; other calls take from the same."""
+        for place in left:
+            first = place.first_block - pages.place.first_block
+            frame = self._frame(place, pages.blocks[first : first + place.num_blocks])
+            async with asyncio.timeout(self._stall_timeout_s):
+                await call.write(frame)
+
+    def _frame(self, place: FramePlace, blocks: Sequence[int]) -> bytes:
+        parts = views(self._store, blocks, place)
+        head = wire.pages_message(place, checksum(parts))
+        num_bytes = num_payload_bytes(self._store.layout, place)
+        return wire.encode_pages(self._ticket.transfer_id, self._ticket.epoch, head, parts, num_bytes)
