@@ -58,7 +58,9 @@ class DecodeService:
         self._num_prompt_tokens[request.request_id] = len(request.prompt_token_ids)
         self._engine.submit(ReserveBlocks(request))
 
-    def prefill(self, request: EngineRequest, ticket: transfer_pb2.Ticket | None) -> None:
+    def prefill(
+        self, request: EngineRequest, ticket: transfer_pb2.Ticket | None, first_tokens: dict[int, int]
+    ) -> None:
         """Not this server's work."""
         raise InvalidRequest("this is a decode server: send prompts to a prefill server")
 

@@ -61,9 +61,13 @@ class PrefillService:
         """Not this server's work."""
         raise InvalidRequest("this is a prefill server: reserve pages on a decode server")
 
-    def prefill(self, request: EngineRequest, ticket: transfer_pb2.Ticket | None) -> None:
+    def prefill(
+        self, request: EngineRequest, ticket: transfer_pb2.Ticket | None, first_tokens: dict[int, int]
+    ) -> None:
         """Compute the prompt; with a ticket push its pages to the decode server meanwhile.
 
+        `first_tokens`, by choice, are committed whatever is sampled; whether one ends its choice follows
+        from itself, so that a retry finds the same choices finished as the try that told the client.
         Raises InvalidRequest where the decode server's page layout is not this server's.
         """
         transfer, task, export_from = None, None, None
@@ -75,7 +79,9 @@ class PrefillService:
             task = self._tasks.create_task(self._push(request.request_id, transfer))
             export_from = ticket.first_block
         self._prompts[request.request_id] = _Prompt(request.sampling.n, transfer, task)
-        self._engine.submit(AddRequest(request, hands_over=True, export_from=export_from))
+        self._engine.submit(
+            AddRequest(request, hands_over=True, export_from=export_from, told_first_tokens=first_tokens)
+        )
 
     def abort(self, request_id: str, choice: int | None) -> None:
         """Forget a request. One choice alone costs nothing here: its first token is all there is."""
