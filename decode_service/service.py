@@ -49,7 +49,9 @@ class DecodeService:
         """Ask the engine for pages; `on_output` answers with a ticket."""
         self._handover.reserve(request)
 
-    def prefill(self, request: EngineRequest, ticket: transfer_pb2.Ticket | None) -> None:
+    def prefill(
+        self, request: EngineRequest, ticket: transfer_pb2.Ticket | None, first_tokens: dict[int, int]
+    ) -> None:
         """Not this server's work."""
         raise InvalidRequest("this is a decode server: send prompts to a prefill server")
 

@@ -1,6 +1,7 @@
 """The decode side's gRPC service: brings frames to `InboundTransfers`, and its answers back."""
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -12,6 +13,8 @@ from baton.v1 import transfer_pb2
 from kv_transfer import wire
 from kv_transfer.inbound import InboundTransfers
 from kv_transfer.inbound_call import InboundCall
+
+logger = logging.getLogger(__name__)
 
 SERVICE = "baton.v1.Transfer"
 
@@ -50,6 +53,7 @@ class TransferReceiver:
             return transfer_pb2.PushResult(bytes_received=call.result())
         except TransferRefused as error:
             self._stats.outcomes[error.reason] += 1
+            logger.info("transfer refused (%s): %s", error.reason, error)
             raise
         finally:
             reading.cancel()

@@ -27,6 +27,10 @@ CONNECT_TIMEOUT_S = 5.0
 LARGE_TRANSFER_BYTES = 16 << 20
 
 
+# What grpc.aio makes of a call that the other side ended while a frame was being written.
+_LOST_WORDS = "Internal error from Core"
+
+
 @dataclass(slots=True)
 class _Times:
     """When one transfer was where, by time.monotonic()."""
@@ -210,9 +214,9 @@ async def _explain(calls: Sequence[PushCall], error: Exception, address: str) ->
     """Why a push failed: the receiver's own words where it said some."""
     if isinstance(error, TimeoutError):
         return f"the decode server at {address} can't be reached, or takes nothing any more"
-    if isinstance(error, grpc.aio.AioRpcError):
+    if isinstance(error, grpc.aio.AioRpcError) and error.details() != _LOST_WORDS:
         return error.details() or error.code().name
     for call in calls:
-        if call.done() and (details := await call.details()):
+        if call.done() and (details := await call.details()) and details != _LOST_WORDS:
             return details
-    return "the decode server ended the transfer"
+    return "the decode server ended the transfer, and its log says why"

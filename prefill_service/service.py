@@ -53,12 +53,16 @@ class PrefillService:
         """Not this server's work."""
         raise InvalidRequest("this is a prefill server: reserve pages on a decode server")
 
-    def prefill(self, request: EngineRequest, ticket: transfer_pb2.Ticket | None) -> None:
+    def prefill(
+        self, request: EngineRequest, ticket: transfer_pb2.Ticket | None, first_tokens: dict[int, int]
+    ) -> None:
         """Compute the prompt; with a ticket push its pages to the decode server meanwhile.
 
-        Raises InvalidRequest where the decode server can't take this server's pages.
+        `first_tokens`, by choice, are committed whatever is sampled. Raises InvalidRequest where the decode
+        server can't take this server's pages.
         """
-        self._handover.prefill(request, None if ticket is None else codec.ticket_from_proto(ticket))
+        mine = None if ticket is None else codec.ticket_from_proto(ticket)
+        self._handover.prefill(request, mine, first_tokens)
 
     def abort(self, request_id: str, choice: int | None) -> None:
         """Forget a request, or one choice of it."""

@@ -78,8 +78,10 @@ def _make_front(config: RouterConfig, pool: WorkerPool, admission: Admission, fi
     longest = max_position_embeddings(model_config)
     registry = CollectorRegistry()
     registry.register(PoolCollector(pool, admission))
+    metrics = FrontMetrics(registry)
+    max_model_len = min(longest, config.max_model_len or longest)
     return Front(
-        backend=WorkerBackend(pool, admission, fingerprint, min(longest, config.max_model_len or longest)),
+        backend=WorkerBackend(pool, admission, fingerprint, max_model_len, metrics),
         tokenizer=Tokenizer.load(config.model_dir),
         model=config.served_model_name,
         root=str(config.model_dir),
@@ -87,7 +89,7 @@ def _make_front(config: RouterConfig, pool: WorkerPool, admission: Admission, fi
         created=int(time.time()),
         vocab_size=int(model_config["vocab_size"]),
         eos_token_ids=eos_token_ids(config.model_dir),
-        metrics=FrontMetrics(registry),
+        metrics=metrics,
     )
 
 

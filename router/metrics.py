@@ -1,4 +1,4 @@
-"""What the front doors count and time, for Prometheus. Labels come from fixed sets only."""
+"""What the router counts and times of requests, for Prometheus. Labels come from fixed sets only."""
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
@@ -9,7 +9,7 @@ _REQUEST_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 
 
 class FrontMetrics:
-    """The metrics of one router's doors, registered in the registry that /metrics shows."""
+    """The metrics of one router's requests, registered in the registry that /metrics shows."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         """`registry` must not hold metrics of another FrontMetrics."""
@@ -47,6 +47,13 @@ class FrontMetrics:
         self.generation_tokens = Counter(
             "baton_generation_tokens", "Tokens given to clients.", registry=registry
         )
+        self.transfer_retries = Counter(
+            "baton_transfer_retries",
+            "Requests tried again because their KV transfer failed; what the client saw is the same.",
+            ["reason"],
+            registry=registry,
+        )
+        self.transfer_retries.labels(reason="transfer")  # shows as 0 before the first one
 
     def exposition(self) -> tuple[bytes, str]:
         """The text of /metrics and its content type."""

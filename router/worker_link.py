@@ -13,6 +13,7 @@ from baton.core.errors import (
     InvalidRequest,
     Overloaded,
     RequestFailed,
+    TransferFailed,
     Unavailable,
     WorkerLost,
 )
@@ -92,17 +93,22 @@ class WorkerLink:
 
     # --- for requests -------------------------------------------------------------------------------
 
+    def require_worker(self) -> ConnectedWorker:
+        """The worker that a request has just been placed on. Raises WorkerLost if it has gone since."""
+        if self.worker is None:
+            raise WorkerLost(f"The {self.role_name} server at {self.address} was lost. Try again.")
+        return self.worker
+
     def begin(self, inbox: Inbox, num_choices: int, num_tokens: int) -> int:
         """A number for a new request, whose events go to `inbox` until `end`.
 
         Raises WorkerLost if the worker has just gone.
         """
-        if self.worker is None:
-            raise WorkerLost(f"The {self.role_name} server at {self.address} was lost. Try again.")
+        worker = self.require_worker()
         self._last_number += 1
         self._errands[self._last_number] = _Errand(inbox, num_choices, num_tokens)
-        self.worker.num_in_flight += num_choices
-        self.worker.num_in_flight_tokens += num_tokens
+        worker.num_in_flight += num_choices
+        worker.num_in_flight_tokens += num_tokens
         return self._last_number
 
     def send(self, command: worker_pb2.Command) -> None:
@@ -229,6 +235,6 @@ def _error(failed: worker_pb2.Failed) -> BatonError:
         case FailureReason.OVERLOADED:
             return Overloaded(failed.message)
         case FailureReason.TRANSFER:  # one of the two servers may have gone; who says so first is chance
-            return Unavailable(f"{failed.message} Try again.")
+            return TransferFailed(f"{failed.message} Try again.")
         case _:
             return RequestFailed(failed.message)

@@ -5,7 +5,8 @@
     │   └── ModelNotFound   it asked for a model that is not served  HTTP 404, NOT_FOUND
     ├── Overloaded          no room in the queue                     HTTP 503, RESOURCE_EXHAUSTED
     ├── Unavailable         no worker that could do it               HTTP 503, UNAVAILABLE
-    │   └── WorkerLost      the worker went away during the request
+    │   ├── WorkerLost      the worker went away during the request
+    │   └── TransferFailed  the prompt's pages did not reach decode; the router tries again before it tells
     ├── RequestFailed       a worker could not finish this request   HTTP 500, INTERNAL
     ├── TransferRefused     a KV transfer failed a check; fails closed
     └── StartupError        the process can't start: one line on stderr, exit code 2
@@ -59,6 +60,10 @@ class Unavailable(BatonError):
 
 class WorkerLost(Unavailable):
     """The worker that held the request went away before the request ended."""
+
+
+class TransferFailed(Unavailable):
+    """The prompt's pages did not reach the decode server; nothing is wrong with the request itself."""
 
 
 class RequestFailed(BatonError):

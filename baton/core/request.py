@@ -1,5 +1,6 @@
 """One request as an engine sees it, and what is said about it to and from the engine."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -38,6 +39,8 @@ class SequenceState:
     # for a transfer. None for a request that stays.
     export_from: int | None = None
     hands_over: bool = False
+    # First tokens that an earlier try has told the client, by choice: they stand, whatever is sampled.
+    told_first_tokens: Mapping[int, int] = field(default_factory=dict)
     output_token_ids: list[int] = field(default_factory=list)
     num_computed_tokens: int = 0  # tokens whose K and V are in the pages
     block_table: list[int] = field(default_factory=list)

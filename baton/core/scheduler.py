@@ -10,7 +10,7 @@ under a budget. The scheduler is a pure state machine; the engine's loop runs it
 """
 
 from bisect import insort
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from baton.core.block_pool import BlockPool
@@ -75,15 +75,22 @@ class Scheduler:
     # --- requests come and go -----------------------------------------------------------------------
 
     def add(
-        self, request: EngineRequest, *, hands_over: bool = False, export_from: int | None = None
+        self,
+        request: EngineRequest,
+        *,
+        hands_over: bool = False,
+        export_from: int | None = None,
+        told_first_tokens: Mapping[int, int] | None = None,
     ) -> None:
         """Queue a request to be computed here.
 
         With `hands_over` it ends after its first tokens; with `export_from` its pages from that block of
-        its table on come out as PagesReady. Raises InvalidRequest where it can never run here.
+        its table on come out as PagesReady. `told_first_tokens`, by choice, take the place of what would be
+        sampled. Raises InvalidRequest where it can never run here.
         """
         self._require_servable(request, num_slots=1 if hands_over else request.sampling.n)
-        sequence = SequenceState(request, 0, self._next_arrival(), export_from, hands_over)
+        arrival = self._next_arrival()
+        sequence = SequenceState(request, 0, arrival, export_from, hands_over, told_first_tokens or {})
         self._by_request[request.request_id] = [sequence]
         self._wait(sequence)
 
@@ -270,7 +277,7 @@ class Scheduler:
         going_on = [
             taker
             for taker, token in zip(takers, samples, strict=True)
-            if self._take_token(taker, token, events)
+            if self._take_token(taker, _as_told(taker, sequence.told_first_tokens, token), events)
         ]
         if sequence.export_from is not None and going_on:
             events.pages.append(self._pages.export(sequence, is_last=True))
@@ -369,6 +376,14 @@ def _choices_to_sample(sequence: SequenceState) -> range:
     if sequence.output_token_ids:
         return range(sequence.choice, sequence.choice + 1)
     return range(sequence.request.sampling.n)
+
+
+def _as_told(
+    taker: SequenceState, told_first_tokens: Mapping[int, int], sampled: SampledToken
+) -> SampledToken:
+    """The first token that the client has got already, or what was sampled where it has none."""
+    told = None if taker.output_token_ids else told_first_tokens.get(taker.choice)
+    return sampled if told is None else SampledToken(told)
 
 
 def _sample_task(sequence: SequenceState, choice: int) -> SampleTask:

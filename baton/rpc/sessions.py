@@ -60,8 +60,13 @@ class RequestHandler(Protocol):
         """Take pages. Raises InvalidRequest where this worker can't."""
         ...
 
-    def prefill(self, request: EngineRequest, ticket: transfer_pb2.Ticket | None) -> None:
-        """Compute a prompt. Raises InvalidRequest where this worker can't."""
+    def prefill(
+        self, request: EngineRequest, ticket: transfer_pb2.Ticket | None, first_tokens: dict[int, int]
+    ) -> None:
+        """Compute a prompt; `first_tokens`, by choice, the client has got already: they stand.
+
+        Raises InvalidRequest where this worker can't.
+        """
         ...
 
     def abort(self, request_id: str, choice: int | None) -> None:
@@ -185,21 +190,16 @@ class SessionHost(worker_pb2_grpc.WorkerServicer):
         async for command in commands:
             match command.WhichOneof("command"):
                 case "reserve":
-                    self._begin(session, command.reserve.work, None, is_prefill=False)
+                    self._begin(session, command.reserve.work, None)
                 case "prefill":
-                    ticket = command.prefill.ticket if command.prefill.HasField("ticket") else None
-                    self._begin(session, command.prefill.work, ticket, is_prefill=True)
+                    self._begin(session, command.prefill.work, command.prefill)
                 case "abort":
                     self._abort(session, command.abort)
 
     def _begin(
-        self,
-        session: RouterSession,
-        work: worker_pb2.Work,
-        ticket: transfer_pb2.Ticket | None,
-        *,
-        is_prefill: bool,
+        self, session: RouterSession, work: worker_pb2.Work, prefill: worker_pb2.Prefill | None
     ) -> None:
+        """Hand a request to the service; without `prefill` it is to be reserved."""
         assert self.handler is not None
         try:
             self._require_room(session, work)
@@ -214,10 +214,11 @@ class SessionHost(worker_pb2_grpc.WorkerServicer):
         session.request_ids[work.number] = request.request_id
         self._idle.clear()
         try:
-            if is_prefill:
-                self.handler.prefill(request, ticket)
-            else:
+            if prefill is None:
                 self.handler.reserve(request)
+            else:
+                ticket = prefill.ticket if prefill.HasField("ticket") else None
+                self.handler.prefill(request, ticket, dict(prefill.first_tokens))
         except InvalidRequest as error:
             self.fail(request.request_id, FailureReason.INVALID, str(error))
 

@@ -235,6 +235,37 @@ def test_a_request_whose_first_token_ends_it_exports_nothing() -> None:
     assert scheduler.pool.num_free == 8
 
 
+def test_first_tokens_that_were_told_take_the_place_of_sampled_ones() -> None:
+    """The one that ends its choice ends it, the other one's pages leave, whatever was sampled."""
+    config = SchedulerConfig(BLOCK_SIZE, 60, 8, 64, PROMPT_VOCABULARY_SIZE)
+    scheduler, runner = Scheduler(config, BlockPool(8)), FakeRunner(8, BLOCK_SIZE)
+    request = make_request("a", tokens_of(9), BLOCK_SIZE, n=3, stop_token_ids=(7,))
+    [_, _, (sampled, _)] = alone(request.prompt_token_ids, request.sampling, max_model_len=60)
+    scheduler.add(request, hands_over=True, export_from=0, told_first_tokens={0: 7, 1: 9_001})
+    step = scheduler.schedule()
+    assert step is not None
+    events = scheduler.apply(step, runner.run(step.plan))
+    assert [event.token.token_id for event in events.tokens] == [7, 9_001, sampled[0]]
+    assert [event.finish_reason for event in events.tokens[:2]] == [FinishReason.STOP, None]
+    assert [pages.is_last for pages in events.pages] == [True]
+
+
+def test_a_request_that_stays_goes_on_from_the_first_token_that_was_told() -> None:
+    engine = Engine()
+    request = make_request("a", tokens_of(9), BLOCK_SIZE, n=2, max_tokens=3)
+    engine.scheduler.add(request, told_first_tokens={0: 3, 1: 5})
+    tokens: dict[int, list[int]] = {0: [], 1: []}
+    while events := engine.step():
+        for event in events:
+            tokens[event.choice].append(event.token.token_id)
+    for choice, first in enumerate((3, 5)):
+        told = make_request(
+            "b", (*tokens_of(9), first), BLOCK_SIZE, max_tokens=2, seed=choice_seed(0, choice)
+        )
+        [(rest, _)] = alone(told.prompt_token_ids, told.sampling, max_model_len=60)
+        assert tokens[choice] == [first, *rest]
+
+
 def test_copies_of_a_failed_step_are_made_by_the_next() -> None:
     """The choices of `forked` have no row in the step that fails, but its plan has their copies."""
     world = SchedulerWorld(SchedulerConfig(BLOCK_SIZE, 20, 6, 3, PROMPT_VOCABULARY_SIZE), num_blocks=20)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client import CollectorRegistry
 
 from baton.config import EngineConfig, Role, RouterConfig, WorkerConfig
 from baton.core.commands import EngineOutput
@@ -26,6 +27,7 @@ from router import worker_link
 from router.admission import Admission
 from router.flow import WorkerBackend
 from router.generation import GenerationRequest, TokenDelta
+from router.metrics import FrontMetrics
 from router.pool import WorkerPool
 from tests.services.fake_engine import FINGERPRINT, FakeEngine, fake_layout, load_fake_engine
 
@@ -206,7 +208,8 @@ class Cluster:
         self.pool = WorkerPool(self._config, FINGERPRINT)
         pool = self.pool
         self.admission = Admission(self.max_queue, lambda: pool.capacity)
-        self.backend = WorkerBackend(self.pool, self.admission, FINGERPRINT, 512)
+        self.metrics = FrontMetrics(CollectorRegistry())
+        self.backend = WorkerBackend(self.pool, self.admission, FINGERPRINT, 512, self.metrics)
         self._sessions = asyncio.create_task(self.pool.run(self.admission.update))
 
     async def stop_router(self) -> None:

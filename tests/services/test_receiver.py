@@ -156,20 +156,18 @@ async def test_a_call_writes_no_pages_but_its_own() -> None:
         other.cancel()
 
 
-async def test_frames_after_an_abort_are_refused() -> None:
+async def test_an_abort_ends_the_call_and_its_frames_are_refused() -> None:
     async with bench() as made:
         call = made.stub.Push()
         await call.write(made.open())
         await until(lambda: made.table.of_request("by hand 1").state.value == "receiving")
         await made.session.write(worker_pb2.Command(abort=worker_pb2.Abort(number=1)))
-        await until(lambda: made.table.of_request("by hand 1").state.value == "aborting")
-        assert made.worker.host.load.num_reserved == 1  # the writer has not let go yet
-        await call.write(made.pages(0, 3))
-        with pytest.raises(grpc.aio.AioRpcError) as caught:
+        with pytest.raises(grpc.aio.AioRpcError, match="aborting") as caught:
             await call
         assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+        await made.refused("ticket", made.open(), made.pages(0, 3))
         assert made.untouched()
-        assert made.worker.service._stats.outcomes == {"state": 1, "aborted": 1}
+        assert made.worker.service._stats.outcomes == {"state": 1, "aborted": 1, "ticket": 1}
         await until(lambda: not made.worker.leftovers)
 
 

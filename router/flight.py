@@ -1,0 +1,172 @@
+"""One request on its way: its tokens from both workers in one order, over as many attempts as it takes."""
+
+import logging
+from collections.abc import AsyncGenerator
+
+from baton.core.errors import BatonError, RequestFailed, TransferFailed
+from baton.core.request import EngineRequest, TokenEvent
+from baton.core.sampling import SampledToken
+from baton.core.stopping import FinishReason
+from baton.v1 import transfer_pb2
+from router.attempt import Assignment, Attempt
+from router.generation import GenerationRequest, TokenDelta
+from router.metrics import FrontMetrics
+from router.pool import WorkerPool
+from router.prompt_hashes import PromptHashes
+from router.worker_link import WorkerLink
+
+logger = logging.getLogger(__name__)
+
+# No step of any model takes this long; a prompt's last chunk comes sooner.
+SILENCE_TIMEOUT_S = 600.0
+MAX_ATTEMPTS = 3
+
+
+class _Choice:
+    """Tokens of one choice, brought into order: decode's second may overtake prefill's first."""
+
+    def __init__(self) -> None:
+        self.is_open = True  # the front door wants more of it
+        self.has_finished = False  # a worker has ended it
+        self._next_position = 0
+        self._early: dict[int, TokenEvent] = {}
+
+    def add(self, event: TokenEvent) -> None:
+        """Take a token in, in whatever order; one that has been passed on already stands as it was."""
+        if event.position >= self._next_position:
+            self._early[event.position] = event
+
+    def take_ready(self) -> list[TokenEvent]:
+        """The tokens that are next in order."""
+        ready: list[TokenEvent] = []
+        while (event := self._early.pop(self._next_position, None)) is not None:
+            ready.append(event)
+            self._next_position += 1
+        return ready
+
+
+class Flight:
+    """One request, from its placement to its last token.
+
+    Prefill's first tokens go to the client before the pages have arrived. Where these then do not arrive,
+    the request is placed anew and prefill computes it again, from its prefix cache; the tokens that the
+    client has got stand. After MAX_ATTEMPTS, or once decode has begun, the client gets the error.
+    """
+
+    def __init__(
+        self, request: GenerationRequest, pool: WorkerPool, fingerprint: bytes, metrics: FrontMetrics
+    ) -> None:
+        self._request = request
+        self._pool = pool
+        self._metrics = metrics
+        self._hashes = PromptHashes(fingerprint, request.cache_salt, request.token_ids)
+        self._choices = [_Choice() for _ in range(request.sampling.n)]
+        self._first_tokens: dict[int, int] = {}  # by choice; the first that was said stands
+        self._num_attempts = 0
+        self._attempt: Attempt | None = None
+
+    async def run(self) -> AsyncGenerator[TokenDelta]:
+        """Stream the tokens; closing it aborts the request on both workers."""
+        try:
+            attempt = await self._begin_attempt()
+            while self._is_open:
+                await self._take_all(attempt)
+                for delta in self._deltas():
+                    yield delta
+                if (error := attempt.error) is not None and self._is_open:  # what has finished stays finished
+                    self._give_up(attempt, error)
+                    attempt = await self._begin_attempt()
+        finally:
+            if self._attempt is not None:
+                self._attempt.leave(has_finished=all(choice.has_finished for choice in self._choices))
+
+    def abort_choice(self, choice: int) -> None:
+        """Nobody wants more of this choice; without the last one the whole request is left."""
+        self._choices[choice].is_open = False
+        if self._attempt is not None:
+            if self._is_open:
+                self._attempt.abort_choice(choice)
+            self._attempt.inbox.wake()
+
+    @property
+    def _is_open(self) -> bool:
+        return any(choice.is_open for choice in self._choices)
+
+    # --- attempts -----------------------------------------------------------------------------------
+
+    async def _begin_attempt(self) -> Attempt:
+        """Place the request and begin it there. Raises Unavailable or WorkerLost."""
+        self._num_attempts += 1
+        prefill, decode = self._pool.place()
+        assignments = await self._assignment(prefill), await self._assignment(decode)
+        self._attempt = Attempt(*assignments)
+        self._attempt.start([index for index, choice in enumerate(self._choices) if not choice.is_open])
+        return self._attempt
+
+    async def _assignment(self, link: WorkerLink) -> Assignment:
+        request, number = self._request, self._num_attempts
+        engine_request = EngineRequest(
+            # Each attempt has an id of its own: a worker may still be letting go of the last one's pages, or
+            # be in a step that computes it, and tells its requests apart by nothing else.
+            request_id=request.request_id if number == 1 else f"{request.request_id}/{number}",
+            prompt_token_ids=request.token_ids,
+            hash_seed=self._hashes.seed,
+            block_hashes=await self._hashes.of(link.require_worker().layout.block_size),
+            sampling=request.sampling,
+            priority=request.priority,
+        )
+        return Assignment(link, engine_request)
+
+    def _give_up(self, attempt: Attempt, error: BatonError) -> None:
+        """Take a failed attempt off its workers. Raises its error where another one would not help."""
+        is_retried = isinstance(error, TransferFailed) and not attempt.decode_has_begun
+        if not is_retried or self._num_attempts == MAX_ATTEMPTS:
+            raise error
+        attempt.leave(has_finished=False)
+        self._metrics.transfer_retries.labels(reason="transfer").inc()
+        logger.info(
+            "request %s: attempt %d of %d failed, trying again: %s",
+            self._request.request_id,
+            self._num_attempts,
+            MAX_ATTEMPTS,
+            error,
+        )
+
+    # --- what the workers say -----------------------------------------------------------------------
+
+    async def _take_all(self, attempt: Attempt) -> None:
+        for item in await attempt.inbox.take_all(SILENCE_TIMEOUT_S):
+            match item:
+                case TokenEvent():
+                    self._take_token(attempt, item)
+                case transfer_pb2.Ticket() if self._is_open:
+                    attempt.prefill(item, self._first_tokens)
+                case BatonError():
+                    attempt.fail(item)
+
+    def _take_token(self, attempt: Attempt, event: TokenEvent) -> None:
+        if event.choice >= len(self._choices):
+            raise RequestFailed(f"A worker sent a token of choice {event.choice}, which was not asked for.")
+        self._choices[event.choice].add(event)
+        if event.position == 0:
+            self._first_tokens.setdefault(event.choice, event.token.token_id)
+        else:
+            attempt.decode_has_begun = True
+        if attempt.decode_has_begun and len(self._first_tokens) == len(self._choices):
+            attempt.hand_over()
+
+    def _deltas(self) -> list[TokenDelta]:
+        deltas = []
+        for index, choice in enumerate(self._choices):
+            if choice.is_open and (events := choice.take_ready()):
+                delta = _delta(index, events)
+                choice.has_finished = delta.finish_reason is not None
+                choice.is_open = not choice.has_finished
+                deltas.append(delta)
+        return deltas
+
+
+def _delta(choice: int, events: list[TokenEvent]) -> TokenDelta:
+    tokens: tuple[SampledToken, ...] = tuple(event.token for event in events)
+    reason: FinishReason | None = events[-1].finish_reason
+    return TokenDelta(choice, tokens, reason, events[0].num_cached_prompt_tokens)
