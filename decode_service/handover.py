@@ -113,7 +113,7 @@ class DecodeHandover:
             block_table=reserved.block_table[: layout.blocks_for(num_prompt_tokens)],
             first_block=reserved.num_cached_blocks,
             num_tokens=num_prompt_tokens,
-            heads=range(layout.first_kv_head, layout.first_kv_head + layout.num_kv_heads),
+            heads=layout.heads,
             deadlines=self._deadlines,
             now=self._effects.now(),
         )

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from baton.core.errors import TransferRefused
 from baton.core.kv_layout import DTYPE_BYTES, KVLayout
 from baton.core.ports import PageStore
 from baton.core.reservation import FramePlace
@@ -16,17 +15,15 @@ from baton.core.reservation import FramePlace
 # a float32.
 RawArray = NDArray[Any]  # uint16 or uint32
 
-_MUST_BE_EQUAL = ("version", "num_layers", "head_dim", "total_kv_heads")
-
 
 class PageConverter:
     """Writes a sender's pages into a receiver's, whatever differs in block size, dtype and heads."""
 
     def __init__(self, source: KVLayout, target: KVLayout) -> None:
         """Raises TransferRefused, naming what can't be converted."""
-        self.heads = _shared_heads(source, target)  # of the model: what this source contributes
+        source.require_convertible_to(target)
+        self.heads = source.shared_heads(target)  # of the model: what this source contributes
         self.is_same = source == target  # pages fit as they are
-        _require_convertible(source, target, self.heads)
         self._source = source
         self._target = target
         self._source_heads = _slice_from(self.heads, source.first_kv_head)
@@ -149,31 +146,6 @@ def _to_bfloat16(values: NDArray[np.float32]) -> RawArray:
     if is_nan.any():  # a carry may have made it infinite or zero
         result[is_nan] = bits[is_nan] >> 16 | 0x0040
     return result
-
-
-def _shared_heads(source: KVLayout, target: KVLayout) -> range:
-    return range(
-        max(source.first_kv_head, target.first_kv_head),
-        min(source.first_kv_head + source.num_kv_heads, target.first_kv_head + target.num_kv_heads),
-    )
-
-
-def _require_convertible(source: KVLayout, target: KVLayout, heads: range) -> None:
-    obstacles = [name for name in _MUST_BE_EQUAL if getattr(source, name) != getattr(target, name)]
-    if source.dtype not in DTYPE_BYTES or target.dtype not in DTYPE_BYTES:
-        obstacles.append("dtype")
-    if source.block_size < 1 or target.block_size < 1:
-        obstacles.append("block_size")
-    if not heads:
-        obstacles.append("heads (none is on both sides)")
-    if any(side.first_kv_head + side.num_kv_heads > side.total_kv_heads for side in (source, target)):
-        obstacles.append("heads (some are not the model's)")
-    if obstacles:
-        raise TransferRefused(
-            "layout",
-            f"KV pages can't be converted, for their {', '.join(obstacles)}: "
-            f"this side has {target}, the other {source}.",
-        )
 
 
 def _by_block(start: int, stop: int, block_size: int) -> Iterator[tuple[int, int, int]]:

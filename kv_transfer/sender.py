@@ -15,7 +15,6 @@ from baton.rpc import codec
 from baton.rpc.auth import credentials
 from baton.rpc.ticket import Ticket, WorkerTransports
 from baton.v1 import transfer_pb2
-from kv_transfer.convert import PageConverter
 from kv_transfer.frames import num_payload_bytes
 from kv_transfer.outbound import OutboundTransfer, PagesToSend
 from kv_transfer.peer import NUM_CHANNELS, Peer
@@ -67,8 +66,10 @@ class OutgoingTransfer:
     @property
     def first_block(self) -> int:
         """Of the prompt, in this server's blocks, that decode misses."""
-        ticket = self._outbound.ticket
-        return ticket.first_token // self._sender.store.layout.block_size
+        ticket, layout = self._outbound.ticket, self._sender.store.layout
+        if ticket.first_token >= ticket.end_token:  # nothing at all, and no part of our last block
+            return layout.blocks_for(ticket.end_token)
+        return ticket.first_token // layout.block_size
 
     def send_pages(self, place: FramePlace, blocks: tuple[int, ...]) -> None:
         """Queue pages that are final; `place` counts this server's blocks of the request."""
@@ -191,7 +192,7 @@ class TransferSender:
         Raises TransferRefused where decode can't convert this server's pages, or shares no transport.
         """
         if ticket.protocol_version > 1:
-            PageConverter(self.store.layout, ticket.layout)
+            self.store.layout.require_convertible_to(ticket.layout)
         else:
             self.store.layout.require_same(ticket.layout)
         peer = self._peers.get(ticket.address)

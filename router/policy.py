@@ -34,7 +34,7 @@ def place(prefills: Sequence[WorkerView], decodes: Sequence[WorkerView]) -> Plac
     None where no two workers fit together.
     """
     for decode in sorted(decodes, key=_decode_load):
-        partners = [prefill for prefill in prefills if prefill.layout == decode.layout]
+        partners = [prefill for prefill in prefills if prefill.layout.can_fill(decode.layout)]
         if partners:
             return Placement(min(partners, key=_prefill_load).index, decode.index)
     return None

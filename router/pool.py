@@ -69,7 +69,7 @@ class WorkerPool:
         for role, links in (("prefill", self.prefills), ("decode", self.decodes)):
             if not _views(links):
                 return f"No {role} server is connected. Try again later."
-        return "No prefill and decode server with the same KV layout are connected."
+        return "No prefill server is connected whose KV pages a decode server can take."
 
 
 def _views(links: list[WorkerLink]) -> list[WorkerView]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, fields
 from baton.core.errors import TransferRefused
 
 LAYOUT_VERSION = 1
+_MUST_BE_EQUAL = ("version", "num_layers", "head_dim", "total_kv_heads")
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -43,6 +44,42 @@ class KVLayout:
     def blocks_for(self, num_tokens: int) -> int:
         """Pages that hold `num_tokens` tokens."""
         return -(-num_tokens // self.block_size)
+
+    @property
+    def heads(self) -> range:
+        """The model's KV heads that a page holds."""
+        return range(self.first_kv_head, self.first_kv_head + self.num_kv_heads)
+
+    def shared_heads(self, other: "KVLayout") -> range:
+        """The model's KV heads that pages of both layouts hold."""
+        return range(max(self.heads.start, other.heads.start), min(self.heads.stop, other.heads.stop))
+
+    def require_convertible_to(self, target: "KVLayout") -> None:
+        """Raise TransferRefused, saying what is in the way, unless pages of `target` can be made of these:
+        block size, dtype and tensor parallelism may differ, nothing else."""
+        obstacles = [name for name in _MUST_BE_EQUAL if getattr(self, name) != getattr(target, name)]
+        if self.dtype not in DTYPE_BYTES or target.dtype not in DTYPE_BYTES:
+            obstacles.append("dtype")
+        if self.block_size < 1 or target.block_size < 1:
+            obstacles.append("block_size")
+        if not self.shared_heads(target):
+            obstacles.append("heads (none is on both sides)")
+        if any(layout.heads.stop > layout.total_kv_heads for layout in (self, target)):
+            obstacles.append("heads (some are not the model's)")
+        if obstacles:
+            raise TransferRefused(
+                "layout",
+                f"KV pages can't be converted, for their {', '.join(obstacles)}: "
+                f"the receiver has {target}, the sender {self}.",
+            )
+
+    def can_fill(self, target: "KVLayout") -> bool:
+        """Whether a worker with these pages can bring all that a page of `target` holds."""
+        try:
+            self.require_convertible_to(target)
+        except TransferRefused:
+            return False
+        return self.shared_heads(target) == target.heads
 
     def require_same(self, other: "KVLayout") -> None:
         """Raise TransferRefused, naming what differs, unless pages of `other` fit here as they are."""

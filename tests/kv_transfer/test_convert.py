@@ -265,7 +265,7 @@ def test_what_cannot_be_converted_is_refused(changes: dict[str, Any], named: str
     with pytest.raises(TransferRefused, match=rf"for their {named}: ") as refused:
         PageConverter(source, target)
     assert refused.value.reason == "layout"
-    assert f"this side has {target}, the other {source}." in str(refused.value)
+    assert f"the receiver has {target}, the sender {source}." in str(refused.value)
 
 
 def every_pattern(dtype: str) -> np.ndarray[Any, Any]:

@@ -41,8 +41,13 @@ def test_the_prefill_server_with_the_fewest_prompt_tokens_under_way() -> None:
     assert place(busy_elsewhere, [view()]) == Placement(1, 0)
 
 
-def test_only_equal_layouts_are_paired() -> None:
-    other = fake_layout(block_size=16)
+def test_only_pages_that_can_be_converted_are_paired() -> None:
+    assert place([view()], [view(0, layout=fake_layout(block_size=16))]) == Placement(0, 0)
+    half = replace(fake_layout(), total_kv_heads=2)
+    assert place([view(0, layout=half)], [view(0, layout=half)]) == Placement(0, 0)
+    whole = replace(fake_layout(), num_kv_heads=2, total_kv_heads=2)
+    assert place([view(0, layout=half)], [view(0, layout=whole)]) is None  # a head would be missing
+    other = fake_layout(num_layers=3)
     assert place([view()], [view(0, layout=other)]) is None
     decodes = [view(0, layout=other), view(1, num_in_flight=9)]
     assert place([view()], decodes) == Placement(0, 1)

@@ -225,10 +225,25 @@ async def test_a_worker_that_does_not_fit_is_not_used_and_the_log_says_why_once(
             await running.ask(running.request(prompt_of(5)))
 
 
-async def test_servers_with_different_pages_are_not_paired() -> None:
-    async with cluster(decode=Limits(layout=fake_layout(block_size=16))) as running:
-        with pytest.raises(Unavailable, match="same KV layout"):
+async def test_servers_whose_pages_cannot_be_converted_are_not_paired() -> None:
+    async with cluster(decode=Limits(layout=fake_layout(num_layers=3))) as running:
+        with pytest.raises(Unavailable, match="whose KV pages a decode server can take"):
             await running.ask(running.request(prompt_of(5)))
+
+
+@pytest.mark.parametrize(("prefill_block_size", "decode_block_size"), [(4, 16), (16, 4), (3, 5), (5, 3)])
+async def test_servers_with_blocks_of_different_sizes_work_together(
+    prefill_block_size: int, decode_block_size: int
+) -> None:
+    async with cluster(
+        prefill=Limits(layout=fake_layout(prefill_block_size), max_num_batched_tokens=12),
+        decode=Limits(layout=fake_layout(decode_block_size)),
+    ) as running:
+        for length in (1, 4, 16, 33, 60, 33, 60):  # some of it from the prefix caches the second time
+            request = running.request(prompt_of(length))
+            answer = await running.ask(request)
+            assert answer.outcomes == expected(request.token_ids, request.sampling)
+        await running.all_clean()
 
 
 async def test_a_session_that_the_worker_ends_leaves_no_task_behind() -> None:
