@@ -59,6 +59,11 @@ class WorkerConfig:
     kv_transport: str = "auto"  # one of KV_TRANSPORTS; "auto": the best that both workers have
     transfer_stall_timeout_s: float = 30.0  # a decode server that takes nothing for so long is given up
 
+    @property
+    def asked_kv_transport(self) -> str | None:
+        """The transport that is to be used; None: whichever is best."""
+        return None if self.kv_transport == "auto" else self.kv_transport
+
     def __post_init__(self) -> None:
         if self.role not in get_args(Role):
             raise StartupError(f"unknown role '{self.role}': use {' or '.join(get_args(Role))}")

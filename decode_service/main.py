@@ -29,3 +29,4 @@ async def _main(config: WorkerConfig) -> None:
         finally:
             watcher.cancel()
             await engine.stop()
+            await service.transports.close()

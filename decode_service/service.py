@@ -4,7 +4,7 @@ import asyncio
 import secrets
 import time
 
-from baton.config import WorkerConfig
+from baton.config import WorkerConfig, host_of
 from baton.core.commands import EngineCommand, EngineOutput, FailureReason
 from baton.core.errors import InvalidRequest
 from baton.core.request import EngineRequest
@@ -18,7 +18,7 @@ from baton.rpc.worker_server import make_session_host, new_epoch
 from baton.v1 import transfer_pb2, worker_pb2
 from decode_service.handover import DecodeHandover
 from kv_transfer.receiver import TransferReceiver
-from kv_transfer.transports.registry import available_transports
+from kv_transfer.transports.registry import ReceivingTransports
 
 _TRANSFER_ID_BYTES = 16
 _DEADLINES = TransferDeadlines()
@@ -32,12 +32,19 @@ class DecodeService:
     ) -> None:
         self._engine = engine
         self._address = config.advertise_address
-        self._transports = available_transports(engine.store)
+        self.transports = ReceivingTransports(config.asked_kv_transport)
         self._epoch = new_epoch()
         self._stats = TransferStats()
         self._timer: asyncio.TimerHandle | None = None
         self._handover = DecodeHandover(self._epoch, engine.store, deadlines, self._stats, self)
-        self.receiver = TransferReceiver(self._handover.inbound, self.now, self._stats)
+        self.receiver = TransferReceiver(
+            self._handover.inbound,
+            self.now,
+            self._stats,
+            self.transports,
+            host=host_of(config.advertise_address) or "127.0.0.1",
+            stall_timeout_s=config.transfer_stall_timeout_s,
+        )
         self.sessions: SessionHost = make_session_host(
             config, self._epoch, engine.scheduler_config, engine.store.layout, engine.fingerprint, self._load
         )
@@ -89,7 +96,7 @@ class DecodeService:
             layout=self._engine.store.layout,
             protocol_version=codec.PROTOCOL_VERSION,
             num_tokens=reservation.num_tokens,
-            transports=self._transports,
+            transports=self.transports.offer,
         )
         self.sessions.send(
             reservation.request_id,

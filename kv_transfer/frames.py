@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 from crc32c import crc32c
 
 from baton.core.errors import TransferRefused
@@ -40,6 +41,14 @@ def checksum(parts: Sequence[memoryview]) -> int:
     for part in parts:
         value = crc32c(part, value)
     return value
+
+
+def copy_into(target: memoryview, parts: Sequence[memoryview]) -> None:
+    """Put parts one after another; other threads go on meanwhile."""
+    array, start = np.frombuffer(target, np.uint8), 0
+    for part in parts:
+        np.copyto(array[start : start + len(part)], np.frombuffer(part, np.uint8))
+        start += len(part)
 
 
 def num_payload_bytes(layout: KVLayout, place: FramePlace) -> int:

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import grpc
 
@@ -11,6 +12,9 @@ from baton.v1 import transfer_pb2
 from kv_transfer import wire
 from kv_transfer.choice import Choice, choose
 from kv_transfer.route import PushCall
+
+if TYPE_CHECKING:
+    from kv_transfer.pair_link import Pair, PairLink
 
 logger = logging.getLogger(__name__)
 
@@ -26,17 +30,16 @@ class Peer:
             grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS) for _ in range(NUM_CHANNELS)
         ]
         self._choices: dict[WorkerTransports, Choice] = {}
+        self._pair_link: PairLink | None = None
         self.address = address
 
-    @property
-    def channel(self) -> grpc.aio.Channel:
-        """The first channel."""
-        return self._channels[0]
+    def pair(self, epoch: int, device: str, stall_timeout_s: float) -> "Pair | None":
+        """The pair of process groups with the decode server of this epoch; None while it is being made."""
+        if self._pair_link is None:
+            from kv_transfer.pair_link import PairLink  # imports torch
 
-    @property
-    def metadata(self) -> tuple[tuple[str, str], ...]:
-        """Credentials for calls."""
-        return self._metadata
+            self._pair_link = PairLink(self._channels[0], self._metadata, device, stall_timeout_s)
+        return self._pair_link.pair(epoch)
 
     def push(self, stream: int) -> PushCall:
         """A new Push call, for one stream of a transfer."""
@@ -58,7 +61,9 @@ class Peer:
         return choice
 
     async def close(self) -> None:
-        """Close every channel."""
+        """Close every connection."""
+        if self._pair_link is not None:
+            await self._pair_link.close()
         for channel in self._channels:
             await channel.close(None)
 

@@ -11,65 +11,156 @@ from baton.core.errors import TransferRefused
 from baton.core.transfer_stats import TransferStats
 from baton.v1 import transfer_pb2
 from kv_transfer import wire
-from kv_transfer.inbound import InboundTransfers
+from kv_transfer.inbound import InboundTransfers, Writer
 from kv_transfer.inbound_call import InboundCall
+from kv_transfer.transports.registry import ReceivingTransports
 
 logger = logging.getLogger(__name__)
 
 SERVICE = "baton.v1.Transfer"
+# Reads of one transfer that may be under way; frames wait for them.
+MAX_READS = 4
 
 _PushContext = grpc.aio.ServicerContext[bytes, transfer_pb2.PushResult]
+_PairContext = grpc.aio.ServicerContext[transfer_pb2.PairFrame, transfer_pb2.PairReply]
 
 
 class TransferReceiver:
     """Serves baton.v1.Transfer. Checks and writes happen in one go on the event loop's thread."""
 
-    def __init__(self, inbound: InboundTransfers, clock: Callable[[], float], stats: TransferStats) -> None:
+    def __init__(
+        self,
+        inbound: InboundTransfers,
+        clock: Callable[[], float],
+        stats: TransferStats,
+        transports: ReceivingTransports,
+        *,
+        host: str,
+        stall_timeout_s: float,
+    ) -> None:
         self._inbound = inbound
         self._clock = clock
         self._stats = stats
+        self._transports = transports
+        self._host = host  # an address of this machine, that prefill servers reach
+        self._stall_timeout_s = stall_timeout_s  # a prefill server whose pages stop for so long is given up
 
     def add_to(self, server: grpc.aio.Server) -> None:
         """Register with a server. Not through the generated code, whose stubs copy payloads twice."""
         handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
             "Push": grpc.stream_unary_rpc_method_handler(
                 self.push, response_serializer=transfer_pb2.PushResult.SerializeToString
-            )
+            ),
+            "Pair": grpc.stream_stream_rpc_method_handler(
+                self.pair,
+                request_deserializer=transfer_pb2.PairFrame.FromString,
+                response_serializer=transfer_pb2.PairReply.SerializeToString,
+            ),
         }
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
 
     async def push(self, frames: AsyncIterator[bytes], context: _PushContext) -> transfer_pb2.PushResult:
         """See transfer.proto."""
-        call = InboundCall(self._inbound)
-        decided = asyncio.Event()
-        reading = asyncio.create_task(self._read(call, frames, decided))
-        deciding = asyncio.create_task(decided.wait())
+        push = _Push(self._inbound, self._clock, self._transports, self._stall_timeout_s)
+        try:
+            return transfer_pb2.PushResult(bytes_received=await push.run(frames, context))
+        except TransferRefused as error:
+            self._stats.outcomes[error.reason] += 1
+            logger.info("transfer refused (%s): %s", error.reason, error)
+            raise
+
+    async def pair(self, frames: AsyncIterator[transfer_pb2.PairFrame], context: _PairContext) -> None:
+        """See transfer.proto."""
+        if "nccl" not in self._transports.offer.names:
+            raise TransferRefused("pair", "this server makes no pairs of process groups")
+        from kv_transfer.pair_receiver import PairReceiver  # imports torch
+
+        receiver = PairReceiver(self._inbound, self._clock, self._stats, self._host, self._stall_timeout_s)
+        await receiver.pair(frames, context)
+
+
+class _Push:
+    """One Push call: its frames, and the reads that they ask for."""
+
+    def __init__(
+        self,
+        inbound: InboundTransfers,
+        clock: Callable[[], float],
+        transports: ReceivingTransports,
+        stall_timeout_s: float,
+    ) -> None:
+        self._inbound = inbound
+        self._clock = clock
+        self._transports = transports
+        self._stall_timeout_s = stall_timeout_s
+        self._call = InboundCall(inbound)
+        self._decided = asyncio.Event()
+        self._memory = transfer_pb2.NixlMemory()
+        self._reads: set[asyncio.Task[None]] = set()
+
+    async def run(self, frames: AsyncIterator[bytes], context: _PushContext) -> int:
+        """Returns the KV bytes that have come. Raises TransferRefused where the transfer fails."""
+        reading = asyncio.create_task(self._take_all(frames, context))
+        deciding = asyncio.create_task(self._decided.wait())
         try:
             # Every state of a reservation has a deadline, so that one of the two comes to an end.
             await asyncio.wait((reading, deciding), return_when=asyncio.FIRST_COMPLETED)
             if reading.done():
                 reading.result()
                 await deciding
-            return transfer_pb2.PushResult(bytes_received=call.result())
-        except TransferRefused as error:
-            self._stats.outcomes[error.reason] += 1
-            logger.info("transfer refused (%s): %s", error.reason, error)
-            raise
+            return self._call.result()
         finally:
-            reading.cancel()
-            deciding.cancel()
-            call.end(self._clock())
-            await asyncio.gather(reading, deciding, return_exceptions=True)
+            tasks = (reading, deciding, *self._reads)
+            for task in tasks:
+                task.cancel()
+            self._call.end(self._clock())
+            await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _read(self, call: InboundCall, frames: AsyncIterator[bytes], decided: asyncio.Event) -> None:
+    async def _take_all(self, frames: AsyncIterator[bytes], context: _PushContext) -> None:
         """Take frames until the last one; sets `decided` when the transfer's end is known."""
-        async for frame in frames:
-            is_new = call.writer is None
-            call.take(wire.decode(frame), self._clock())
+        async for wire_bytes in frames:
+            frame = wire.decode(wire_bytes)
+            is_new = self._call.writer is None
+            to_read = self._call.take(frame, self._clock())
+            assert self._call.writer is not None
             if is_new:
-                call.when_decided(decided.set)
-            if call.is_complete:
+                self._call.when_decided(self._decided.set)
+                self._memory = frame.message.open.nixl
+                if self._call.writer.transport == "nccl":
+                    await context.send_initial_metadata(())  # pages may come now
+            if to_read is not None:
+                await self._read(self._call.writer, frame.message.shipped)
+            if self._call.is_complete:
                 break
-        call.no_more_frames()
-        if call.is_decided:
-            decided.set()
+        self._call.no_more_frames()
+        if self._call.is_decided:
+            self._decided.set()
+
+    async def _read(self, writer: Writer, shipped: transfer_pb2.Shipped) -> None:
+        """Begin to read pages out of the sender's pool."""
+        if self._transports.nixl_reader is None:
+            raise TransferRefused("transport", "this server does not read with NIXL")
+        if len(self._reads) == MAX_READS:
+            await asyncio.wait(self._reads, return_when=asyncio.FIRST_COMPLETED)
+        task = asyncio.create_task(self._read_and_deliver(writer, shipped))
+        self._reads.add(task)
+        task.add_done_callback(self._reads.discard)
+
+    async def _read_and_deliver(self, writer: Writer, shipped: transfer_pb2.Shipped) -> None:
+        from kv_transfer.nixl_route import read_shipped
+
+        assert self._transports.nixl_reader is not None
+        try:
+            landing = await read_shipped(
+                self._transports.nixl_reader, self._memory, writer.layout, shipped, self._stall_timeout_s
+            )
+            try:
+                place = wire.place_of(shipped.pages)
+                self._inbound.deliver_checked(writer, place, landing.memory, self._clock())
+            finally:
+                landing.release()
+        except TransferRefused as error:
+            self._inbound.fail(writer, error)
+        except Exception as error:  # a bug, which is not to leave the transfer waiting
+            logger.exception("pages could not be read")
+            self._inbound.fail(writer, TransferRefused("internal", repr(error)))

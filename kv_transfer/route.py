@@ -25,6 +25,7 @@ class Route(Protocol):
 
     name: str
     keeps_pages: bool  # pages are read until the transfer has ended, not only until `send` returns
+    waits_for_open: bool  # pages may overtake the frame that opens the transfer: it is to be taken first
 
     def describe(self, opening: transfer_pb2.Open) -> None:
         """Add to the transfer's first frame what the receiver has to know."""
@@ -47,6 +48,7 @@ class GrpcRoute:
 
     name = "grpc"
     keeps_pages = False
+    waits_for_open = False
 
     def __init__(
         self, ticket: Ticket, store: PageStore, calls: Sequence[PushCall], stall_timeout_s: float

@@ -13,12 +13,13 @@ from baton.core.reservation import FramePlace
 from baton.core.transfer_stats import TransferStats
 from baton.rpc import codec
 from baton.rpc.auth import credentials
-from baton.rpc.ticket import Ticket, WorkerTransports
+from baton.rpc.ticket import Ticket
 from baton.v1 import transfer_pb2
 from kv_transfer.frames import num_payload_bytes
 from kv_transfer.outbound import OutboundTransfer, PagesToSend
 from kv_transfer.peer import NUM_CHANNELS, Peer
 from kv_transfer.route import GrpcRoute, PushCall, Route
+from kv_transfer.transports.registry import SendingTransports
 
 # A decode server that can't be reached for this long is given up.
 CONNECT_TIMEOUT_S = 5.0
@@ -95,7 +96,7 @@ class OutgoingTransfer:
         Raises TransferRefused where the receiver refuses, stalls or goes away.
         """
         stats = self._sender.stats
-        calls = [self._peer.push(stream) for stream in range(self._num_streams())]
+        calls = [self._peer.push(0)]
         route = self._sender.route(self._outbound.ticket, self._peer, calls)
         try:
             await self._push(calls, route)
@@ -115,17 +116,13 @@ class OutgoingTransfer:
             self._outbound.close()
             self._count(route)
 
-    def _num_streams(self) -> int:
-        ticket = self._outbound.ticket
-        num_bytes = (ticket.num_blocks - ticket.first_block) * ticket.layout.bytes_per_block
-        is_large = ticket.protocol_version > 1 and num_bytes >= LARGE_TRANSFER_BYTES
-        return NUM_CHANNELS if is_large else 1
-
     async def _push(self, calls: Sequence[PushCall], route: Route) -> None:
         for stream, call in enumerate(calls):
             # Not wait_for: before Python 3.12 it loses a cancellation that comes as its awaitable completes.
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 await call.write(self._opening(stream, route))
+                if route.waits_for_open:
+                    await call.initial_metadata()
         while isinstance(item := await self._next(), PagesToSend):
             self._sent(item, await route.send(item), route)
         await route.finish()
@@ -173,9 +170,9 @@ class TransferSender:
         store: PageStore,
         cluster_token: str,
         stats: TransferStats,
-        transports: WorkerTransports,
+        transports: SendingTransports,
         *,
-        asked_transport: str | None,
+        asked_transport: str | None = None,
         stall_timeout_s: float,
     ) -> None:
         self.store = store
@@ -198,17 +195,33 @@ class TransferSender:
         peer = self._peers.get(ticket.address)
         if peer is None:
             peer = self._peers[ticket.address] = Peer(ticket.address, self._metadata)
-        peer.choose(self._transports, ticket, self._asked_transport)
+        peer.choose(self._transports.offer, ticket, self._asked_transport)
         return OutgoingTransfer(OutboundTransfer(ticket, release), self, peer)
 
-    def route(self, ticket: Ticket, peer: Peer, calls: Sequence[PushCall]) -> Route:
-        """The way of a transfer's pages."""
+    def route(self, ticket: Ticket, peer: Peer, calls: list[PushCall]) -> Route:
+        """The way of a transfer's pages; may add calls to the one that there is."""
+        choice = peer.choose(self._transports.offer, ticket, self._asked_transport)
+        if choice.name == "nixl":
+            return self._transports.nixl_route(ticket, calls[0], self.stall_timeout_s)
+        if choice.name == "nccl":
+            pair = peer.pair(ticket.epoch, self._transports.offer.device, self.stall_timeout_s)
+            if pair is not None:
+                return pair.route(ticket, self.store)
+        if _is_large(ticket):
+            calls.extend(peer.push(stream) for stream in range(1, NUM_CHANNELS))
         return GrpcRoute(ticket, self.store, calls, self.stall_timeout_s)
 
     async def close(self) -> None:
         """Close every connection."""
         for peer in self._peers.values():
             await peer.close()
+        self._transports.close()
+
+
+def _is_large(ticket: Ticket) -> bool:
+    """Whether several connections are worth their cost; version 1 knows one."""
+    num_bytes = (ticket.num_blocks - ticket.first_block) * ticket.layout.bytes_per_block
+    return ticket.protocol_version > 1 and num_bytes >= LARGE_TRANSFER_BYTES
 
 
 async def _explain(calls: Sequence[PushCall], error: Exception, address: str) -> str:

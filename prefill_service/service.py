@@ -15,7 +15,7 @@ from baton.rpc.ticket import Ticket
 from baton.rpc.worker_server import make_session_host, new_epoch
 from baton.v1 import transfer_pb2, worker_pb2
 from kv_transfer.sender import OutgoingTransfer, TransferSender
-from kv_transfer.transports.registry import available_transports
+from kv_transfer.transports.registry import SendingTransports
 from prefill_service.handover import PrefillHandover
 
 logger = logging.getLogger(__name__)
@@ -33,8 +33,8 @@ class PrefillService:
             engine.store,
             config.cluster_token,
             self._stats,
-            available_transports(engine.store),
-            asked_transport=None if config.kv_transport == "auto" else config.kv_transport,
+            SendingTransports(engine.store, config.asked_kv_transport),
+            asked_transport=config.asked_kv_transport,
             stall_timeout_s=config.transfer_stall_timeout_s,
         )
         self.sessions: SessionHost = make_session_host(

@@ -24,6 +24,15 @@ _COUNTERS = {
     "prefix_queries": "KV pages looked up in the prefix cache.",
     "prefix_hits": "KV pages found in the prefix cache.",
     "transfer_bytes": "KV bytes sent or received.",
+    "delta_bytes_saved": "KV bytes of prompts that decode's prefix cache held and that did not travel.",
+}
+# Fields of worker.proto's TransportLoad.
+_TRANSPORT_COUNTERS = {
+    "bytes": "KV bytes sent or received over a transport.",
+    "num_transfers": "KV transfers over a transport that came to an end, whichever.",
+    "seconds": "Time from transfers' first page to their acknowledgement (prefill servers).",
+    "exposed_seconds": "Part of it after the prompt was computed, that the request waited for.",
+    "num_operations": "Frames, messages or descriptors that the pages took.",
 }
 
 
@@ -48,6 +57,8 @@ class PoolCollector(Collector):
         for name, text in _COUNTERS.items():
             yield self._family(CounterMetricFamily(f"baton_worker_{name}", text, labels=_LABELS), name)
         yield self._transfers()
+        for name, text in _TRANSPORT_COUNTERS.items():
+            yield self._transports(name, text)
 
     def _family(
         self, family: GaugeMetricFamily | CounterMetricFamily, field: str
@@ -65,6 +76,16 @@ class PoolCollector(Collector):
             if link.worker is not None:
                 for outcome, count in sorted(link.worker.load.transfers.items()):
                     family.add_metric((*_labels(link), outcome), float(count))
+        return family
+
+
+    def _transports(self, field: str, text: str) -> Metric:
+        name = f"baton_worker_transport_{field.removeprefix('num_')}"
+        family = CounterMetricFamily(name, text, labels=(*_LABELS, "transport"))
+        for link in self._pool.links:
+            if link.worker is not None:
+                for transport in link.worker.load.transports:
+                    family.add_metric((*_labels(link), transport.name), float(getattr(transport, field)))
         return family
 
 

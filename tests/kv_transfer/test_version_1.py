@@ -10,12 +10,13 @@ import grpc
 from baton.core.reservation import FramePlace, Reservation, ReservationTable, TransferDeadlines
 from baton.core.transfer_stats import TransferStats
 from baton.rpc import codec
-from baton.rpc.ticket import Ticket, WorkerTransports
+from baton.rpc.ticket import Ticket
 from baton.v1 import transfer_pb2
 from kv_transfer import wire
 from kv_transfer.inbound import InboundTransfers
 from kv_transfer.inbound_call import InboundCall
 from kv_transfer.sender import TransferSender
+from kv_transfer.transports.registry import SendingTransports
 from tests.services.fake_engine import BytesPages, fake_layout
 
 RECORDED = json.loads((Path(__file__).parent / "version_1_transfer.json").read_text())
@@ -87,9 +88,7 @@ async def test_a_version_1_decode_server_gets_the_frames_that_it_knows(tmp_path:
     for index, block in enumerate((5, 2, 7)):
         size = store.layout.bytes_per_block
         store.page(block, 0, 2)[:] = PAGES[index * size : (index + 1) * size]
-    sender = TransferSender(
-        store, "", TransferStats(), WorkerTransports(), asked_transport=None, stall_timeout_s=5.0
-    )
+    sender = TransferSender(store, "", TransferStats(), SendingTransports(store, "grpc"), stall_timeout_s=5.0)
     old = recorded_ticket()
     ticket = Ticket(
         transfer_id=old.transfer_id,

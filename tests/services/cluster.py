@@ -53,6 +53,7 @@ class Limits:
     max_model_len: int = 512
     fingerprint: bytes = FINGERPRINT
     deadlines: TransferDeadlines = field(default_factory=TransferDeadlines)
+    kv_transport: str = "grpc"
 
 
 class Worker:
@@ -67,7 +68,14 @@ class Worker:
             max_num_batched_tokens=limits.max_num_batched_tokens,
         )
         self.config = WorkerConfig(
-            role, Path("/nowhere"), address, address, f"{role}-0", cluster_token, config
+            role,
+            Path("/nowhere"),
+            address,
+            address,
+            f"{role}-0",
+            cluster_token,
+            config,
+            kv_transport=limits.kv_transport,
         )
         self.engine: FakeEngine
         self.host: EngineHost
@@ -131,7 +139,9 @@ class Worker:
                 await server.grpc.stop(0)
                 watcher.cancel()
                 await self.host.stop()
-                if self.config.role == "prefill":
+                if self.config.role == "decode":
+                    await self.service.transports.close()
+                else:
                     await self.service.sender.close()
 
     @property

@@ -10,10 +10,11 @@ from baton.core.errors import TransferRefused
 from baton.core.kv_layout import KVLayout
 from baton.core.reservation import FramePlace
 from baton.core.transfer_stats import TransferStats
-from baton.rpc.ticket import Ticket, WorkerTransports
+from baton.rpc.ticket import Ticket
 from kv_transfer import sender as sender_module
 from kv_transfer.outbound import OutboundTransfer
 from kv_transfer.sender import OutgoingTransfer, TransferSender
+from kv_transfer.transports.registry import SendingTransports
 from tests.services.fake_engine import BytesPages, fake_layout
 
 
@@ -32,11 +33,12 @@ def ticket_to(address: str, layout: KVLayout | None = None) -> Ticket:
 
 
 def sender(asked_transport: str | None = None) -> TransferSender:
+    pages = BytesPages(fake_layout(), 8)
     return TransferSender(
-        BytesPages(fake_layout(), 8),
+        pages,
         "",
         TransferStats(),
-        WorkerTransports(),
+        SendingTransports(pages, "grpc"),
         asked_transport=asked_transport,
         stall_timeout_s=5.0,
     )
