@@ -27,6 +27,7 @@ class Session:
     def __init__(self, call: "grpc.aio.StreamStreamCall[worker_pb2.Command, worker_pb2.Event]") -> None:
         self._call = call
         self.welcome = worker_pb2.Welcome()
+        self.load = worker_pb2.Load()  # as the worker last said
 
     async def hello(self) -> None:
         """Begin."""
@@ -41,6 +42,8 @@ class Session:
     async def next_event(self) -> worker_pb2.Event:
         """The next event. Raises RuntimeError if the worker gives the request up."""
         event: worker_pb2.Event = await asyncio.wait_for(self._call.read(), EVENT_TIMEOUT_S)
+        if event.HasField("step_output"):
+            self.load = event.step_output.load
         if event.HasField("failed"):
             raise RuntimeError(event.failed.message)
         return event
@@ -97,6 +100,16 @@ class Pair:
             decode_started=second.started_ns,
             moved_bytes=(ticket.num_blocks - ticket.first_block) * layout.bytes_per_block,
         )
+
+    async def transport_load(self, transport: str, num_transfers: int = 1) -> worker_pb2.TransportLoad:
+        """What prefill says of a transport, once it says so of at least so many transfers."""
+        while True:
+            for load in self.prefill.load.transports:
+                if load.name == transport and load.num_transfers >= num_transfers:
+                    return load
+            if num_transfers == 0:
+                return worker_pb2.TransportLoad()
+            await self.prefill.next_event()
 
     def _request(self, number: int, token_ids: list[int], max_tokens: int) -> EngineRequest:
         seed = chain_seed(self.decode.welcome.model_fingerprint)

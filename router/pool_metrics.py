@@ -78,7 +78,6 @@ class PoolCollector(Collector):
                     family.add_metric((*_labels(link), outcome), float(count))
         return family
 
-
     def _transports(self, field: str, text: str) -> Metric:
         name = f"baton_worker_transport_{field.removeprefix('num_')}"
         family = CounterMetricFamily(name, text, labels=(*_LABELS, "transport"))

@@ -18,6 +18,14 @@ MaxModelLen = Annotated[
         "--max-model-len", help="Most tokens of prompt and answer.", show_default="as the model says"
     ),
 ]
+KVTransport = Annotated[
+    str,
+    typer.Option(
+        "--kv-transport",
+        metavar="NAME",
+        help="How KV pages travel: grpc, nccl, nixl, or auto: the best that both servers have.",
+    ),
+]
 ServedModelName = Annotated[
     str | None,
     typer.Option("--served-model-name", help="Model name in the API.", show_default="as the model is called"),

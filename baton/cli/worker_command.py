@@ -43,6 +43,7 @@ def worker_command(role: Role) -> Callable[..., None]:
         max_num_batched_tokens: options.MaxNumBatchedTokens = DEFAULT_ENGINE.max_num_batched_tokens,
         max_model_len: options.MaxModelLen = None,
         threads: Threads = None,
+        kv_transport: options.KVTransport = WorkerConfig.kv_transport,
         exit_with_parent: options.ExitWithParent = None,
     ) -> None:
         if exit_with_parent is not None:
@@ -56,7 +57,7 @@ def worker_command(role: Role) -> Callable[..., None]:
             max_model_len,
             threads or options.available_cores(),
         )
-        run_worker(worker_config(role, model, listen, advertise, worker_id, engine))
+        run_worker(worker_config(role, model, listen, advertise, worker_id, engine, kv_transport))
 
     return command
 
@@ -68,6 +69,7 @@ def worker_config(
     advertise: str | None,
     worker_id: str | None,
     engine: EngineConfig,
+    kv_transport: str = WorkerConfig.kv_transport,
 ) -> WorkerConfig:
     """The settings that the options spell; raises StartupError."""
     advertise = advertise or listen
@@ -79,6 +81,7 @@ def worker_config(
         worker_id=worker_id or f"{role}@{advertise}",
         cluster_token=options.cluster_token(),
         engine=engine,
+        kv_transport=kv_transport,
     )
 
 
