@@ -92,10 +92,16 @@ def new_agent(*, has_progress_thread: bool) -> Any:
 
 
 def register(agent: Any, memory: memoryview) -> None:
-    """Let `agent` use memory of the CPU. It has to stay where it is while there is an agent that may."""
+    """Let `agent` use memory of the CPU, which has to stay where it is as long as the agent is.
+
+    Raises StartupError where the system does not let it, as by a limit on locked memory.
+    """
     bindings = load()
     descriptor = (address_of(memory), memory.nbytes, 0, "")
-    agent.registerMem(bindings.nixlRegDList(bindings.DRAM_SEG, [descriptor]), [])
+    try:
+        agent.registerMem(bindings.nixlRegDList(bindings.DRAM_SEG, [descriptor]), [])
+    except Exception as error:
+        raise StartupError(f"NIXL can't register {memory.nbytes} bytes: {error}") from error
 
 
 def address_of(memory: memoryview) -> int:

@@ -72,8 +72,8 @@ class NixlReader:
     """Reads other servers' pools. Belongs to the event loop that it was made on.
 
     A read takes a slot of the landing buffer, and gives it back when the read has failed or its landing is
-    released. Reads wait for slots; those of one source never hold the last one, so that a source that hangs
-    does not keep others from being read.
+    released. Reads wait for slots; those of one source never hold the last of several, so that a source that
+    hangs does not keep others from being read.
     """
 
     def __init__(self, *, num_slots: int = 4, slot_bytes: int = 8 << 20) -> None:
@@ -149,15 +149,16 @@ class NixlReader:
         """Address and length of what lies apart, and the number of bytes."""
         size = remote.num_blocks * remote.bytes_per_block
         pieces: list[tuple[int, int]] = []
-        num_bytes = 0
+        num_bytes = end = 0
         for offset, length in ranges:
             if offset < 0 or length <= 0 or offset + length > size:
                 raise TransferRefused("range", f"bytes {offset}..{offset + length} of a pool of {size}")
             address = remote.base_address + offset
-            if pieces and sum(pieces[-1]) == address:
+            if pieces and address == end:
                 pieces[-1] = (pieces[-1][0], pieces[-1][1] + length)
             else:
                 pieces.append((address, length))
+            end = address + length
             num_bytes += length
         if not 0 < num_bytes <= self.slot_bytes:
             raise TransferRefused("range", f"a read of {num_bytes} bytes; 1 to {self.slot_bytes} can be read")

@@ -206,10 +206,10 @@ class ReadThread:
                     break
 
     def _finish(self, read: Read) -> None:
-        self._counters.num_reads += 1
-        self._counters.num_bytes += len(read.landing)
-        self._counters.num_descriptors += len(read.pieces)
         if read.crc is None or crc32c(read.landing) == read.crc:
+            self._counters.num_reads += 1
+            self._counters.num_bytes += len(read.landing)
+            self._counters.num_descriptors += len(read.pieces)
             read.finish(None)
         else:
             read.finish(TransferRefused("checksum", "pages were not what their server said of them"))
@@ -222,7 +222,7 @@ class ReadThread:
         reads = list(connection.reads)
         connection.close()
         for read in reads:
-            read.finish(reason)
+            read.finish(TransferRefused(reason.reason, str(reason)))  # each is raised somewhere else
 
 
 def _landing_pieces(read: Read) -> list[tuple[int, int]]:
