@@ -1,6 +1,7 @@
 """One decode server as a prefill server sees it: its channels, and the transport that the two share."""
 
 import logging
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# A transport that failed is tried again after it: two machines without RDMA between them won't get any.
+AVOID_FAILED_S = 60.0
 NUM_CHANNELS = 2  # measured: a second connection adds a tenth to a third, a third one nothing
 
 
@@ -29,7 +32,9 @@ class Peer:
         self._channels = [
             grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS) for _ in range(NUM_CHANNELS)
         ]
-        self._choices: dict[WorkerTransports, Choice] = {}
+        self._choice: Choice | None = None  # as it was logged last
+        # Transports that are not used until a time, with the decode server of an epoch.
+        self._failed: dict[tuple[str, int], float] = {}
         self._pair_link: PairLink | None = None
         self.address = address
 
@@ -53,12 +58,18 @@ class Peer:
 
     def choose(self, mine: WorkerTransports, ticket: Ticket, asked: str | None) -> Choice:
         """The transport for a ticket's transfer; logged when it is new. Raises TransferRefused."""
-        choice = self._choices.get(ticket.transports)
-        if choice is None:
-            choice = choose(mine, ticket.transports, asked)
+        now = time.monotonic()
+        self._failed = {key: until for key, until in self._failed.items() if until > now}
+        failed = frozenset(name for name, epoch in self._failed if epoch == ticket.epoch)
+        choice = choose(mine, ticket.transports, asked, failed)
+        if choice != self._choice:
             logger.info("KV transport to %s: %s (%s)", self.address, choice.name, choice.reason)
-            self._choices = {ticket.transports: choice}
+            self._choice = choice
         return choice
+
+    def note_failure(self, transport: str, epoch: int) -> None:
+        """A transport does not work: leave it alone for a while, where there is another."""
+        self._failed[transport, epoch] = time.monotonic() + AVOID_FAILED_S
 
     async def close(self) -> None:
         """Close every connection."""

@@ -12,6 +12,7 @@ from baton.core.reservation import FramePlace
 from baton.core.transfer_stats import TransferStats
 from baton.rpc.ticket import Ticket
 from kv_transfer import sender as sender_module
+from kv_transfer.choice import Choice
 from kv_transfer.outbound import OutboundTransfer
 from kv_transfer.sender import OutgoingTransfer, TransferSender
 from kv_transfer.transports.registry import SendingTransports
@@ -91,8 +92,11 @@ async def test_an_abort_is_not_lost_as_a_frame_is_taken(num_turns: int) -> None:
     released: list[int] = []
     call = SlowCall()
     outbound = OutboundTransfer(ticket_to("unix:/nowhere"), released.extend)
-    peer = SimpleNamespace(push=lambda stream: call, address="unix:/nowhere")
-    transfer = OutgoingTransfer(outbound, sender(), peer)  # type: ignore[arg-type]
+    made = sender()
+    peer = SimpleNamespace(
+        push=lambda stream: call, choose=lambda *_: Choice("grpc", "test"), address="unix:/nowhere"
+    )
+    transfer = OutgoingTransfer(outbound, made, peer)  # type: ignore[arg-type]
     transfer.send_pages(FramePlace(0, 1, 0, 2), (3,))
     task = asyncio.create_task(transfer.run())
     await asyncio.sleep(0)
