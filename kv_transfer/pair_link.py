@@ -82,11 +82,13 @@ class PairLink:
         channel: grpc.aio.Channel,
         metadata: tuple[tuple[str, str], ...],
         device: str,
+        max_bytes: int,
         stall_timeout_s: float,
     ) -> None:
         self._stub = transfer_pb2_grpc.TransferStub(channel)
         self._metadata = metadata
         self._device = device
+        self._max_bytes = max_bytes
         self._stall_timeout_s = stall_timeout_s
         self._pair: Pair | None = None
         self._task: asyncio.Task[None] | None = None
@@ -150,7 +152,12 @@ class PairLink:
         await call.write(transfer_pb2.PairFrame(hello=hello))
         meeting = (await _reply(call)).meeting
         return await sending_end(
-            meeting.host, meeting.port, self._device, on_broken, stall_timeout_s=self._stall_timeout_s
+            meeting.host,
+            meeting.port,
+            self._device,
+            on_broken,
+            max_bytes=self._max_bytes,
+            stall_timeout_s=self._stall_timeout_s,
         )
 
     async def _use(self, pair: Pair, call: _PairCall, broken: "asyncio.Future[None]") -> None:

@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING
 
 import grpc
 
+from baton.core.kv_layout import KVLayout
+
 from baton.rpc.limits import CHANNEL_OPTIONS
 from baton.rpc.ticket import Ticket, WorkerTransports
 from baton.v1 import transfer_pb2
 from kv_transfer import wire
 from kv_transfer.choice import Choice, choose
+from kv_transfer.frames import longest_message
 from kv_transfer.route import PushCall
 
 if TYPE_CHECKING:
@@ -38,12 +41,14 @@ class Peer:
         self._pair_link: PairLink | None = None
         self.address = address
 
-    def pair(self, epoch: int, device: str, stall_timeout_s: float) -> "Pair | None":
+    def pair(self, epoch: int, device: str, layout: KVLayout, stall_timeout_s: float) -> "Pair | None":
         """The pair of process groups with the decode server of this epoch; None while it is being made."""
         if self._pair_link is None:
             from kv_transfer.pair_link import PairLink  # imports torch
 
-            self._pair_link = PairLink(self._channels[0], self._metadata, device, stall_timeout_s)
+            self._pair_link = PairLink(
+                self._channels[0], self._metadata, device, longest_message(layout), stall_timeout_s
+            )
         return self._pair_link.pair(epoch)
 
     def push(self, stream: int) -> PushCall:

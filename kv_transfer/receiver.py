@@ -77,7 +77,14 @@ class TransferReceiver:
             raise TransferRefused("pair", "this server makes no pairs of process groups")
         from kv_transfer.pair_receiver import PairReceiver  # imports torch
 
-        receiver = PairReceiver(self._inbound, self._clock, self._stats, self._host, self._stall_timeout_s)
+        receiver = PairReceiver(
+            self._inbound,
+            self._clock,
+            self._stats,
+            self._host,
+            self._inbound.longest_message,
+            self._stall_timeout_s,
+        )
         await receiver.pair(frames, context)
 
 

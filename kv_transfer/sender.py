@@ -207,7 +207,8 @@ class TransferSender:
         if choice.name == "nixl":
             return self._transports.nixl_route(ticket, calls[0], self.stall_timeout_s)
         if choice.name == "nccl":
-            pair = peer.pair(ticket.epoch, self._transports.offer.device, self.stall_timeout_s)
+            device = self._transports.offer.device
+            pair = peer.pair(ticket.epoch, device, self.store.layout, self.stall_timeout_s)
             if pair is not None:
                 return pair.route(ticket, self.store)
         if _is_large(ticket):

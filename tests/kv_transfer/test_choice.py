@@ -40,7 +40,9 @@ def test_what_is_asked_for_is_used_or_refused() -> None:
     assert choose(both, both, "nixl", frozenset({"nixl"})).name == "nixl"
     with pytest.raises(TransferRefused, match="nixl was asked for, but this prefill server has only grpc"):
         choose(worker("grpc"), both, "nixl")
-    with pytest.raises(TransferRefused, match="nccl was asked for, but the decode server has only grpc, nixl"):
+    with pytest.raises(
+        TransferRefused, match="nccl was asked for, but the decode server has only grpc, nixl"
+    ):
         choose(both, worker("grpc", "nixl"), "nccl")
 
 
