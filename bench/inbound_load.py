@@ -3,7 +3,7 @@
     python -m bench.inbound_load [--transports grpc nccl nixl] [--save]
 
 One decode server runs a batch of requests; another process pushes 1 GB of KV into pages that it has reserved.
-The time between two tokens is that between the ends of the steps that computed them, by the server's own clock;
+The time between two tokens is that between the ends of the steps that computed them, by the server's clock;
 the 99th percentile while pages arrive is set beside that of the same batch before.
 """
 
