@@ -18,7 +18,7 @@ from baton.core.transfer_stats import TransferStats
 from baton.rpc import codec
 from kv_transfer.convert import PageConverter
 from kv_transfer.frames import check
-from kv_transfer.wire import Frame, place_of
+from kv_transfer.wire import Frame, check_seal, place_of
 
 
 class TransferOwner(Protocol):
@@ -132,6 +132,7 @@ class InboundTransfers:
 
     def commit(self, frame: Frame, writer: Writer, now: float, *, may_wait: bool) -> None:
         """The writer's last frame. Raises TransferRefused."""
+        check_seal(frame.message.commit)
         finished = set(frame.message.commit.finished_choices)
         first_tokens = {
             choice: token
