@@ -71,6 +71,12 @@ def with_another_choice_finished(frame: Frame) -> Frame:
     return frame
 
 
+def pages_as_withdrawal(made: Bench) -> Frame:
+    frame = made.frame()
+    frame.withdraw.MergeFromString(made.pages(0, 3).pages.SerializeToString())
+    return frame
+
+
 # What is sent after a right Open, and the reason that it is refused for.
 WRONG_FRAMES: dict[str, tuple[str, Callable[[Bench], Frame]]] = {
     "stale epoch": ("epoch", lambda made: with_epoch(made.pages(0, 1))),
@@ -86,6 +92,7 @@ WRONG_FRAMES: dict[str, tuple[str, Callable[[Bench], Frame]]] = {
     "commit of nothing": ("incomplete", lambda made: made.commit(5, finished=(0,))),
     "commit of another token": ("checksum", lambda made: with_other_token(made.commit(5))),
     "commit of other choices": ("checksum", lambda made: with_another_choice_finished(made.commit(5, 1))),
+    "pages that a bit turned into a withdrawal": ("frame", pages_as_withdrawal),
     "unknown kind": ("frame", lambda made: made.frame()),
 }
 
