@@ -52,8 +52,10 @@ def seal(commit: transfer_pb2.Commit) -> None:
     commit.crc32c = _commit_crc32c(commit)
 
 
-def check_seal(commit: transfer_pb2.Commit) -> None:
-    """Raises TransferRefused where a commit's checksum is wrong; a sender of version 1 gives none."""
+def check_seal(commit: transfer_pb2.Commit, version: int) -> None:
+    """Raises TransferRefused where a commit's checksum is wrong or missing; version 1 had none."""
+    if version > 1 and not commit.HasField("crc32c"):
+        raise TransferRefused("checksum", "the commit arrived without its checksum")
     if commit.HasField("crc32c") and commit.crc32c != _commit_crc32c(commit):
         raise TransferRefused("checksum", "the commit arrived corrupted")
 
