@@ -1,6 +1,7 @@
 """Settings of each process: checked where they are made, resolved once by the command line, then frozen."""
 
 import ipaddress
+import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Literal, get_args
 
 from baton.core.errors import StartupError
 from baton.core.kv_layout import DTYPE_BYTES
+from baton.core.reservation import TransferDeadlines
 
 Role = Literal["prefill", "decode"]
 KV_TRANSPORTS = ("auto", "grpc", "nccl", "nixl")
@@ -58,6 +60,7 @@ class WorkerConfig:
     engine: EngineConfig = field(default_factory=EngineConfig)
     kv_transport: str = "auto"  # one of KV_TRANSPORTS; "auto": the best that both workers have
     transfer_stall_timeout_s: float = 30.0  # a decode server that takes nothing for so long is given up
+    transfer_deadlines: TransferDeadlines = field(default_factory=TransferDeadlines)  # of a decode server
 
     @property
     def asked_kv_transport(self) -> str | None:
@@ -79,6 +82,8 @@ class WorkerConfig:
                 f"listening on {self.listen_address} needs a secret that the cluster shares: "
                 "set BATON_CLUSTER_TOKEN, the same for the router and every worker"
             )
+        _require_seconds("transfer-stall-timeout", self.transfer_stall_timeout_s)
+        _require_seconds("transfer-deadline", self.transfer_deadlines.receiving_s)
 
 
 @dataclass(frozen=True)
@@ -160,3 +165,8 @@ def is_local(address: str) -> bool:
 def _require_positive(name: str, value: int) -> None:
     if value < 1:
         raise StartupError(f"{name.replace('_', '-')} must be at least 1, but is {value}")
+
+
+def _require_seconds(name: str, value: float) -> None:
+    if not (math.isfinite(value) and value > 0):
+        raise StartupError(f"{name} must be a number of seconds above 0, but is {value}")

@@ -8,7 +8,7 @@ from baton.config import WorkerConfig, host_of
 from baton.core.commands import EngineCommand, EngineOutput, FailureReason
 from baton.core.errors import InvalidRequest
 from baton.core.request import EngineRequest
-from baton.core.reservation import Reservation, TransferDeadlines
+from baton.core.reservation import Reservation
 from baton.core.transfer_stats import TransferStats
 from baton.engine.host import EngineHost
 from baton.rpc import codec
@@ -21,22 +21,21 @@ from kv_transfer.receiver import TransferReceiver
 from kv_transfer.transports.registry import ReceivingTransports
 
 _TRANSFER_ID_BYTES = 16
-_DEADLINES = TransferDeadlines()
 
 
 class DecodeService:
     """Joins sessions, the handover, transfers and the engine; all of it on the event loop's thread."""
 
-    def __init__(
-        self, config: WorkerConfig, engine: EngineHost, deadlines: TransferDeadlines = _DEADLINES
-    ) -> None:
+    def __init__(self, config: WorkerConfig, engine: EngineHost) -> None:
         self._engine = engine
         self._address = config.advertise_address
         self.transports = ReceivingTransports(config.asked_kv_transport)
         self._epoch = new_epoch()
         self._stats = TransferStats()
         self._timer: asyncio.TimerHandle | None = None
-        self._handover = DecodeHandover(self._epoch, engine.store, deadlines, self._stats, self)
+        self._handover = DecodeHandover(
+            self._epoch, engine.store, config.transfer_deadlines, self._stats, self
+        )
         self.receiver = TransferReceiver(
             self._handover.inbound,
             self.now,

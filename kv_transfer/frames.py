@@ -10,7 +10,6 @@ from baton.core.kv_layout import KVLayout
 from baton.core.ports import PageStore
 from baton.core.reservation import FramePlace
 
-
 # Staging buffers of this size keep a pair's messages few, and are cheap to have.
 _SHORTEST_LIMIT = 16 << 20
 

@@ -18,7 +18,7 @@ from baton.core.transfer_stats import TransferStats
 from baton.rpc import codec
 from kv_transfer.convert import PageConverter
 from kv_transfer.frames import check, longest_message
-from kv_transfer.wire import Frame, place_of
+from kv_transfer.wire import Frame, check_seal, place_of
 
 
 class TransferOwner(Protocol):
@@ -76,6 +76,7 @@ class Writer:
     layout: KVLayout
     transport: str
     streams: set[int]  # its calls, by number
+    version: int  # of the protocol, that it speaks
 
 
 class InboundTransfers:
@@ -122,7 +123,8 @@ class InboundTransfers:
         extent = Extent(blocks.start, blocks.stop, layout.num_layers, converter.heads)
         index = reservation.open(extent, now)
         transfer = self._open.setdefault(reservation.transfer_id, InboundTransfer(reservation))
-        writer = Writer(transfer, index, converter, layout, message.open.transport or "grpc", {stream})
+        transport = message.open.transport or "grpc"
+        writer = Writer(transfer, index, converter, layout, transport, {stream}, version)
         self._writers.setdefault(reservation.transfer_id, []).append(writer)
         self._owner.opened(reservation)
         reservation.settle()  # it may have had nothing left to bring
@@ -137,6 +139,7 @@ class InboundTransfers:
 
     def commit(self, frame: Frame, writer: Writer, now: float, *, may_wait: bool) -> None:
         """The writer's last frame. Raises TransferRefused."""
+        check_seal(frame.message.commit, writer.version)
         finished = set(frame.message.commit.finished_choices)
         first_tokens = {
             choice: token

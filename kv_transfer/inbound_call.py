@@ -36,6 +36,8 @@ class InboundCall:
                 self._transfers.commit(frame, writer, now, may_wait=self._may_wait)
                 self._end = CallEnd.COMPLETE
             case "withdraw":
+                if frame.message.withdraw.ByteSize():  # pages are one bit away from it
+                    raise TransferRefused("frame", "a withdrawal that says more than that")
                 self.is_complete = True
                 self._end = CallEnd.WITHDRAWN
             case _:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from baton.core.reservation import FramePlace
 from baton.rpc.ticket import Ticket
 from baton.v1 import transfer_pb2
+from kv_transfer import wire
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,8 @@ class OutboundTransfer:
         frame = self.frame()
         frame.commit.first_tokens.extend(first_tokens)
         frame.commit.finished_choices.extend(finished_choices)
+        if self.ticket.protocol_version > 1:
+            wire.seal(frame.commit)
         self._queue.append(frame)
 
     def withdraw(self) -> None:

@@ -10,6 +10,7 @@ import grpc
 from baton.core.errors import TransferRefused
 from baton.core.ports import PageStore
 from baton.core.reservation import FramePlace
+from baton.rpc.limits import CHANNEL_OPTIONS
 from baton.rpc.ticket import Ticket
 from baton.v1 import transfer_pb2, transfer_pb2_grpc
 from kv_transfer import wire
@@ -79,13 +80,13 @@ class PairLink:
 
     def __init__(
         self,
-        channel: grpc.aio.Channel,
+        address: str,
         metadata: tuple[tuple[str, str], ...],
         device: str,
         max_bytes: int,
         stall_timeout_s: float,
     ) -> None:
-        self._stub = transfer_pb2_grpc.TransferStub(channel)
+        self._address = address
         self._metadata = metadata
         self._device = device
         self._max_bytes = max_bytes
@@ -130,7 +131,12 @@ class PairLink:
             delay_s = min(2 * delay_s, longest_delay_s)
 
     async def _make_and_use(self) -> None:
-        call = self._stub.Pair(metadata=self._metadata)
+        # A connection of its own, and a new one each time: no failure of an earlier one stays with it.
+        async with grpc.aio.insecure_channel(self._address, options=CHANNEL_OPTIONS) as channel:
+            await self._make_and_use_on(channel)
+
+    async def _make_and_use_on(self, channel: grpc.aio.Channel) -> None:
+        call = transfer_pb2_grpc.TransferStub(channel).Pair(metadata=self._metadata)
         broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         pair: Pair | None = None
         try:

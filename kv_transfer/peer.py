@@ -3,12 +3,12 @@
 import logging
 import time
 from collections.abc import Callable
+from types import TracebackType
 from typing import TYPE_CHECKING
 
 import grpc
 
 from baton.core.kv_layout import KVLayout
-
 from baton.rpc.limits import CHANNEL_OPTIONS
 from baton.rpc.ticket import Ticket, WorkerTransports
 from baton.v1 import transfer_pb2
@@ -27,14 +27,56 @@ AVOID_FAILED_S = 60.0
 NUM_CHANNELS = 2  # measured: a second connection adds a tenth to a third, a third one nothing
 
 
+class Line:
+    """Connections to one decode server, which transfers share: each enters for as long as it lasts.
+
+    After one has failed there, for whatever reason, no other begins there. HTTP/2 keeps state for as long as
+    a connection lasts: where frames begin, the next stream's number, tables of headers. Once that is wrong,
+    every later call fails or is ignored, while pings go on being answered.
+    """
+
+    def __init__(self, address: str, metadata: tuple[tuple[str, str], ...]) -> None:
+        self.channels = [
+            grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS) for _ in range(NUM_CHANNELS)
+        ]
+        self.has_failed = False
+        self._metadata = metadata
+        self._num_transfers = 0
+
+    async def __aenter__(self) -> "Line":
+        self._num_transfers += 1
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._num_transfers -= 1
+        self.has_failed = self.has_failed or isinstance(error, Exception)  # an abort is none
+        if self.has_failed and self._num_transfers == 0:
+            await self.close()
+
+    def push(self, stream: int) -> PushCall:
+        """A new Push call, for one stream of a transfer."""
+        method: Callable[..., PushCall] = self.channels[stream % NUM_CHANNELS].stream_unary(
+            wire.PUSH_METHOD,
+            request_serializer=_as_it_is,
+            response_deserializer=transfer_pb2.PushResult.FromString,
+        )
+        # A decode server that has come back on its address is to be found though it was away a moment ago.
+        return method(metadata=self._metadata, wait_for_ready=True)
+
+    async def close(self) -> None:
+        """Close every connection."""
+        for channel in self.channels:
+            await channel.close(None)
+
+
 class Peer:
-    """Makes calls to one decode server."""
+    """One decode server: the line to it, the transport, and a pair of process groups where that is it."""
 
     def __init__(self, address: str, metadata: tuple[tuple[str, str], ...]) -> None:
         self._metadata = metadata
-        self._channels = [
-            grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS) for _ in range(NUM_CHANNELS)
-        ]
+        self._line = Line(address, metadata)
         self._choice: Choice | None = None  # as it was logged last
         # Transports that are not used until a time, with the decode server of an epoch.
         self._failed: dict[tuple[str, int], float] = {}
@@ -47,19 +89,15 @@ class Peer:
             from kv_transfer.pair_link import PairLink  # imports torch
 
             self._pair_link = PairLink(
-                self._channels[0], self._metadata, device, longest_message(layout), stall_timeout_s
+                self.address, self._metadata, device, longest_message(layout), stall_timeout_s
             )
         return self._pair_link.pair(epoch)
 
-    def push(self, stream: int) -> PushCall:
-        """A new Push call, for one stream of a transfer."""
-        method: Callable[..., PushCall] = self._channels[stream % NUM_CHANNELS].stream_unary(
-            wire.PUSH_METHOD,
-            request_serializer=_as_it_is,
-            response_deserializer=transfer_pb2.PushResult.FromString,
-        )
-        # A decode server that has come back on its address is to be found though it was away a moment ago.
-        return method(metadata=self._metadata, wait_for_ready=True)
+    def line(self) -> Line:
+        """The connections for a new transfer: none on which another has failed."""
+        if self._line.has_failed:
+            self._line = Line(self.address, self._metadata)
+        return self._line
 
     def choose(self, mine: WorkerTransports, ticket: Ticket, asked: str | None) -> Choice:
         """The transport for a ticket's transfer; logged when it is new. Raises TransferRefused."""
@@ -80,8 +118,7 @@ class Peer:
         """Close every connection."""
         if self._pair_link is not None:
             await self._pair_link.close()
-        for channel in self._channels:
-            await channel.close(None)
+        await self._line.close()
 
 
 def _as_it_is(wire_bytes: bytes) -> bytes:

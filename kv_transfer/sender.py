@@ -18,7 +18,7 @@ from baton.rpc.ticket import Ticket
 from baton.v1 import transfer_pb2
 from kv_transfer.frames import num_payload_bytes
 from kv_transfer.outbound import OutboundTransfer, PagesToSend
-from kv_transfer.peer import NUM_CHANNELS, Peer
+from kv_transfer.peer import NUM_CHANNELS, Line, Peer
 from kv_transfer.route import GrpcRoute, PushCall, Route
 from kv_transfer.transports.registry import SendingTransports
 
@@ -98,9 +98,13 @@ class OutgoingTransfer:
 
         Raises TransferRefused where the receiver refuses, stalls or goes away.
         """
+        async with self._peer.line() as line:
+            await self._run(line)
+
+    async def _run(self, line: Line) -> None:
         stats = self._sender.stats
-        calls = [self._peer.push(0)]
-        route = self._sender.route(self._outbound.ticket, self._peer, calls)
+        calls = [line.push(0)]
+        route = self._sender.route(self._outbound.ticket, self._peer, line, calls)
         try:
             await self._push(calls, route)
             stats.outcomes[self._outbound.outcome] += 1
@@ -201,7 +205,7 @@ class TransferSender:
         peer.choose(self._transports.offer, ticket, self._asked_transport)
         return OutgoingTransfer(OutboundTransfer(ticket, release), self, peer)
 
-    def route(self, ticket: Ticket, peer: Peer, calls: list[PushCall]) -> Route:
+    def route(self, ticket: Ticket, peer: Peer, line: Line, calls: list[PushCall]) -> Route:
         """The way of a transfer's pages; may add calls to the one that there is."""
         choice = peer.choose(self._transports.offer, ticket, self._asked_transport)
         if choice.name == "nixl":
@@ -212,7 +216,7 @@ class TransferSender:
             if pair is not None:
                 return pair.route(ticket, self.store)
         if _is_large(ticket):
-            calls.extend(peer.push(stream) for stream in range(1, NUM_CHANNELS))
+            calls.extend(line.push(stream) for stream in range(1, NUM_CHANNELS))
         return GrpcRoute(ticket, self.store, calls, self.stall_timeout_s)
 
     async def close(self) -> None:

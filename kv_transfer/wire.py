@@ -5,9 +5,11 @@ TransferFrame, and any stub reads and writes it too. But a stub copies a payload
 with pages is therefore put together, and taken apart, by hand.
 """
 
+import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from crc32c import crc32c
 from google.protobuf.message import DecodeError
 
 from baton.core.errors import TransferRefused
@@ -43,6 +45,24 @@ def pages_message(place: FramePlace, checksum: int) -> transfer_pb2.Pages:
 def place_of(pages: transfer_pb2.Pages) -> FramePlace:
     """Inverse of `pages_message`."""
     return FramePlace(pages.first_block, pages.num_blocks, pages.first_layer, pages.num_layers)
+
+
+def seal(commit: transfer_pb2.Commit) -> None:
+    """Add a commit's checksum: decode goes on from its tokens, which matter as much as pages do."""
+    commit.crc32c = _commit_crc32c(commit)
+
+
+def check_seal(commit: transfer_pb2.Commit, version: int) -> None:
+    """Raises TransferRefused where a commit's checksum is wrong or missing; version 1 had none."""
+    if version > 1 and not commit.HasField("crc32c"):
+        raise TransferRefused("checksum", "the commit arrived without its checksum")
+    if commit.HasField("crc32c") and commit.crc32c != _commit_crc32c(commit):
+        raise TransferRefused("checksum", "the commit arrived corrupted")
+
+
+def _commit_crc32c(commit: transfer_pb2.Commit) -> int:
+    numbers = (len(commit.first_tokens), *commit.first_tokens, *commit.finished_choices)
+    return crc32c(struct.pack(f"<{len(numbers)}I", *numbers))
 
 
 def encode_pages(

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from baton.config import EngineConfig, parse_dtype, parse_size
+from baton.core.reservation import TransferDeadlines
 
 EngineDtype = Annotated[str, typer.Option("--dtype", help="bf16, fp16, fp32, or auto: as stored.")]
 BlockSize = Annotated[int, typer.Option("--block-size", help="Tokens in a page of KV cache.")]
@@ -26,6 +27,23 @@ KVTransport = Annotated[
         help="How KV pages travel: grpc, nccl, nixl, or auto: the best that both servers have.",
     ),
 ]
+TransferStallTimeout = Annotated[
+    float,
+    typer.Option(
+        "--transfer-stall-timeout",
+        metavar="SECONDS",
+        help="Give up a KV transfer when the other server takes, or sends, nothing for this long.",
+    ),
+]
+TransferDeadline = Annotated[
+    float,
+    typer.Option(
+        "--transfer-deadline",
+        metavar="SECONDS",
+        help="On decode: give up a KV transfer that brings nothing for this long; a prompt may wait so long "
+        "for its turn on prefill.",
+    ),
+]
 ServedModelName = Annotated[
     str | None,
     typer.Option("--served-model-name", help="Model name in the API.", show_default="as the model is called"),
@@ -37,6 +55,7 @@ ExitWithParent = Annotated[int | None, typer.Option("--exit-with-parent", hidden
 
 DEFAULT_ENGINE = EngineConfig()
 DEFAULT_KV_CACHE_MEMORY = "1GiB"
+DEFAULT_TRANSFER_DEADLINE_S = TransferDeadlines().receiving_s
 
 
 def engine_config(

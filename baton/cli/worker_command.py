@@ -11,6 +11,7 @@ from baton.cli.model_source import find_model
 from baton.cli.options import DEFAULT_ENGINE
 from baton.cli.parent_death import exit_with_parent as die_with_parent
 from baton.config import EngineConfig, Role, WorkerConfig
+from baton.core.reservation import TransferDeadlines
 
 Model = Annotated[str, typer.Option(help="Model directory or Hugging Face id.")]
 Listen = Annotated[str, typer.Option(metavar="ADDRESS", help="HOST:PORT or unix:/PATH to listen on.")]
@@ -44,6 +45,8 @@ def worker_command(role: Role) -> Callable[..., None]:
         max_model_len: options.MaxModelLen = None,
         threads: Threads = None,
         kv_transport: options.KVTransport = WorkerConfig.kv_transport,
+        transfer_stall_timeout: options.TransferStallTimeout = WorkerConfig.transfer_stall_timeout_s,
+        transfer_deadline: options.TransferDeadline = options.DEFAULT_TRANSFER_DEADLINE_S,
         exit_with_parent: options.ExitWithParent = None,
     ) -> None:
         if exit_with_parent is not None:
@@ -57,7 +60,8 @@ def worker_command(role: Role) -> Callable[..., None]:
             max_model_len,
             threads or options.available_cores(),
         )
-        run_worker(worker_config(role, model, listen, advertise, worker_id, engine, kv_transport))
+        transfers = (kv_transport, transfer_stall_timeout, transfer_deadline)
+        run_worker(worker_config(role, model, listen, advertise, worker_id, engine, *transfers))
 
     return command
 
@@ -70,6 +74,8 @@ def worker_config(
     worker_id: str | None,
     engine: EngineConfig,
     kv_transport: str = WorkerConfig.kv_transport,
+    transfer_stall_timeout_s: float = WorkerConfig.transfer_stall_timeout_s,
+    transfer_deadline_s: float = options.DEFAULT_TRANSFER_DEADLINE_S,
 ) -> WorkerConfig:
     """The settings that the options spell; raises StartupError."""
     advertise = advertise or listen
@@ -82,6 +88,8 @@ def worker_config(
         cluster_token=options.cluster_token(),
         engine=engine,
         kv_transport=kv_transport,
+        transfer_stall_timeout_s=transfer_stall_timeout_s,
+        transfer_deadlines=TransferDeadlines.at_most(transfer_deadline_s),
     )
 
 

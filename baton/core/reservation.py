@@ -39,6 +39,17 @@ class TransferDeadlines:
     committing_s: float = 30.0  # the commit has come, pages on another path have not
     aborting_s: float = 5.0
 
+    @classmethod
+    def at_most(cls, seconds: float) -> "TransferDeadlines":
+        """The usual deadlines, none of them longer than this."""
+        usual = cls()
+        return cls(
+            reserved_s=min(seconds, usual.reserved_s),
+            receiving_s=min(seconds, usual.receiving_s),
+            committing_s=min(seconds, usual.committing_s),
+            aborting_s=min(seconds, usual.aborting_s),
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Extent:

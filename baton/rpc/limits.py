@@ -13,6 +13,9 @@ _COMMON = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.keepalive_time_ms", KEEPALIVE_INTERVAL_MS),
     ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
+    # The time that counts: gRPC waits for this, a minute by default, and never for the one above
+    # (https://github.com/grpc/grpc/pull/39239).
+    ("grpc.http2.ping_timeout_ms", KEEPALIVE_TIMEOUT_MS),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
     # A stream's window before gRPC has measured the connection; the default, 64 KiB, would stop a frame of

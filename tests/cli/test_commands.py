@@ -11,6 +11,7 @@ from baton.cli.main import main
 from baton.cli.options import available_cores
 from baton.cli.serve import ServePlan, banner, child_specs, worker_sockets
 from baton.config import EngineConfig, RouterConfig, WorkerConfig
+from baton.core.reservation import TransferDeadlines
 
 ENGINE_OPTIONS = [
     "--dtype=float32",
@@ -60,9 +61,12 @@ def test_worker_options(
 ) -> None:
     monkeypatch.setenv("BATON_CLUSTER_TOKEN", "secret")
     where = ["--model", str(model_dir), "--listen=0.0.0.0:50051", "--advertise=w0:50051", "--worker-id=w0"]
-    run(monkeypatch, role, *where, *ENGINE_OPTIONS, "--threads=3")
+    transfers = ["--transfer-stall-timeout=2.5", "--transfer-deadline=60"]
+    run(monkeypatch, role, *where, *ENGINE_OPTIONS, "--threads=3", *transfers)
     engine = EngineConfig("float32", 32, 64 * 2**20, 8, 256, 1024, num_threads=3)
-    assert workers == [WorkerConfig(role, model_dir, "0.0.0.0:50051", "w0:50051", "w0", "secret", engine)]
+    deadlines = TransferDeadlines(reserved_s=60.0, receiving_s=60.0, committing_s=30.0, aborting_s=5.0)
+    where = ("0.0.0.0:50051", "w0:50051", "w0")
+    assert workers == [WorkerConfig(role, model_dir, *where, "secret", engine, "auto", 2.5, deadlines)]
 
 
 def test_worker_defaults(

@@ -1,5 +1,7 @@
 """Settings: what is accepted, and what is refused in one clear line."""
 
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from baton.config import (
     parse_size,
 )
 from baton.core.errors import StartupError
+from baton.core.reservation import TransferDeadlines
 
 
 @pytest.mark.parametrize(
@@ -80,6 +83,16 @@ def test_a_worker_that_others_reach_needs_a_token() -> None:
 def test_a_worker_must_say_where_it_is_reached() -> None:
     with pytest.raises(StartupError, match="--advertise"):
         worker("0.0.0.0:50051", "0.0.0.0:50051", "secret")
+
+
+@pytest.mark.parametrize("seconds", [0.0, -1.0, math.nan, math.inf])
+def test_times_of_transfers_are_checked(seconds: float) -> None:
+    right = worker("127.0.0.1:50051", "127.0.0.1:50051")
+    with pytest.raises(StartupError, match="transfer-stall-timeout must be a number of seconds above 0"):
+        replace(right, transfer_stall_timeout_s=seconds)
+    if seconds != math.inf:  # the usual deadlines are shorter than that
+        with pytest.raises(StartupError, match="transfer-deadline must be a number of seconds above 0"):
+            replace(right, transfer_deadlines=TransferDeadlines.at_most(seconds))
 
 
 def test_the_token_is_not_shown() -> None:

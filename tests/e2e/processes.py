@@ -14,7 +14,8 @@ from pathlib import Path
 
 import httpx
 
-DEMO_MODEL = Path(__file__).parents[2] / "baton" / "demo_model"
+ROOT = Path(__file__).parents[2]
+DEMO_MODEL = ROOT / "baton" / "demo_model"
 START_TIMEOUT_S = 90.0
 TOKEN = "the token of the tests' cluster"
 
@@ -44,6 +45,7 @@ class Cluster:
     http_port: int = field(default_factory=free_port)
     grpc_port: int = field(default_factory=free_port)
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    http: httpx.Client = field(default_factory=httpx.Client)  # one for all polls: to make one takes long
 
     @property
     def url(self) -> str:
@@ -59,10 +61,10 @@ class Cluster:
         """Where a worker listens."""
         return f"unix:{self.directory}/{role}.sock"
 
-    def start_worker(self, role: str) -> None:
+    def start_worker(self, role: str, *flags: str) -> None:
         """Start the prefill or decode server."""
-        address = self.worker_address(role)
-        self._start(role, role, "--listen", address, "--worker-id", role, "--threads=1", *self.engine_flags)
+        listen = ("--listen", self.worker_address(role), "--worker-id", role)
+        self._start(role, role, *listen, "--threads=1", *self.engine_flags, *flags)
 
     def start_router(self, *flags: str) -> None:
         """Start the router."""
@@ -82,7 +84,7 @@ class Cluster:
     def is_ready(self) -> bool:
         """Whether /health says so."""
         try:
-            return httpx.get(f"{self.url}/health").status_code == 200
+            return self.http.get(f"{self.url}/health").status_code == 200
         except httpx.TransportError:
             return False
 
@@ -94,6 +96,7 @@ class Cluster:
 
     def stop(self) -> None:
         """End every process."""
+        self.http.close()
         for process in self.processes.values():
             process.send_signal(signal.SIGINT)
         for name, process in self.processes.items():
@@ -109,7 +112,7 @@ class Cluster:
 
     def metrics(self) -> dict[str, float]:
         """Samples of the router's /metrics, by name and labels as printed."""
-        lines = httpx.get(f"{self.url}/metrics").text.splitlines()
+        lines = self.http.get(f"{self.url}/metrics").text.splitlines()
         samples = (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
         return {name: float(value) for name, value in samples}
 
@@ -131,6 +134,7 @@ class Cluster:
                 [sys.executable, "-m", "baton.cli.main", *arguments, "--model", str(self.model_dir)],
                 stdout=log,
                 stderr=log,
+                cwd=ROOT,  # so that the processes run what is tested, wherever else Baton is installed
                 env={**os.environ, "BATON_CLUSTER_TOKEN": TOKEN},
             )
 

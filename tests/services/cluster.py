@@ -76,6 +76,7 @@ class Worker:
             cluster_token,
             config,
             kv_transport=limits.kv_transport,
+            transfer_deadlines=limits.deadlines,
         )
         self.engine: FakeEngine
         self.host: EngineHost
@@ -125,7 +126,7 @@ class Worker:
             if self.config.role == "prefill":
                 self.service = PrefillService(self.config, self.host, tasks)
             else:
-                self.service = DecodeService(self.config, self.host, self.limits.deadlines)
+                self.service = DecodeService(self.config, self.host)
                 self.service.receiver.add_to(server.grpc)
                 names.append("baton.v1.Transfer")
             worker_pb2_grpc.add_WorkerServicer_to_server(self.service.sessions, server.grpc)

@@ -9,6 +9,7 @@ from crc32c import crc32c
 
 from baton.core.reservation import TransferDeadlines
 from baton.v1 import worker_pb2
+from kv_transfer.wire import seal
 from tests.services.by_hand import next_event, reserve
 from tests.services.cluster import until
 from tests.services.push_bench import NUM_BLOCKS, Bench, Frame, bench
@@ -58,6 +59,24 @@ def cut(frame: Frame) -> Frame:
     return frame
 
 
+def with_other_token(frame: Frame) -> Frame:
+    seal(frame.commit)
+    frame.commit.first_tokens[0] ^= 1
+    return frame
+
+
+def with_another_choice_finished(frame: Frame) -> Frame:
+    seal(frame.commit)
+    frame.commit.finished_choices.append(frame.commit.first_tokens.pop())
+    return frame
+
+
+def pages_as_withdrawal(made: Bench) -> Frame:
+    frame = made.frame()
+    frame.withdraw.MergeFromString(made.pages(0, 3).pages.SerializeToString())
+    return frame
+
+
 # What is sent after a right Open, and the reason that it is refused for.
 WRONG_FRAMES: dict[str, tuple[str, Callable[[Bench], Frame]]] = {
     "stale epoch": ("epoch", lambda made: with_epoch(made.pages(0, 1))),
@@ -71,6 +90,9 @@ WRONG_FRAMES: dict[str, tuple[str, Callable[[Bench], Frame]]] = {
     "second open": ("state", lambda made: made.open()),
     "early commit": ("incomplete", lambda made: made.commit(5)),
     "commit of nothing": ("incomplete", lambda made: made.commit(5, finished=(0,))),
+    "commit of another token": ("checksum", lambda made: with_other_token(made.commit(5))),
+    "commit of other choices": ("checksum", lambda made: with_another_choice_finished(made.commit(5, 1))),
+    "pages that a bit turned into a withdrawal": ("frame", pages_as_withdrawal),
     "unknown kind": ("frame", lambda made: made.frame()),
 }
 

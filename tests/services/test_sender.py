@@ -1,9 +1,11 @@
 """The sending side alone: a decode server that can't be reached costs no page."""
 
 import asyncio
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
+import grpc
 import pytest
 
 from baton.core.errors import TransferRefused
@@ -14,6 +16,7 @@ from baton.rpc.ticket import Ticket
 from kv_transfer import sender as sender_module
 from kv_transfer.choice import Choice
 from kv_transfer.outbound import OutboundTransfer
+from kv_transfer.peer import Peer
 from kv_transfer.sender import OutgoingTransfer, TransferSender
 from kv_transfer.transports.registry import SendingTransports
 from tests.services.fake_engine import BytesPages, fake_layout
@@ -64,6 +67,28 @@ async def test_every_page_comes_back_once_where_nobody_answers(
     await made.close()
 
 
+async def test_connections_where_a_transfer_failed_are_left_to_those_that_they_have() -> None:
+    peer = Peer("unix:/nowhere", ())
+
+    async def fail() -> None:
+        async with peer.line():
+            raise TransferRefused("push", "it failed")
+
+    async with peer.line() as first:
+        assert peer.line() is first
+        with pytest.raises(TransferRefused):
+            await fail()
+        second = peer.line()
+        assert second is not first
+        assert first.channels[0].get_state() is not grpc.ChannelConnectivity.SHUTDOWN
+    assert first.channels[0].get_state() is grpc.ChannelConnectivity.SHUTDOWN  # once the last one has ended
+    with pytest.raises(asyncio.CancelledError):
+        async with second:
+            raise asyncio.CancelledError
+    assert peer.line() is second  # an abort is no failure
+    await peer.close()
+
+
 async def test_pages_that_decode_cannot_convert_are_not_sent() -> None:
     with pytest.raises(TransferRefused, match="num_layers"):
         sender().begin(ticket_to("unix:/nowhere", fake_layout(num_layers=3)), lambda blocks: None)
@@ -92,11 +117,9 @@ async def test_an_abort_is_not_lost_as_a_frame_is_taken(num_turns: int) -> None:
     released: list[int] = []
     call = SlowCall()
     outbound = OutboundTransfer(ticket_to("unix:/nowhere"), released.extend)
-    made = sender()
-    peer = SimpleNamespace(
-        push=lambda stream: call, choose=lambda *_: Choice("grpc", "test"), address="unix:/nowhere"
-    )
-    transfer = OutgoingTransfer(outbound, made, peer)  # type: ignore[arg-type]
+    line = SimpleNamespace(push=lambda stream: call)
+    peer = SimpleNamespace(line=lambda: nullcontext(line), choose=lambda *_: Choice("grpc", "test"))
+    transfer = OutgoingTransfer(outbound, sender(), peer)  # type: ignore[arg-type]
     transfer.send_pages(FramePlace(0, 1, 0, 2), (3,))
     task = asyncio.create_task(transfer.run())
     await asyncio.sleep(0)
