@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = ("baton", "router", "prefill_service", "decode_service", "kv_transfer", "kernels")
+PACKAGES = ("baton", "router", "prefill_service", "decode_service", "both_service", "kv_transfer", "kernels")
 OURS = {*PACKAGES, "tests", "tools", "bench", "deploy"}
 GENERATED = "baton.v1"
 
@@ -34,7 +34,8 @@ class Rule:
 
 
 SHARED = ("baton.core", "baton.config", "baton.model_files", "baton.rpc", GENERATED)
-SERVICES = ("router", "prefill_service", "decode_service")
+ROLES = ("prefill_service", "decode_service")
+SERVICES = ("router", *ROLES, "both_service")
 # fmt: off
 RULES = (
     Rule("baton.core",        ours=(), never=IMPURE, stdlib_only=True),
@@ -46,6 +47,7 @@ RULES = (
     Rule("kv_transfer",       ours=SHARED, never=TENSORS),
     Rule("prefill_service",   ours=(*SHARED, "kv_transfer", "baton.engine")),
     Rule("decode_service",    ours=(*SHARED, "kv_transfer", "baton.engine")),
+    Rule("both_service",      ours=(*SHARED, "baton.engine", *ROLES)),
     Rule("router",            ours=SHARED, never=TENSORS),
     Rule("baton.cli",         ours=("baton.core", "baton.config"), ours_in_functions=SERVICES, never=TENSORS),
     Rule("baton",             ours=()),
@@ -126,6 +128,10 @@ def test_imports_go_one_way() -> None:
         ("router.flow", "import torch.nn"),
         ("router.flow", "from baton.engine import loop"),
         ("prefill_service.main", "import decode_service.main"),
+        ("decode_service.main", "import prefill_service.main"),
+        ("prefill_service.main", "from both_service import service"),
+        ("both_service.main", "from router import flow"),
+        ("router.flow", "import both_service.service"),
         ("kernels.reference", "import baton"),
         ("baton.cli.main", "import router.main"),
         ("baton.cli.main", "def command():\n    import tools"),
