@@ -56,7 +56,7 @@ class NumpyPages:
 class Owner:
     """Takes what comes (kv_transfer.inbound.TransferOwner)."""
 
-    def opened(self, reservation: Reservation) -> None:
+    def deadline_changed(self, reservation: Reservation) -> None:
         """Nothing to do."""
 
     def committed(self, request_id: str, first_tokens: dict[int, int]) -> None:

@@ -147,7 +147,7 @@ class DecodeHandover:
 
     # --- from transfers (kv_transfer.inbound.TransferOwner) ------------------------------------------
 
-    def opened(self, reservation: Reservation) -> None:
+    def deadline_changed(self, reservation: Reservation) -> None:
         """The writer's deadline may be sooner than the one before."""
         self._effects.deadlines_changed()
 

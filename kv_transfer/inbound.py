@@ -24,8 +24,8 @@ from kv_transfer.wire import Frame, check_seal, place_of
 class TransferOwner(Protocol):
     """What the decode service does as transfers go on."""
 
-    def opened(self, reservation: Reservation) -> None:
-        """A writer has taken the pages: the reservation has a new deadline."""
+    def deadline_changed(self, reservation: Reservation) -> None:
+        """A writer has taken the pages, or its commit has come before its pages: there is a new deadline."""
         ...
 
     def committed(self, request_id: str, first_tokens: dict[int, int]) -> None:
@@ -126,7 +126,7 @@ class InboundTransfers:
         transport = message.open.transport or "grpc"
         writer = Writer(transfer, index, converter, layout, transport, {stream}, version)
         self._writers.setdefault(reservation.transfer_id, []).append(writer)
-        self._owner.opened(reservation)
+        self._owner.deadline_changed(reservation)
         reservation.settle()  # it may have had nothing left to bring
         self._finish_if_committed(transfer)
         return writer
@@ -149,8 +149,11 @@ class InboundTransfers:
         if not first_tokens:
             raise TransferRefused("incomplete", "commit without a choice that goes on")
         writer.transfer.first_tokens = first_tokens
-        writer.transfer.reservation.commit(now, may_wait=may_wait)
+        reservation = writer.transfer.reservation
+        reservation.commit(now, may_wait=may_wait)
         self._finish_if_committed(writer.transfer)
+        if not reservation.is_over:
+            self._owner.deadline_changed(reservation)
 
     def call_ended(self, writer: Writer, now: float, end: "CallEnd") -> None:
         """One of the writer's calls has ended; nothing comes over it any more."""
@@ -172,6 +175,8 @@ class InboundTransfers:
         if transfer is not None:
             message = f"transfer of {reservation.request_id} is {reservation.state.value}"
             self._decide(transfer, TransferRefused("state", message))
+            if reservation.is_over:  # there may be no call left whose end would see to it
+                self._forget(transfer)
 
     # --- pages --------------------------------------------------------------------------------------
 

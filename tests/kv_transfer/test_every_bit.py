@@ -40,7 +40,7 @@ class Decode:
         self.first_tokens: dict[int, int] = {}
         self.is_withdrawn = False
 
-    def opened(self, reservation: Reservation) -> None: ...
+    def deadline_changed(self, reservation: Reservation) -> None: ...
 
     def committed(self, request_id: str, first_tokens: dict[int, int]) -> None:
         self.first_tokens = first_tokens

@@ -34,7 +34,7 @@ class Owner:
     def __init__(self) -> None:
         self.first_tokens: dict[int, int] = {}
 
-    def opened(self, reservation: Reservation) -> None: ...
+    def deadline_changed(self, reservation: Reservation) -> None: ...
 
     def committed(self, request_id: str, first_tokens: dict[int, int]) -> None:
         self.first_tokens = first_tokens
