@@ -72,8 +72,7 @@ class WorkerConfig:
     def __post_init__(self) -> None:
         if self.role not in get_args(Role):
             raise StartupError(f"unknown role '{self.role}': use {', '.join(get_args(Role))}")
-        if self.kv_transport not in KV_TRANSPORTS:
-            raise StartupError(f"unknown KV transport '{self.kv_transport}': use {', '.join(KV_TRANSPORTS)}")
+        require_kv_transport(self.kv_transport)
         if host_of(self.advertise_address) in _WILDCARD_HOSTS:
             raise StartupError(
                 f"other servers can't connect to {self.advertise_address}: "
@@ -124,6 +123,12 @@ class RouterConfig:
         _require_positive("max_queue", self.max_queue)
         if self.max_model_len is not None:
             _require_positive("max_model_len", self.max_model_len)
+
+
+def require_kv_transport(name: str) -> None:
+    """Raises StartupError unless there is a transport of this name."""
+    if name not in KV_TRANSPORTS:
+        raise StartupError(f"unknown KV transport '{name}': use {', '.join(KV_TRANSPORTS)}")
 
 
 def parse_dtype(text: str) -> str:

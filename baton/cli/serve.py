@@ -18,7 +18,7 @@ import typer
 from baton.cli import options
 from baton.cli.model_source import ModelSource, find_model
 from baton.cli.options import DEFAULT_ENGINE
-from baton.config import EngineConfig, RouterConfig
+from baton.config import EngineConfig, RouterConfig, WorkerConfig, require_kv_transport
 from baton.core.errors import StartupError
 
 if TYPE_CHECKING:
@@ -59,6 +59,7 @@ class ServePlan:
     http_port: int
     grpc_port: int
     engine: EngineConfig
+    kv_transport: str = WorkerConfig.kv_transport
 
 
 def serve(
@@ -77,6 +78,7 @@ def serve(
     kv_cache_memory: options.KVCacheMemory = options.DEFAULT_KV_CACHE_MEMORY,
     max_num_seqs: options.MaxNumSeqs = DEFAULT_ENGINE.max_num_seqs,
     max_num_batched_tokens: options.MaxNumBatchedTokens = DEFAULT_ENGINE.max_num_batched_tokens,
+    kv_transport: options.KVTransport = WorkerConfig.kv_transport,
 ) -> None:
     """Serve a model on this machine, until Ctrl-C: a router, prefill servers and decode servers."""
     from baton.cli.listening import require_free_port
@@ -93,11 +95,12 @@ def serve(
     )
     if port == grpc_port:
         raise StartupError(f"HTTP and gRPC can't share port {port}: choose another with --grpc-port")
+    require_kv_transport(kv_transport)
     require_free_port(host, port, "--port")
     require_free_port(host, grpc_port, "--grpc-port")
     source = find_model(model)
     name = served_model_name or source.name
-    run_plan(ServePlan(source, name, counts, host, port, grpc_port, engine))
+    run_plan(ServePlan(source, name, counts, host, port, grpc_port, engine, kv_transport))
 
 
 def worker_counts(
@@ -158,8 +161,8 @@ def child_specs(plan: ServePlan, sockets: dict[str, Path]) -> list["ChildSpec"]:
     children = {"router": ["router", *common, *router_arguments(plan, sockets)]}
     for name, socket in sockets.items():
         command = name.partition("-")[0]
-        listen = [f"--listen=unix:{socket}", f"--worker-id={name}"]
-        children[name] = [command, *common, *listen, *options.engine_arguments(plan.engine)]
+        own = [f"--listen=unix:{socket}", f"--worker-id={name}", f"--kv-transport={plan.kv_transport}"]
+        children[name] = [command, *common, *own, *options.engine_arguments(plan.engine)]
     program = (sys.executable, "-m", "baton.cli.main")
     return [ChildSpec(name, (*program, *arguments), environment) for name, arguments in children.items()]
 
