@@ -208,6 +208,7 @@ class _MeetingStore(_Store):  # type: ignore[misc]
 
     def __init__(self, connection: socket.socket, deadline: float) -> None:
         super().__init__()
+        connection.settimeout(max(deadline - time.monotonic(), 0.001))
         self._connection = connection
         self._deadline = deadline
         self._values: dict[str, bytes] = {}
