@@ -3,6 +3,7 @@
 import ipaddress
 import math
 import re
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
@@ -11,7 +12,7 @@ from baton.core.errors import StartupError
 from baton.core.kv_layout import DTYPE_BYTES
 from baton.core.reservation import TransferDeadlines
 
-Role = Literal["prefill", "decode"]
+Role = Literal["prefill", "decode", "both"]
 KV_TRANSPORTS = ("auto", "grpc", "nccl", "nixl")
 
 _DTYPES = {"auto": "auto", "fp32": "float32", "bf16": "bfloat16", "fp16": "float16"} | {
@@ -45,8 +46,9 @@ class EngineConfig:
 
 @dataclass(frozen=True)
 class WorkerConfig:
-    """One prefill or decode server. Addresses are 'host:port', '[ipv6]:port' or 'unix:/path'.
+    """One worker: a prefill server, a decode server, or one of both roles.
 
+    Addresses are 'host:port', '[ipv6]:port' or 'unix:/path'.
     Without a cluster token a worker obeys whoever can connect to it, so StartupError is raised unless it
     listens on loopback or on a Unix socket.
     """
@@ -69,7 +71,7 @@ class WorkerConfig:
 
     def __post_init__(self) -> None:
         if self.role not in get_args(Role):
-            raise StartupError(f"unknown role '{self.role}': use {' or '.join(get_args(Role))}")
+            raise StartupError(f"unknown role '{self.role}': use {', '.join(get_args(Role))}")
         if self.kv_transport not in KV_TRANSPORTS:
             raise StartupError(f"unknown KV transport '{self.kv_transport}': use {', '.join(KV_TRANSPORTS)}")
         if host_of(self.advertise_address) in _WILDCARD_HOSTS:
@@ -100,15 +102,23 @@ class RouterConfig:
     max_queue: int = 256  # requests that wait for a worker; more are refused
     max_model_len: int | None = None  # None: as the workers say
     cluster_token: str = field(default="", repr=False)  # empty: none
+    worker_addresses: tuple[str, ...] = ()  # of workers of both roles
 
     def __post_init__(self) -> None:
         for role, addresses in (("prefill", self.prefill_addresses), ("decode", self.decode_addresses)):
-            if not addresses:
+            if not addresses and not self.worker_addresses:
                 raise StartupError(
-                    f"a router needs at least one {role} server: name it with --{role} ADDRESS"
+                    f"a router needs at least one {role} server: name it with --{role} ADDRESS, "
+                    "or a worker of both roles with --worker ADDRESS"
                 )
-            for address in addresses:
-                host_of(address)
+        named = Counter((*self.prefill_addresses, *self.decode_addresses, *self.worker_addresses))
+        for address, count in named.items():
+            host_of(address)
+            if count > 1:
+                raise StartupError(
+                    f"{address} is named {count} times: name each worker once, and one of both roles with "
+                    "--worker ADDRESS"
+                )
         if self.http_port == self.grpc_port:
             raise StartupError(f"HTTP and gRPC can't share port {self.http_port}: choose another --grpc-port")
         _require_positive("max_queue", self.max_queue)

@@ -127,14 +127,15 @@ class Pair:
 async def open_pair(processes: Processes) -> AsyncIterator[Pair]:
     """Sessions with both servers."""
     async with (
-        _open(processes.prefill_address, processes.token) as prefill,
-        _open(processes.decode_address, processes.token) as decode,
+        open_session(processes.prefill_address, processes.token) as prefill,
+        open_session(processes.decode_address, processes.token) as decode,
     ):
         yield Pair(prefill, decode)
 
 
 @asynccontextmanager
-async def _open(address: str, token: str) -> AsyncIterator[Session]:
+async def open_session(address: str, token: str) -> AsyncIterator[Session]:
+    """A session with one worker."""
     async with grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS) as channel:
         call = worker_pb2_grpc.WorkerStub(channel).Session(metadata=credentials(token))
         session = Session(call)

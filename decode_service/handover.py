@@ -8,6 +8,7 @@ from typing import Protocol
 
 from baton.core.commands import (
     AbortRequest,
+    AddRequest,
     CommitRequest,
     EngineCommand,
     FailureReason,
@@ -19,6 +20,8 @@ from baton.core.request import BlocksReserved, EngineRequest, TokenEvent
 from baton.core.reservation import Reservation, ReservationTable, TransferDeadlines
 from baton.core.transfer_stats import TransferStats
 from kv_transfer.inbound import InboundTransfers
+
+_LOCAL = "local"  # the transport of pages that change owner and not place
 
 
 class Effects(Protocol):
@@ -54,7 +57,7 @@ class Effects(Protocol):
 
 
 class DecodeHandover:
-    """The requests of one decode server from `reserve` to their last token."""
+    """The requests of one decode server from `reserve` or `run_here` to their last token."""
 
     def __init__(
         self,
@@ -80,6 +83,15 @@ class DecodeHandover:
         """Ask the engine for pages; `reserved` has its answer."""
         self._num_prompt_tokens[request.request_id] = len(request.prompt_token_ids)
         self._effects.submit(ReserveBlocks(request))
+
+    def run_here(self, request: EngineRequest, first_tokens: dict[int, int]) -> None:
+        """Compute the prompt on this engine and go on: its pages stay where they are.
+
+        `first_tokens`, by choice, the client has got already: they stand.
+        """
+        self._open_choices[request.request_id] = set(range(request.sampling.n))
+        self._stats.transports[_LOCAL].num_transfers += 1
+        self._effects.submit(AddRequest(request, told_first_tokens=first_tokens))
 
     def abort(self, request_id: str, choice: int | None) -> None:
         """Forget a request, or one choice of it; pages under a transfer wait for its writer to let go."""
@@ -129,8 +141,9 @@ class DecodeHandover:
 
     def failed(self, request_id: str, reason: FailureReason, message: str) -> None:
         """The engine gave a request up."""
-        self._forget(request_id)
-        self._effects.fail(request_id, reason, message)
+        if request_id in self._num_prompt_tokens or request_id in self._open_choices:
+            self._forget(request_id)
+            self._effects.fail(request_id, reason, message)
 
     # --- from transfers (kv_transfer.inbound.TransferOwner) ------------------------------------------
 

@@ -7,7 +7,7 @@ from baton.engine.factory import load_engine
 from baton.engine.host import EngineHost
 from baton.rpc import lifecycle
 from baton.rpc.server import RpcServer
-from baton.rpc.worker_server import serve_until_stopped
+from baton.rpc.worker_server import Worker, serve_until_stopped
 from decode_service.service import DecodeService
 
 
@@ -18,14 +18,16 @@ def run(config: WorkerConfig) -> None:
 
 async def _main(config: WorkerConfig) -> None:
     engine = EngineHost(config.engine, load_engine(config.model_dir, config.engine))
-    service = DecodeService(config, engine)
+    worker = Worker(config, engine)
+    service = DecodeService(config, engine, worker)
+    worker.sessions.handler = service
     server = RpcServer(config.cluster_token)
     service.receiver.add_to(server.grpc)
     async with asyncio.TaskGroup() as tasks:
         engine.start(service.on_output)
         watcher = tasks.create_task(engine.watch())
         try:
-            await serve_until_stopped(config, server, service.sessions, ("baton.v1.Transfer",))
+            await serve_until_stopped(config, server, worker.sessions, ("baton.v1.Transfer",))
         finally:
             watcher.cancel()
             await engine.stop()

@@ -9,32 +9,33 @@ from baton.core.commands import EngineCommand, EngineOutput, FailureReason
 from baton.core.errors import InvalidRequest
 from baton.core.request import EngineRequest
 from baton.core.reservation import Reservation
-from baton.core.transfer_stats import TransferStats
 from baton.engine.host import EngineHost
 from baton.rpc import codec
-from baton.rpc.sessions import SessionHost
 from baton.rpc.ticket import Ticket
-from baton.rpc.worker_server import make_session_host, new_epoch
+from baton.rpc.worker_server import Worker
 from baton.v1 import transfer_pb2, worker_pb2
 from decode_service.handover import DecodeHandover
 from kv_transfer.receiver import TransferReceiver
 from kv_transfer.transports.registry import ReceivingTransports
 
 _TRANSFER_ID_BYTES = 16
+_NO_PROMPTS = "this is a decode server: send prompts to a prefill server"
 
 
 class DecodeService:
     """Joins sessions, the handover, transfers and the engine; all of it on the event loop's thread."""
 
-    def __init__(self, config: WorkerConfig, engine: EngineHost) -> None:
+    def __init__(self, config: WorkerConfig, engine: EngineHost, worker: Worker) -> None:
         self._engine = engine
+        self._worker = worker
+        self._role = config.role
         self._address = config.advertise_address
         self.transports = ReceivingTransports(config.asked_kv_transport)
-        self._epoch = new_epoch()
-        self._stats = TransferStats()
+        self._stats = worker.stats
         self._timer: asyncio.TimerHandle | None = None
+        self.sessions = worker.sessions
         self._handover = DecodeHandover(
-            self._epoch, engine.store, config.transfer_deadlines, self._stats, self
+            worker.epoch, engine.store, config.transfer_deadlines, self._stats, self
         )
         self.receiver = TransferReceiver(
             self._handover.inbound,
@@ -44,22 +45,24 @@ class DecodeService:
             host=host_of(config.advertise_address) or "127.0.0.1",
             stall_timeout_s=config.transfer_stall_timeout_s,
         )
-        self.sessions: SessionHost = make_session_host(
-            config, self._epoch, engine.scheduler_config, engine.store.layout, engine.fingerprint, self._load
-        )
-        self.sessions.handler = self
 
     # --- from routers -------------------------------------------------------------------------------
 
     def reserve(self, request: EngineRequest) -> None:
-        """Ask the engine for pages; `on_output` answers with a ticket."""
+        """Ask the engine for pages; `take` answers with a ticket."""
         self._handover.reserve(request)
 
     def prefill(
         self, request: EngineRequest, ticket: transfer_pb2.Ticket | None, first_tokens: dict[int, int]
     ) -> None:
         """Not this server's work."""
-        raise InvalidRequest("this is a decode server: send prompts to a prefill server")
+        raise InvalidRequest(_NO_PROMPTS)
+
+    def run_here(self, request: EngineRequest, first_tokens: dict[int, int]) -> None:
+        """Compute the prompt and go on from it. Raises InvalidRequest on a server of decode alone."""
+        if self._role != "both":
+            raise InvalidRequest(_NO_PROMPTS)
+        self._handover.run_here(request, first_tokens)
 
     def abort(self, request_id: str, choice: int | None) -> None:
         """Forget a request, or one choice of it."""
@@ -69,9 +72,13 @@ class DecodeService:
 
     def on_output(self, output: EngineOutput) -> None:
         """Everything that the engine did since the last call."""
+        self._worker.send_step(output)
+        self.take(output)
+
+    def take(self, output: EngineOutput) -> None:
+        """Handle what there is in it of decode's requests."""
         for reserved in output.reserved:
             self._handover.reserved(reserved)
-        self.sessions.send_step(output, self._load())
         for event in output.tokens:
             self._handover.token(event)
         for failure in output.failures:
@@ -87,7 +94,7 @@ class DecodeService:
         """Send the request's router a ticket."""
         ticket = Ticket(
             transfer_id=reservation.transfer_id,
-            epoch=self._epoch,
+            epoch=self._worker.epoch,
             request_id=reservation.request_id,
             address=self._address,
             first_block=reservation.first_block,
@@ -129,6 +136,3 @@ class DecodeService:
         if deadline is not None:
             delay = max(0.0, deadline - time.monotonic())
             self._timer = asyncio.get_running_loop().call_later(delay, self._handover.expire)
-
-    def _load(self) -> worker_pb2.Load:
-        return codec.load_to_proto(self._engine.load, self._stats)

@@ -18,10 +18,13 @@ class Choice:
     reason: str
 
 
-def choose(mine: WorkerTransports, theirs: WorkerTransports, asked: str | None) -> Choice:
+def choose(
+    mine: WorkerTransports, theirs: WorkerTransports, asked: str | None, failed: frozenset[str] = frozenset()
+) -> Choice:
     """The transport for transfers to a worker that has `theirs`; `asked` forces one.
 
-    Raises TransferRefused where the one that is asked for is missing on either side.
+    Those that have `failed` lately are left out, but for gRPC, the last that there is. Raises TransferRefused
+    where the one that is asked for is missing on either side, or there is none in common.
     """
     if asked is not None:
         _require(asked, mine, "this prefill server")
@@ -34,9 +37,12 @@ def choose(mine: WorkerTransports, theirs: WorkerTransports, asked: str | None) 
             f"no transport in common: this prefill server has {_listed(mine)}, "
             f"the decode server has {_listed(theirs)}",
         )
-    best = common[0]
+    left = [name for name in common if name not in failed] or common[-1:]
     place = "on one host" if mine.host_id and mine.host_id == theirs.host_id else "between hosts"
-    return Choice(best, f"the best of {', '.join(common)}, which both have, {place}")
+    reason = f"the best of {', '.join(common)}, which both have, {place}"
+    if len(left) < len(common):
+        reason += f"; {', '.join(sorted(failed.intersection(common)))} failed lately"
+    return Choice(left[0], reason)
 
 
 def _require(name: str, worker: WorkerTransports, who: str) -> None:

@@ -10,6 +10,9 @@ from baton.core.kv_layout import KVLayout
 from baton.core.ports import PageStore
 from baton.core.reservation import FramePlace
 
+# Staging buffers of this size keep a pair's messages few, and are cheap to have.
+_SHORTEST_LIMIT = 16 << 20
+
 
 def frame_places(layout: KVLayout, pages: FramePlace, target_bytes: int) -> Iterator[FramePlace]:
     """Cut `pages` into frames of at most `target_bytes`, or one layer of one block where that is larger.
@@ -41,6 +44,11 @@ def checksum(parts: Sequence[memoryview]) -> int:
     for part in parts:
         value = crc32c(part, value)
     return value
+
+
+def longest_message(layout: KVLayout) -> int:
+    """Bytes of the longest message of a pair: 256 blocks, a long prompt, are at most 16 messages."""
+    return max(_SHORTEST_LIMIT, 16 * layout.bytes_per_block)
 
 
 def copy_into(target: memoryview, parts: Sequence[memoryview]) -> None:

@@ -17,7 +17,7 @@ from baton.core.reservation import Extent, FramePlace, Reservation, ReservationT
 from baton.core.transfer_stats import TransferStats
 from baton.rpc import codec
 from kv_transfer.convert import PageConverter
-from kv_transfer.frames import check
+from kv_transfer.frames import check, longest_message
 from kv_transfer.wire import Frame, check_seal, place_of
 
 
@@ -91,6 +91,11 @@ class InboundTransfers:
         self._stats = stats
         self._open: dict[bytes, InboundTransfer] = {}
         self._writers: dict[bytes, list[Writer]] = {}
+
+    @property
+    def longest_message(self) -> int:
+        """Bytes of the longest message that a pair of process groups brings."""
+        return longest_message(self._store.layout)
 
     # --- calls --------------------------------------------------------------------------------------
 

@@ -72,6 +72,11 @@ class NixlRoute:
         return frame.SerializeToString()
 
 
+def remote_memory(memory: transfer_pb2.NixlMemory, layout: KVLayout) -> RemoteMemory:
+    """The sender's pool, whose pages have `layout`."""
+    return RemoteMemory(memory.agent_metadata, memory.base_address, memory.num_blocks, layout.bytes_per_block)
+
+
 async def read_shipped(
     reader: NixlReader,
     memory: transfer_pb2.NixlMemory,
@@ -88,9 +93,7 @@ async def read_shipped(
         raise TransferRefused("frame", f"{place.num_blocks} blocks, and {len(shipped.source_blocks)} places")
     if place.first_layer + place.num_layers > layout.num_layers:
         raise TransferRefused("range", f"layers up to {place.first_layer + place.num_layers}")
-    remote = RemoteMemory(
-        memory.agent_metadata, memory.base_address, memory.num_blocks, layout.bytes_per_block
-    )
+    remote = remote_memory(memory, layout)
     offset, length = place.first_layer * layout.bytes_per_layer, place.num_layers * layout.bytes_per_layer
     ranges = [(block * layout.bytes_per_block + offset, length) for block in shipped.source_blocks]
     return await reader.read(remote, ranges, crc=shipped.pages.crc32c, timeout_s=timeout_s)

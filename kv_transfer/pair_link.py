@@ -83,11 +83,13 @@ class PairLink:
         address: str,
         metadata: tuple[tuple[str, str], ...],
         device: str,
+        max_bytes: int,
         stall_timeout_s: float,
     ) -> None:
         self._address = address
         self._metadata = metadata
         self._device = device
+        self._max_bytes = max_bytes
         self._stall_timeout_s = stall_timeout_s
         self._pair: Pair | None = None
         self._task: asyncio.Task[None] | None = None
@@ -156,7 +158,12 @@ class PairLink:
         await call.write(transfer_pb2.PairFrame(hello=hello))
         meeting = (await _reply(call)).meeting
         return await sending_end(
-            meeting.host, meeting.port, self._device, on_broken, stall_timeout_s=self._stall_timeout_s
+            meeting.host,
+            meeting.port,
+            self._device,
+            on_broken,
+            max_bytes=self._max_bytes,
+            stall_timeout_s=self._stall_timeout_s,
         )
 
     async def _use(self, pair: Pair, call: _PairCall, broken: "asyncio.Future[None]") -> None:

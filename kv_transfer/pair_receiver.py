@@ -29,12 +29,14 @@ class PairReceiver:
         clock: Callable[[], float],
         stats: TransferStats,
         host: str,
+        max_bytes: int,
         stall_timeout_s: float,
     ) -> None:
         self._inbound = inbound
         self._clock = clock
         self._stats = stats
         self._host = host
+        self._max_bytes = max_bytes
         self._stall_timeout_s = stall_timeout_s
 
     async def pair(self, frames: AsyncIterator[transfer_pb2.PairFrame], context: _PairContext) -> None:
@@ -48,7 +50,7 @@ class PairReceiver:
             if not broken.done():
                 broken.set_exception(error)
 
-        meeting = Meeting(self._host)
+        meeting = Meeting(self._host, max_bytes=self._max_bytes)
         try:
             where = transfer_pb2.PairMeeting(host=meeting.host, port=meeting.port)
             await context.write(transfer_pb2.PairReply(meeting=where))

@@ -1,17 +1,20 @@
 """One decode server as a prefill server sees it: its channels, and the transport that the two share."""
 
 import logging
+import time
 from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 import grpc
 
+from baton.core.kv_layout import KVLayout
 from baton.rpc.limits import CHANNEL_OPTIONS
 from baton.rpc.ticket import Ticket, WorkerTransports
 from baton.v1 import transfer_pb2
 from kv_transfer import wire
 from kv_transfer.choice import Choice, choose
+from kv_transfer.frames import longest_message
 from kv_transfer.route import PushCall
 
 if TYPE_CHECKING:
@@ -19,6 +22,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# A transport that failed is tried again after it: two machines without RDMA between them won't get any.
+AVOID_FAILED_S = 60.0
 NUM_CHANNELS = 2  # measured: a second connection adds a tenth to a third, a third one nothing
 
 
@@ -72,16 +77,20 @@ class Peer:
     def __init__(self, address: str, metadata: tuple[tuple[str, str], ...]) -> None:
         self._metadata = metadata
         self._line = Line(address, metadata)
-        self._choices: dict[WorkerTransports, Choice] = {}
+        self._choice: Choice | None = None  # as it was logged last
+        # Transports that are not used until a time, with the decode server of an epoch.
+        self._failed: dict[tuple[str, int], float] = {}
         self._pair_link: PairLink | None = None
         self.address = address
 
-    def pair(self, epoch: int, device: str, stall_timeout_s: float) -> "Pair | None":
+    def pair(self, epoch: int, device: str, layout: KVLayout, stall_timeout_s: float) -> "Pair | None":
         """The pair of process groups with the decode server of this epoch; None while it is being made."""
         if self._pair_link is None:
             from kv_transfer.pair_link import PairLink  # imports torch
 
-            self._pair_link = PairLink(self.address, self._metadata, device, stall_timeout_s)
+            self._pair_link = PairLink(
+                self.address, self._metadata, device, longest_message(layout), stall_timeout_s
+            )
         return self._pair_link.pair(epoch)
 
     def line(self) -> Line:
@@ -92,12 +101,18 @@ class Peer:
 
     def choose(self, mine: WorkerTransports, ticket: Ticket, asked: str | None) -> Choice:
         """The transport for a ticket's transfer; logged when it is new. Raises TransferRefused."""
-        choice = self._choices.get(ticket.transports)
-        if choice is None:
-            choice = choose(mine, ticket.transports, asked)
+        now = time.monotonic()
+        self._failed = {key: until for key, until in self._failed.items() if until > now}
+        failed = frozenset(name for name, epoch in self._failed if epoch == ticket.epoch)
+        choice = choose(mine, ticket.transports, asked, failed)
+        if choice != self._choice:
             logger.info("KV transport to %s: %s (%s)", self.address, choice.name, choice.reason)
-            self._choices = {ticket.transports: choice}
+            self._choice = choice
         return choice
+
+    def note_failure(self, transport: str, epoch: int) -> None:
+        """A transport does not work: leave it alone for a while, where there is another."""
+        self._failed[transport, epoch] = time.monotonic() + AVOID_FAILED_S
 
     async def close(self) -> None:
         """Close every connection."""

@@ -13,6 +13,8 @@ from baton.v1 import transfer_pb2
 from kv_transfer import wire
 from kv_transfer.inbound import InboundTransfers, Writer
 from kv_transfer.inbound_call import InboundCall
+from kv_transfer.nixl_route import read_shipped, remote_memory
+from kv_transfer.transports.nixl_memory import NixlReader
 from kv_transfer.transports.registry import ReceivingTransports
 
 logger = logging.getLogger(__name__)
@@ -75,7 +77,14 @@ class TransferReceiver:
             raise TransferRefused("pair", "this server makes no pairs of process groups")
         from kv_transfer.pair_receiver import PairReceiver  # imports torch
 
-        receiver = PairReceiver(self._inbound, self._clock, self._stats, self._host, self._stall_timeout_s)
+        receiver = PairReceiver(
+            self._inbound,
+            self._clock,
+            self._stats,
+            self._host,
+            self._inbound.longest_message,
+            self._stall_timeout_s,
+        )
         await receiver.pair(frames, context)
 
 
@@ -126,8 +135,7 @@ class _Push:
             if is_new:
                 self._call.when_decided(self._decided.set)
                 self._memory = frame.message.open.nixl
-                if self._call.writer.transport == "nccl":
-                    await context.send_initial_metadata(())  # pages may come now
+                await self._prepare(self._call.writer, context)
             if to_read is not None:
                 await self._read(self._call.writer, frame.message.shipped)
             if self._call.is_complete:
@@ -136,10 +144,22 @@ class _Push:
         if self._call.is_decided:
             self._decided.set()
 
-    async def _read(self, writer: Writer, shipped: transfer_pb2.Shipped) -> None:
-        """Begin to read pages out of the sender's pool."""
+    async def _prepare(self, writer: Writer, context: _PushContext) -> None:
+        """What a transport needs before pages come."""
+        if writer.transport == "nccl":
+            await context.send_initial_metadata(())  # pages may come now
+        elif writer.transport == "nixl":
+            remote = remote_memory(self._memory, writer.layout)
+            await self._reader.connect(remote, self._stall_timeout_s)  # else the first read would wait for it
+
+    @property
+    def _reader(self) -> NixlReader:
         if self._transports.nixl_reader is None:
             raise TransferRefused("transport", "this server does not read with NIXL")
+        return self._transports.nixl_reader
+
+    async def _read(self, writer: Writer, shipped: transfer_pb2.Shipped) -> None:
+        """Begin to read pages out of the sender's pool."""
         if len(self._reads) == MAX_READS:
             await asyncio.wait(self._reads, return_when=asyncio.FIRST_COMPLETED)
         task = asyncio.create_task(self._read_and_deliver(writer, shipped))
@@ -147,12 +167,9 @@ class _Push:
         task.add_done_callback(self._reads.discard)
 
     async def _read_and_deliver(self, writer: Writer, shipped: transfer_pb2.Shipped) -> None:
-        from kv_transfer.nixl_route import read_shipped
-
-        assert self._transports.nixl_reader is not None
         try:
             landing = await read_shipped(
-                self._transports.nixl_reader, self._memory, writer.layout, shipped, self._stall_timeout_s
+                self._reader, self._memory, writer.layout, shipped, self._stall_timeout_s
             )
             try:
                 place = wire.place_of(shipped.pages)

@@ -13,6 +13,7 @@ from baton.core.reservation import FramePlace
 from baton.core.transfer_stats import TransferStats
 from baton.rpc import codec
 from baton.rpc.auth import credentials
+from baton.rpc.errors import REFUSAL_REASON
 from baton.rpc.ticket import Ticket
 from baton.v1 import transfer_pb2
 from kv_transfer.frames import num_payload_bytes
@@ -27,6 +28,8 @@ CONNECT_TIMEOUT_S = 5.0
 LARGE_TRANSFER_BYTES = 16 << 20
 
 
+# Refusals whose cause is the transport: another one may do better.
+_TRANSPORT_FAILURES = ("nixl", "pair", "transport")
 # What grpc.aio makes of a call that the other side ended while a frame was being written.
 _LOST_WORDS = "Internal error from Core"
 
@@ -105,12 +108,12 @@ class OutgoingTransfer:
         try:
             await self._push(calls, route)
             stats.outcomes[self._outbound.outcome] += 1
-        except TransferRefused:
+        except (TransferRefused, grpc.aio.AioRpcError, asyncio.InvalidStateError, TimeoutError) as error:
             stats.outcomes["refused"] += 1
-            raise
-        except (grpc.aio.AioRpcError, asyncio.InvalidStateError, TimeoutError) as error:
-            stats.outcomes["refused"] += 1
-            raise TransferRefused("push", await _explain(calls, error, self._peer.address)) from None
+            refusal = await _refusal(calls, error, self._peer.address)
+            if refusal.reason in _TRANSPORT_FAILURES:
+                self._peer.note_failure(route.name, self._outbound.ticket.epoch)
+            raise refusal from None
         except asyncio.CancelledError:
             stats.outcomes["aborted"] += 1
             raise
@@ -208,7 +211,8 @@ class TransferSender:
         if choice.name == "nixl":
             return self._transports.nixl_route(ticket, calls[0], self.stall_timeout_s)
         if choice.name == "nccl":
-            pair = peer.pair(ticket.epoch, self._transports.offer.device, self.stall_timeout_s)
+            device = self._transports.offer.device
+            pair = peer.pair(ticket.epoch, device, self.store.layout, self.stall_timeout_s)
             if pair is not None:
                 return pair.route(ticket, self.store)
         if _is_large(ticket):
@@ -228,13 +232,15 @@ def _is_large(ticket: Ticket) -> bool:
     return ticket.protocol_version > 1 and num_bytes >= LARGE_TRANSFER_BYTES
 
 
-async def _explain(calls: Sequence[PushCall], error: Exception, address: str) -> str:
+async def _refusal(calls: Sequence[PushCall], error: Exception, address: str) -> TransferRefused:
     """Why a push failed: the receiver's own words where it said some."""
+    if isinstance(error, TransferRefused):
+        return error
     if isinstance(error, TimeoutError):
-        return f"the decode server at {address} can't be reached, or takes nothing any more"
-    if isinstance(error, grpc.aio.AioRpcError) and error.details() != _LOST_WORDS:
-        return error.details() or error.code().name
+        message = f"the decode server at {address} can't be reached, or takes nothing any more"
+        return TransferRefused("push", message)
     for call in calls:
         if call.done() and (details := await call.details()) and details != _LOST_WORDS:
-            return details
-    return "the decode server ended the transfer, and its log says why"
+            trailers = dict(await call.trailing_metadata() or ())
+            return TransferRefused(str(trailers.get(REFUSAL_REASON, "push")), details)
+    return TransferRefused("push", "the decode server ended the transfer, and its log says why")

@@ -98,6 +98,10 @@ class PrefillHandover:
             AddRequest(request, hands_over=True, export_from=export_from, told_first_tokens=first_tokens)
         )
 
+    def holds(self, request_id: str) -> bool:
+        """Whether the request came here and has not ended."""
+        return request_id in self._prompts
+
     def abort(self, request_id: str, choice: int | None) -> None:
         """Forget a request. One choice alone costs nothing here: its first token is all there is."""
         if choice is None:
@@ -139,8 +143,9 @@ class PrefillHandover:
 
     def failed(self, request_id: str, reason: FailureReason, message: str) -> None:
         """The engine gave a request up."""
-        self._effects.fail(request_id, reason, message)
-        self._drop(request_id)
+        if request_id in self._prompts:
+            self._effects.fail(request_id, reason, message)
+            self._drop(request_id)
 
     # --- from transfers -----------------------------------------------------------------------------
 

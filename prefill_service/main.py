@@ -7,7 +7,7 @@ from baton.engine.factory import load_engine
 from baton.engine.host import EngineHost
 from baton.rpc import lifecycle
 from baton.rpc.server import RpcServer
-from baton.rpc.worker_server import serve_until_stopped
+from baton.rpc.worker_server import Worker, serve_until_stopped
 from prefill_service.service import PrefillService
 
 
@@ -18,13 +18,15 @@ def run(config: WorkerConfig) -> None:
 
 async def _main(config: WorkerConfig) -> None:
     engine = EngineHost(config.engine, load_engine(config.model_dir, config.engine))
+    worker = Worker(config, engine)
     server = RpcServer(config.cluster_token)
     async with asyncio.TaskGroup() as tasks:
-        service = PrefillService(config, engine, tasks)
+        service = PrefillService(config, engine, worker, tasks)
+        worker.sessions.handler = service
         engine.start(service.on_output)
         watcher = tasks.create_task(engine.watch())
         try:
-            await serve_until_stopped(config, server, service.sessions, ())
+            await serve_until_stopped(config, server, worker.sessions, ())
         finally:
             watcher.cancel()
             await engine.stop()

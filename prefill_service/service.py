@@ -7,13 +7,11 @@ from baton.config import WorkerConfig
 from baton.core.commands import EngineCommand, EngineOutput, FailureReason, ReleasePages
 from baton.core.errors import InvalidRequest, TransferRefused
 from baton.core.request import EngineRequest
-from baton.core.transfer_stats import TransferStats
 from baton.engine.host import EngineHost
 from baton.rpc import codec
-from baton.rpc.sessions import SessionHost
 from baton.rpc.ticket import Ticket
-from baton.rpc.worker_server import make_session_host, new_epoch
-from baton.v1 import transfer_pb2, worker_pb2
+from baton.rpc.worker_server import Worker
+from baton.v1 import transfer_pb2
 from kv_transfer.sender import OutgoingTransfer, TransferSender
 from kv_transfer.transports.registry import SendingTransports
 from prefill_service.handover import PrefillHandover
@@ -24,10 +22,14 @@ logger = logging.getLogger(__name__)
 class PrefillService:
     """Joins sessions, the handover, the engine and transfers; all of it on the event loop's thread."""
 
-    def __init__(self, config: WorkerConfig, engine: EngineHost, tasks: asyncio.TaskGroup) -> None:
+    def __init__(
+        self, config: WorkerConfig, engine: EngineHost, worker: Worker, tasks: asyncio.TaskGroup
+    ) -> None:
         self._engine = engine
+        self._worker = worker
         self._tasks = tasks
-        self._stats = TransferStats()
+        self._stats = worker.stats
+        self.sessions = worker.sessions
         self._handover = PrefillHandover(engine.store.layout.num_layers, self)
         self.sender = TransferSender(
             engine.store,
@@ -37,15 +39,6 @@ class PrefillService:
             asked_transport=config.asked_kv_transport,
             stall_timeout_s=config.transfer_stall_timeout_s,
         )
-        self.sessions: SessionHost = make_session_host(
-            config,
-            new_epoch(),
-            engine.scheduler_config,
-            engine.store.layout,
-            engine.fingerprint,
-            self._load,
-        )
-        self.sessions.handler = self
 
     # --- from routers -------------------------------------------------------------------------------
 
@@ -64,6 +57,14 @@ class PrefillService:
         mine = None if ticket is None else codec.ticket_from_proto(ticket)
         self._handover.prefill(request, mine, first_tokens)
 
+    def run_here(self, request: EngineRequest, first_tokens: dict[int, int]) -> None:
+        """Not this server's work."""
+        raise InvalidRequest("this is a prefill server: prompts don't go on here")
+
+    def holds(self, request_id: str) -> bool:
+        """Whether the request is one of prefill's that has not ended."""
+        return self._handover.holds(request_id)
+
     def abort(self, request_id: str, choice: int | None) -> None:
         """Forget a request, or one choice of it."""
         self._handover.abort(request_id, choice)
@@ -73,7 +74,11 @@ class PrefillService:
     def on_output(self, output: EngineOutput) -> None:
         """Everything that the engine did since the last call."""
         if not output.is_within_step:
-            self.sessions.send_step(output, self._load())
+            self._worker.send_step(output)
+        self.take(output)
+
+    def take(self, output: EngineOutput) -> None:
+        """Handle what there is in it of prefill's requests."""
         for event in output.tokens:
             self._handover.token(event)
         for pages in output.pages:
@@ -116,14 +121,11 @@ class PrefillService:
             message = f"The KV transfer failed: {error!r}."
             self._handover.transfer_failed(request_id, FailureReason.INTERNAL, message)
         # No step may come for a while: the routers' metrics are to show how the transfer ended now.
-        self.sessions.send_step(EngineOutput(self._engine.load), self._load())
+        self._worker.send_step(EngineOutput(self._engine.load))
 
     def _release(self, blocks: tuple[int, ...]) -> None:
         if blocks:
             self._engine.submit(ReleasePages(blocks))
-
-    def _load(self) -> worker_pb2.Load:
-        return codec.load_to_proto(self._engine.load, self._stats)
 
 
 class _Push:

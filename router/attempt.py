@@ -1,4 +1,4 @@
-"""One try of a request on two workers: what is asked of them, and what becomes of it."""
+"""One try of a request on its workers: what is asked of them, and what becomes of it."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -21,7 +21,10 @@ class Assignment:
 
 class Attempt:
     """One try, from the reservation on. Its inbox and its numbers are its own: no event of it, however late,
-    reaches the request's next try."""
+    reaches the request's next try.
+
+    Where one worker is to do both, it is one errand of that worker, with nothing to reserve or to send.
+    """
 
     def __init__(self, prefill: Assignment, decode: Assignment) -> None:
         self.inbox = Inbox()
@@ -41,17 +44,28 @@ class Attempt:
                 return error
         return None
 
-    def start(self, closed_choices: Iterable[int]) -> None:
-        """Ask decode for pages, or prefill for the only token. Raises WorkerLost if one has just gone.
+    @property
+    def is_local(self) -> bool:
+        """Whether one worker does it all."""
+        return self._prefill.link is self._decode.link
 
-        Nobody wants `closed_choices` any more, or they have ended; decode does not compute them.
+    def start(self, first_tokens: Mapping[int, int], closed_choices: Iterable[int]) -> None:
+        """Ask decode for pages, or prefill for the only token, or one worker for everything.
+
+        `first_tokens`, by choice, the client has got already. Nobody wants `closed_choices` any more, or
+        they have ended; they are not decoded. Raises WorkerLost if a worker has just gone.
         """
         # Before the reservation, so that prompts that come meanwhile see this one's load.
-        self._begin(self._prefill)
-        if self._prefill.request.sampling.max_tokens > 1:
-            self._reserve(closed_choices)
-        else:
+        self._begin(self._prefill, len(self._prefill.request.prompt_token_ids))
+        if self._prefill.request.sampling.max_tokens == 1:
             self.prefill(None, {})
+            return
+        if self.is_local:
+            self._run_locally(first_tokens)
+        else:
+            self._reserve()
+        for choice in closed_choices:
+            self.abort_choice(choice)
 
     def prefill(self, ticket: transfer_pb2.Ticket | None, first_tokens: Mapping[int, int]) -> None:
         """Let the prompt be computed, and its pages be sent as the ticket says.
@@ -64,16 +78,21 @@ class Attempt:
 
     def hand_over(self) -> None:
         """The pages have arrived: what becomes of the prefill server now is nothing to this request."""
-        if not self._is_handed_over:
-            self._is_handed_over = True
-            self._prefill.link.end(self._numbers[self._prefill.link])
+        if self._is_handed_over:
+            return
+        self._is_handed_over = True
+        link = self._prefill.link
+        if self.is_local:
+            link.prompt_computed(self._numbers[link])
+        else:
+            link.end(self._numbers[link])
 
     def fail(self, error: BatonError) -> None:
         """A worker has given the request up, or has gone."""
         self._errors.append(error)
 
     def abort_choice(self, choice: int) -> None:
-        """Let both workers drop one choice."""
+        """Let its workers drop one choice."""
         for link, number in self._numbers.items():
             link.send(worker_pb2.Command(abort=worker_pb2.Abort(number=number, choice=choice)))
 
@@ -85,17 +104,20 @@ class Attempt:
             link.end(number)
         self._numbers.clear()
 
-    def _reserve(self, closed_choices: Iterable[int]) -> None:
-        self._begin(self._decode)
+    def _reserve(self) -> None:
+        self._begin(self._decode, num_tokens=0)
         reserve = worker_pb2.Reserve(work=self._work(self._decode))
         self._decode.link.send(worker_pb2.Command(reserve=reserve))
-        for choice in closed_choices:
-            self.abort_choice(choice)
 
-    def _begin(self, assignment: Assignment) -> None:
-        request = assignment.request
+    def _run_locally(self, first_tokens: Mapping[int, int]) -> None:
+        work = self._work(self._decode)
+        prefill = worker_pb2.Prefill(work=work, first_tokens=first_tokens, decodes_here=True)
+        self._decode.link.send(worker_pb2.Command(prefill=prefill))
+
+    def _begin(self, assignment: Assignment, num_tokens: int) -> None:
+        """`num_tokens` of the prompt the worker is to compute."""
         self._numbers[assignment.link] = assignment.link.begin(
-            self.inbox, request.sampling.n, len(request.prompt_token_ids)
+            self.inbox, assignment.request.sampling.n, num_tokens
         )
 
     def _work(self, assignment: Assignment) -> worker_pb2.Work:

@@ -1,4 +1,4 @@
-"""One request on its way: its tokens from both workers in one order, over as many attempts as it takes."""
+"""One request on its way: its workers' tokens in one order, over as many attempts as it takes."""
 
 import logging
 from collections.abc import AsyncGenerator
@@ -66,7 +66,7 @@ class Flight:
         self._attempt: Attempt | None = None
 
     async def run(self) -> AsyncGenerator[TokenDelta]:
-        """Stream the tokens; closing it aborts the request on both workers."""
+        """Stream the tokens; closing it aborts the request on its workers."""
         try:
             attempt = await self._begin_attempt()
             while self._is_open:
@@ -100,7 +100,8 @@ class Flight:
         prefill, decode = self._pool.place()
         assignments = await self._assignment(prefill), await self._assignment(decode)
         self._attempt = Attempt(*assignments)
-        self._attempt.start([index for index, choice in enumerate(self._choices) if not choice.is_open])
+        closed_choices = [index for index, choice in enumerate(self._choices) if not choice.is_open]
+        self._attempt.start(self._first_tokens, closed_choices)
         return self._attempt
 
     async def _assignment(self, link: WorkerLink) -> Assignment:
@@ -152,7 +153,8 @@ class Flight:
             self._first_tokens.setdefault(event.choice, event.token.token_id)
         else:
             attempt.decode_has_begun = True
-        if attempt.decode_has_begun and len(self._first_tokens) == len(self._choices):
+        # A choice that nobody wants any more has no first token where one worker does it all.
+        if attempt.decode_has_begun and (attempt.is_local or len(self._first_tokens) == len(self._choices)):
             attempt.hand_over()
 
     def _deltas(self) -> list[TokenDelta]:

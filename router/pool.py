@@ -23,14 +23,13 @@ class WorkerPool:
                 for address in addresses
             ]
 
-        self.prefills = links(config.prefill_addresses, worker_pb2.ROLE_PREFILL)
-        self.decodes = links(config.decode_addresses, worker_pb2.ROLE_DECODE)
+        prefills = links(config.prefill_addresses, worker_pb2.ROLE_PREFILL)
+        decodes = links(config.decode_addresses, worker_pb2.ROLE_DECODE)
+        workers = links(config.worker_addresses, worker_pb2.ROLE_BOTH)
+        self.links = [*prefills, *decodes, *workers]
+        self.prefills = [*prefills, *workers]
+        self.decodes = [*decodes, *workers]
         self._changed = asyncio.Event()
-
-    @property
-    def links(self) -> list[WorkerLink]:
-        """Every link, prefill servers first."""
-        return [*self.prefills, *self.decodes]
 
     @property
     def is_ready(self) -> bool:
@@ -45,15 +44,18 @@ class WorkerPool:
     @property
     def max_model_len(self) -> int | None:
         """Tokens of a request that every connected worker takes; None while there is none."""
-        views = _views(self.prefills) + _views(self.decodes)
-        return min((view.max_model_len for view in views), default=None)
+        return min((view.max_model_len for view in _views(self.links)), default=None)
 
     def place(self) -> tuple[WorkerLink, WorkerLink]:
-        """The prefill and decode server for the next request. Raises Unavailable if there are none."""
+        """The prefill and decode server for the next request; the same twice where nothing is to travel.
+
+        Raises Unavailable if there are none.
+        """
         placement = place(_views(self.prefills), _views(self.decodes))
         if placement is None:
             raise Unavailable(self._what_is_missing())
-        return self.prefills[placement.prefill], self.decodes[placement.decode]
+        decode = self.decodes[placement.decode]
+        return decode if placement.prefill is None else self.prefills[placement.prefill], decode
 
     async def run(self, on_change: Callable[[], None]) -> None:
         """Keep sessions with all workers; `on_change` is called after one came, went or began to drain."""
@@ -66,6 +68,8 @@ class WorkerPool:
                 on_change()
 
     def _what_is_missing(self) -> str:
+        if all(link.role == worker_pb2.ROLE_BOTH for link in self.links):
+            return "No worker is connected. Try again later."
         for role, links in (("prefill", self.prefills), ("decode", self.decodes)):
             if not _views(links):
                 return f"No {role} server is connected. Try again later."

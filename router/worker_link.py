@@ -30,6 +30,12 @@ logger = logging.getLogger(__name__)
 RECONNECT_DELAY_S = 0.5
 WELCOME_TIMEOUT_S = 10.0
 
+_ROLE_NAMES = {
+    worker_pb2.ROLE_PREFILL: "prefill",
+    worker_pb2.ROLE_DECODE: "decode",
+    worker_pb2.ROLE_BOTH: "both",
+}
+
 Outbox = asyncio.Queue[worker_pb2.Command | None]  # None: the session is over
 
 
@@ -48,11 +54,11 @@ class ConnectedWorker:
     num_in_flight_tokens: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Errand:
     inbox: Inbox
     num_choices: int
-    num_tokens: int
+    num_tokens: int  # of a prompt that is to be computed there
 
 
 class WorkerLink:
@@ -73,8 +79,13 @@ class WorkerLink:
 
     @property
     def role_name(self) -> str:
-        """'prefill' or 'decode'."""
-        return "prefill" if self.role == worker_pb2.ROLE_PREFILL else "decode"
+        """'prefill', 'decode' or 'both'."""
+        return _ROLE_NAMES[self.role]
+
+    @property
+    def noun(self) -> str:
+        """What people are told of it."""
+        return "worker of both roles" if self.role == worker_pb2.ROLE_BOTH else f"{self.role_name} server"
 
     def view(self, index: int) -> WorkerView | None:
         """The worker as the policy sees it; None where nothing may be placed on it."""
@@ -89,6 +100,7 @@ class WorkerLink:
             load=codec.load_from_proto(worker.load),
             num_in_flight=worker.num_in_flight,
             num_in_flight_tokens=worker.num_in_flight_tokens,
+            has_both_roles=self.role == worker_pb2.ROLE_BOTH,
         )
 
     # --- for requests -------------------------------------------------------------------------------
@@ -96,13 +108,14 @@ class WorkerLink:
     def require_worker(self) -> ConnectedWorker:
         """The worker that a request has just been placed on. Raises WorkerLost if it has gone since."""
         if self.worker is None:
-            raise WorkerLost(f"The {self.role_name} server at {self.address} was lost. Try again.")
+            raise WorkerLost(f"The {self.noun} at {self.address} was lost. Try again.")
         return self.worker
 
     def begin(self, inbox: Inbox, num_choices: int, num_tokens: int) -> int:
         """A number for a new request, whose events go to `inbox` until `end`.
 
-        Raises WorkerLost if the worker has just gone.
+        `num_tokens` is the prompt's length where the worker is to compute it, else 0. Raises WorkerLost if
+        the worker has just gone.
         """
         worker = self.require_worker()
         self._last_number += 1
@@ -116,6 +129,13 @@ class WorkerLink:
         if self.worker is not None:
             self.worker.outbox.put_nowait(command)
 
+    def prompt_computed(self, number: int) -> None:
+        """The request goes on, but its prompt keeps no other one waiting any more."""
+        errand = self._errands.get(number)
+        if errand is not None and self.worker is not None:
+            self.worker.num_in_flight_tokens -= errand.num_tokens
+            errand.num_tokens = 0
+
     def end(self, number: int) -> None:
         """Nobody reads the request's events any more."""
         errand = self._errands.pop(number, None)
@@ -127,7 +147,7 @@ class WorkerLink:
 
     async def run(self, on_change: "asyncio.Event") -> None:
         """Keep a session with the worker for ever; sets `on_change` whenever it comes or goes."""
-        logger.info("looking for a %s server at %s", self.role_name, self.address)
+        logger.info("looking for a %s at %s", self.noun, self.address)
         while True:
             async with grpc.aio.insecure_channel(self.address, options=CHANNEL_OPTIONS) as channel:
                 try:
@@ -151,7 +171,7 @@ class WorkerLink:
                 raise Unavailable("it ended the session at once")
             self.worker = self._admit(event.welcome, outbox)
             self._last_complaint = ""
-            logger.info("%s server %s connected (%s)", self.role_name, self.worker.worker_id, self.address)
+            logger.info("%s %s connected (%s)", self.noun, self.worker.worker_id, self.address)
             on_change.set()
             while (event := await call.read()) is not grpc.aio.EOF:
                 self._dispatch(event, on_change)
@@ -167,8 +187,8 @@ class WorkerLink:
             yield command
 
     def _admit(self, welcome: worker_pb2.Welcome, outbox: Outbox) -> ConnectedWorker:
-        if welcome.role != self.role:
-            raise Unavailable(f"it is no {self.role_name} server: swap --prefill and --decode")
+        if welcome.role not in (self.role, worker_pb2.ROLE_BOTH):
+            raise Unavailable(f"it is no {self.noun}: name it with the option of its role")
         if welcome.model_fingerprint != self._fingerprint:
             raise Unavailable("it serves another model than this router: give both the same --model")
         return ConnectedWorker(
@@ -195,7 +215,7 @@ class WorkerLink:
                 if errand := self._errands.get(event.failed.number):
                     errand.inbox.put(_error(event.failed))
             case "draining":
-                logger.info("%s server %s is draining", self.role_name, self.worker.worker_id)
+                logger.info("%s %s is draining", self.noun, self.worker.worker_id)
                 self.worker.is_draining = True
                 on_change.set()
 
@@ -203,8 +223,8 @@ class WorkerLink:
         if self.worker is None:
             return
         logger.warning(
-            "%s server %s (%s) was lost with %d requests",
-            self.role_name,
+            "%s %s (%s) was lost with %d requests",
+            self.noun,
             self.worker.worker_id,
             self.address,
             len(self._errands),
@@ -213,9 +233,7 @@ class WorkerLink:
         errands, self._errands = self._errands, {}
         for errand in errands.values():
             errand.inbox.put(
-                WorkerLost(
-                    f"The {self.role_name} server was lost while it worked on this request. Try again."
-                )
+                WorkerLost(f"The {self.noun} was lost while it worked on this request. Try again.")
             )
 
     def _complain(self, error: Exception) -> None:
@@ -224,7 +242,7 @@ class WorkerLink:
             error.details() or error.code().name if isinstance(error, grpc.aio.AioRpcError) else str(error)
         )
         if self.worker is None and reason != self._last_complaint:
-            logger.warning("no session with the %s server at %s: %s", self.role_name, self.address, reason)
+            logger.warning("no session with the %s at %s: %s", self.noun, self.address, reason)
             self._last_complaint = reason
 
 

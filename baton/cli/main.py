@@ -25,6 +25,7 @@ app.command()(chat)
 app.command()(router)
 app.command("prefill", help="Run one prefill server: it computes prompts.")(worker_command("prefill"))
 app.command("decode", help="Run one decode server: it continues prompts.")(worker_command("decode"))
+app.command("worker", help="Run one worker of both roles, or of the one that --role names.")(worker_command())
 
 
 def _print_version(asked: bool) -> None:

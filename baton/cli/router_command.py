@@ -12,18 +12,23 @@ from baton.config import RouterConfig
 
 Model = Annotated[str, typer.Option(help="Model directory or Hugging Face id; only its tokenizer is read.")]
 PrefillAddresses = Annotated[
-    list[str], typer.Option("--prefill", metavar="ADDRESS", help="A prefill server; may be repeated.")
+    list[str] | None, typer.Option("--prefill", metavar="ADDRESS", help="A prefill server; may be repeated.")
 ]
 DecodeAddresses = Annotated[
-    list[str], typer.Option("--decode", metavar="ADDRESS", help="A decode server; may be repeated.")
+    list[str] | None, typer.Option("--decode", metavar="ADDRESS", help="A decode server; may be repeated.")
+]
+WorkerAddresses = Annotated[
+    list[str] | None,
+    typer.Option("--worker", metavar="ADDRESS", help="A worker of both roles; may be repeated."),
 ]
 MaxQueue = Annotated[int, typer.Option(help="Requests that may wait; more are refused.")]
 
 
 def router(
     model: Model,
-    prefill: PrefillAddresses,
-    decode: DecodeAddresses,
+    prefill: PrefillAddresses = None,
+    decode: DecodeAddresses = None,
+    worker: WorkerAddresses = None,
     host: options.HttpHost = RouterConfig.host,
     port: options.HttpPort = RouterConfig.http_port,
     grpc_port: options.GrpcPort = RouterConfig.grpc_port,
@@ -32,15 +37,19 @@ def router(
     max_model_len: options.MaxModelLen = None,
     exit_with_parent: options.ExitWithParent = None,
 ) -> None:
-    """Run one router: the HTTP and gRPC front of the workers that it is told of."""
+    """Run one router: the HTTP and gRPC front of the workers that it is told of.
+
+    It needs a prefill and a decode server, or a worker of both roles, and takes any mixture.
+    """
     if exit_with_parent is not None:
         die_with_parent(exit_with_parent)
     source = find_model(model)
     config = RouterConfig(
         model_dir=source.directory,
         served_model_name=served_model_name or source.name,
-        prefill_addresses=tuple(prefill),
-        decode_addresses=tuple(decode),
+        prefill_addresses=tuple(prefill or ()),
+        decode_addresses=tuple(decode or ()),
+        worker_addresses=tuple(worker or ()),
         host=host,
         http_port=port,
         grpc_port=grpc_port,

@@ -1,4 +1,4 @@
-"""`baton serve`: a router with its prefill and decode servers on this machine, as one command."""
+"""`baton serve`: a router with its workers on this machine, as one command."""
 
 import asyncio
 import json
@@ -8,6 +8,7 @@ import shlex
 import signal
 import sys
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -29,8 +30,22 @@ Model = Annotated[
         metavar="MODEL", help="Model directory or Hugging Face id.", show_default="the shipped model"
     ),
 ]
-NumPrefill = Annotated[int, typer.Option("--prefill", min=1, help="Number of prefill servers.")]
-NumDecode = Annotated[int, typer.Option("--decode", min=1, help="Number of decode servers.")]
+NumPrefill = Annotated[
+    int | None, typer.Option("--prefill", min=1, help="Number of prefill servers.", show_default="1")
+]
+NumDecode = Annotated[
+    int | None, typer.Option("--decode", min=1, help="Number of decode servers.", show_default="1")
+]
+ServeRole = Annotated[
+    str | None,
+    typer.Option(
+        "--role", metavar="both", help="Workers of both roles, instead of prefill and decode servers."
+    ),
+]
+NumWorkers = Annotated[
+    int | None,
+    typer.Option("--workers", min=1, help="Number of workers, with --role both.", show_default="1"),
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +54,7 @@ class ServePlan:
 
     model: ModelSource
     served_model_name: str
-    num_prefill: int
-    num_decode: int
+    workers: Mapping[str, int]  # how many, by the command that runs one: prefill, decode or worker
     host: str
     http_port: int
     grpc_port: int
@@ -49,8 +63,10 @@ class ServePlan:
 
 def serve(
     model: Model = None,
-    prefill: NumPrefill = 1,
-    decode: NumDecode = 1,
+    prefill: NumPrefill = None,
+    decode: NumDecode = None,
+    role: ServeRole = None,
+    workers: NumWorkers = None,
     host: options.HttpHost = RouterConfig.host,
     port: options.HttpPort = RouterConfig.http_port,
     grpc_port: options.GrpcPort = RouterConfig.grpc_port,
@@ -62,9 +78,10 @@ def serve(
     max_num_seqs: options.MaxNumSeqs = DEFAULT_ENGINE.max_num_seqs,
     max_num_batched_tokens: options.MaxNumBatchedTokens = DEFAULT_ENGINE.max_num_batched_tokens,
 ) -> None:
-    """Serve a model on this machine: a router, prefill servers and decode servers, until Ctrl-C."""
+    """Serve a model on this machine, until Ctrl-C: a router, prefill servers and decode servers."""
     from baton.cli.listening import require_free_port
 
+    counts = worker_counts(role, prefill, decode, workers)
     engine = options.engine_config(
         dtype,
         block_size,
@@ -72,7 +89,7 @@ def serve(
         max_num_seqs,
         max_num_batched_tokens,
         max_model_len,
-        max(1, options.available_cores() // (prefill + decode)),
+        max(1, options.available_cores() // sum(counts.values())),
     )
     if port == grpc_port:
         raise StartupError(f"HTTP and gRPC can't share port {port}: choose another with --grpc-port")
@@ -80,7 +97,22 @@ def serve(
     require_free_port(host, grpc_port, "--grpc-port")
     source = find_model(model)
     name = served_model_name or source.name
-    run_plan(ServePlan(source, name, prefill, decode, host, port, grpc_port, engine))
+    run_plan(ServePlan(source, name, counts, host, port, grpc_port, engine))
+
+
+def worker_counts(
+    role: str | None, prefill: int | None, decode: int | None, workers: int | None
+) -> dict[str, int]:
+    """How many workers the options ask for, by the command that runs one; raises StartupError."""
+    if role is None:
+        if workers is not None:
+            raise StartupError("--workers goes with --role both; else use --prefill and --decode")
+        return {"prefill": prefill or 1, "decode": decode or 1}
+    if role != "both":
+        raise StartupError(f"unknown role '{role}': use both, or --prefill and --decode without --role")
+    if prefill is not None or decode is not None:
+        raise StartupError("--prefill and --decode don't go with --role both: use --workers")
+    return {"worker": workers or 1}
 
 
 def run_plan(plan: ServePlan) -> None:
@@ -113,8 +145,7 @@ async def _run_until_signalled(supervisor: "Supervisor") -> None:
 
 def worker_sockets(plan: ServePlan, directory: Path) -> dict[str, Path]:
     """The Unix socket of each worker, by the worker's name."""
-    names = [f"prefill-{index}" for index in range(plan.num_prefill)]
-    names += [f"decode-{index}" for index in range(plan.num_decode)]
+    names = [f"{command}-{index}" for command, count in plan.workers.items() for index in range(count)]
     return {name: directory / f"{name}.sock" for name in names}
 
 
@@ -126,9 +157,9 @@ def child_specs(plan: ServePlan, sockets: dict[str, Path]) -> list["ChildSpec"]:
     common = [f"--model={plan.model.directory}", f"--exit-with-parent={os.getpid()}"]
     children = {"router": ["router", *common, *router_arguments(plan, sockets)]}
     for name, socket in sockets.items():
-        role = name.partition("-")[0]
+        command = name.partition("-")[0]
         listen = [f"--listen=unix:{socket}", f"--worker-id={name}"]
-        children[name] = [role, *common, *listen, *options.engine_arguments(plan.engine)]
+        children[name] = [command, *common, *listen, *options.engine_arguments(plan.engine)]
     program = (sys.executable, "-m", "baton.cli.main")
     return [ChildSpec(name, (*program, *arguments), environment) for name, arguments in children.items()]
 

@@ -1,7 +1,8 @@
-"""`baton prefill` and `baton decode`: one worker process."""
+"""`baton prefill`, `baton decode` and `baton worker`: one worker process."""
 
+import inspect
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 
@@ -14,6 +15,7 @@ from baton.config import EngineConfig, Role, WorkerConfig
 from baton.core.reservation import TransferDeadlines
 
 Model = Annotated[str, typer.Option(help="Model directory or Hugging Face id.")]
+ChosenRole = Annotated[str, typer.Option("--role", metavar="ROLE", help="prefill, decode or both.")]
 Listen = Annotated[str, typer.Option(metavar="ADDRESS", help="HOST:PORT or unix:/PATH to listen on.")]
 Advertise = Annotated[
     str | None,
@@ -29,12 +31,13 @@ Threads = Annotated[
 ]
 
 
-def worker_command(role: Role) -> Callable[..., None]:
-    """The command that runs one worker of this role."""
+def worker_command(fixed_role: Role | None = None) -> Callable[..., None]:
+    """The command that runs one worker of this role; without one, `--role` names it."""
 
     def command(
         model: Model,
         listen: Listen,
+        role: ChosenRole = fixed_role or "both",
         advertise: Advertise = None,
         worker_id: WorkerId = None,
         dtype: options.EngineDtype = DEFAULT_ENGINE.dtype,
@@ -61,8 +64,11 @@ def worker_command(role: Role) -> Callable[..., None]:
             threads or options.available_cores(),
         )
         transfers = (kv_transport, transfer_stall_timeout, transfer_deadline)
-        run_worker(worker_config(role, model, listen, advertise, worker_id, engine, *transfers))
+        # What is no role, WorkerConfig refuses.
+        run_worker(worker_config(cast(Role, role), model, listen, advertise, worker_id, engine, *transfers))
 
+    if fixed_role is not None:
+        _hide_parameter(command, "role")
     return command
 
 
@@ -98,6 +104,15 @@ def run_worker(config: WorkerConfig) -> None:
     set_up_logging()
     if config.role == "prefill":
         from prefill_service.main import run
-    else:
+    elif config.role == "decode":
         from decode_service.main import run
+    else:
+        from both_service.main import run
     run(config)
+
+
+def _hide_parameter(command: Callable[..., None], name: str) -> None:
+    """Let Typer, which goes by signatures, make no option of a parameter that has a default."""
+    signature = inspect.signature(command)
+    shown = [parameter for parameter in signature.parameters.values() if parameter.name != name]
+    command.__signature__ = signature.replace(parameters=shown)  # type: ignore[attr-defined]

@@ -41,6 +41,7 @@ class SequenceState:
     hands_over: bool = False
     # First tokens that an earlier try has told the client, by choice: they stand, whatever is sampled.
     told_first_tokens: Mapping[int, int] = field(default_factory=dict)
+    dropped_choices: set[int] = field(default_factory=set)  # before their first token
     output_token_ids: list[int] = field(default_factory=list)
     num_computed_tokens: int = 0  # tokens whose K and V are in the pages
     block_table: list[int] = field(default_factory=list)

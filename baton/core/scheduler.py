@@ -143,8 +143,13 @@ class Scheduler:
             self._end(sequence)
 
     def abort_choice(self, request_id: str, choice: int) -> None:
-        """Forget one choice of a request."""
+        """Forget one choice of a request, whether or not it has its first token."""
         for sequence in self._by_request.get(request_id, ()):
+            if not sequence.output_token_ids:  # the prompt, which every choice is still to fork from
+                sequence.dropped_choices.add(choice)
+                if not _choices_to_sample(sequence):
+                    self._finish(sequence)
+                return
             if sequence.choice == choice:
                 self._finish(sequence)
                 return
@@ -371,11 +376,12 @@ class Scheduler:
             )
 
 
-def _choices_to_sample(sequence: SequenceState) -> range:
+def _choices_to_sample(sequence: SequenceState) -> list[int]:
     """A prompt's last row samples the first token of all its choices; after that each goes alone."""
     if sequence.output_token_ids:
-        return range(sequence.choice, sequence.choice + 1)
-    return range(sequence.request.sampling.n)
+        return [sequence.choice]
+    choices = range(sequence.request.sampling.n)
+    return [choice for choice in choices if choice not in sequence.dropped_choices]
 
 
 def _as_told(
@@ -401,7 +407,7 @@ def _num_slots(sequence: SequenceState) -> int:
     """Places in the batch that a sequence takes, or will when its prompt is computed and it forks."""
     if sequence.output_token_ids or sequence.hands_over:
         return 1
-    return sequence.request.sampling.n
+    return len(_choices_to_sample(sequence))
 
 
 def _leaves(sequence: SequenceState, row: ScheduledRow) -> bool:

@@ -40,6 +40,9 @@ def status_code(error: BatonError) -> grpc.StatusCode:
     return next((code for kind, code in _CODES if isinstance(error, kind)), grpc.StatusCode.INTERNAL)
 
 
+REFUSAL_REASON = "refusal-reason"  # trailing metadata of a refused transfer
+
+
 class ErrorInterceptor(grpc.aio.ServerInterceptor):
     """Turns what handlers of all four kinds raise into a status; unknown errors are logged and not told."""
 
@@ -111,4 +114,6 @@ def _trailers(error: BatonError) -> tuple[tuple[str, str], ...]:
     if isinstance(error, InvalidRequest):
         named = (("error-param", error.param), ("error-code", error.code))
         return tuple((name, value) for name, value in named if value)
+    if isinstance(error, TransferRefused):
+        return ((REFUSAL_REASON, error.reason),)
     return ()

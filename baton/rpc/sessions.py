@@ -69,6 +69,13 @@ class RequestHandler(Protocol):
         """
         ...
 
+    def run_here(self, request: EngineRequest, first_tokens: dict[int, int]) -> None:
+        """Compute a prompt and go on from it; `first_tokens` as for `prefill`.
+
+        Raises InvalidRequest where this worker can't.
+        """
+        ...
+
     def abort(self, request_id: str, choice: int | None) -> None:
         """Forget a request, or one choice of it."""
         ...
@@ -217,6 +224,8 @@ class SessionHost(worker_pb2_grpc.WorkerServicer):
         try:
             if prefill is None:
                 self.handler.reserve(request)
+            elif prefill.decodes_here:
+                self.handler.run_here(request, dict(prefill.first_tokens))
             else:
                 ticket = prefill.ticket if prefill.HasField("ticket") else None
                 self.handler.prefill(request, ticket, dict(prefill.first_tokens))

@@ -1,12 +1,15 @@
-"""What prefill and decode servers have in common: their gRPC server, sessions and life cycle."""
+"""What all workers have in common, whichever their roles: gRPC server, sessions, counts and life cycle."""
 
 import logging
 import secrets
-from collections.abc import Callable
+from typing import Protocol
 
 from baton.config import WorkerConfig
-from baton.core.kv_layout import KVLayout
+from baton.core.commands import EngineOutput
+from baton.core.ports import PageStore
+from baton.core.request import LoadSnapshot
 from baton.core.scheduler import SchedulerConfig
+from baton.core.transfer_stats import TransferStats
 from baton.rpc import codec
 from baton.rpc.lifecycle import DRAIN_TIMEOUT_S, StopSignals
 from baton.rpc.server import RpcServer
@@ -15,38 +18,68 @@ from baton.v1 import worker_pb2, worker_pb2_grpc
 
 logger = logging.getLogger(__name__)
 
-_ROLES = {"prefill": worker_pb2.ROLE_PREFILL, "decode": worker_pb2.ROLE_DECODE}
+_ROLES = {
+    "prefill": worker_pb2.ROLE_PREFILL,
+    "decode": worker_pb2.ROLE_DECODE,
+    "both": worker_pb2.ROLE_BOTH,
+}
+_NOUNS = {"prefill": "prefill server", "decode": "decode server", "both": "worker of both roles"}
 
 
-def new_epoch() -> int:
-    """A number that no earlier start of this worker has used: 64 random bits."""
-    return secrets.randbits(64)
+class ServedEngine(Protocol):
+    """What a worker tells routers of its engine."""
+
+    @property
+    def store(self) -> PageStore:
+        """Its KV pages."""
+        ...
+
+    @property
+    def scheduler_config(self) -> SchedulerConfig:
+        """Its limits."""
+        ...
+
+    @property
+    def fingerprint(self) -> bytes:
+        """16 bytes that differ between models."""
+        ...
+
+    @property
+    def load(self) -> LoadSnapshot:
+        """How full it is."""
+        ...
 
 
-def make_session_host(
-    config: WorkerConfig,
-    epoch: int,
-    limits: SchedulerConfig,
-    layout: KVLayout,
-    fingerprint: bytes,
-    load: Callable[[], worker_pb2.Load],
-) -> SessionHost:
-    """Sessions that greet routers with what this worker is."""
+class Worker:
+    """One worker as routers see it: sessions that greet them with what it is, and what it has counted."""
 
-    def welcome() -> worker_pb2.Welcome:
+    def __init__(self, config: WorkerConfig, engine: ServedEngine) -> None:
+        self.epoch = secrets.randbits(64)  # no earlier start of this worker has used it
+        self.stats = TransferStats()
+        self.sessions = SessionHost(self._welcome, engine.store.layout.block_size)
+        self._config = config
+        self._engine = engine
+
+    def send_step(self, output: EngineOutput) -> None:
+        """Tell every router its requests' tokens of a step, and the worker's load."""
+        self.sessions.send_step(output, self._load())
+
+    def _welcome(self) -> worker_pb2.Welcome:
+        limits = self._engine.scheduler_config
         return worker_pb2.Welcome(
             protocol_version=codec.PROTOCOL_VERSION,
-            worker_id=config.worker_id,
-            epoch=epoch,
-            role=_ROLES[config.role],
-            model_fingerprint=fingerprint,
+            worker_id=self._config.worker_id,
+            epoch=self.epoch,
+            role=_ROLES[self._config.role],
+            model_fingerprint=self._engine.fingerprint,
             max_model_len=limits.max_model_len,
             max_num_seqs=limits.max_num_seqs,
-            layout=codec.layout_to_proto(layout),
-            load=load(),
+            layout=codec.layout_to_proto(self._engine.store.layout),
+            load=self._load(),
         )
 
-    return SessionHost(welcome, layout.block_size)
+    def _load(self) -> worker_pb2.Load:
+        return codec.load_to_proto(self._engine.load, self.stats)
 
 
 async def serve_until_stopped(
@@ -56,7 +89,7 @@ async def serve_until_stopped(
     signals = StopSignals()
     worker_pb2_grpc.add_WorkerServicer_to_server(sessions, server.grpc)
     await server.start(config.listen_address, ("baton.v1.Worker", *service_names), "--listen")
-    logger.info("%s server %s is serving at %s", config.role, config.worker_id, config.listen_address)
+    logger.info("%s %s is serving at %s", _NOUNS[config.role], config.worker_id, config.listen_address)
 
     async def drain() -> None:
         logger.info("draining: no new requests, up to %.0f s for those that run", DRAIN_TIMEOUT_S)

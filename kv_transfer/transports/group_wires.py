@@ -48,18 +48,15 @@ class HostAndDeviceBuffer:
 class GlooWire:
     """Messages over Gloo, each with an empty one after it and an empty answer.
 
-    When a connection fails, Gloo tells those who wait for messages that have not begun, and forgets the one that
-    it was just reading or writing: who waits for that one waits until his time is over. An empty message is
-    never half read. So the receiver waits for the one that follows, and the sender for the answer.
+    When a connection fails, Gloo tells those who wait for messages that have not begun, and forgets the one
+    that it was just reading or writing: who waits for that one waits until his time is over. An empty message
+    is never half read. So the receiver waits for the one that follows, and the sender for the answer.
     """
 
     def __init__(self, store: Any, rank: int, address: str, max_bytes: int, deadline: float) -> None:
-        gloo = _dist.ProcessGroupGloo
-        options = gloo._Options()
-        options._timeout = timeout_until(deadline)
-        options._threads = 1  # for collectives, of which there are none
-        options._devices = [gloo.create_device(hostname=address)]  # listens there, and nowhere else
-        self._group = gloo(store, rank, 2, options)
+        # Options are not kept: they hold the listening socket, and where no group could be made, who then
+        # connects would be connected to memory that is free.
+        self._group = _dist.ProcessGroupGloo(store, rank, 2, _gloo_options(address, deadline))
         self._peer = 1 - rank
         self._max_bytes = max_bytes
         self._lock = threading.Lock()
@@ -111,6 +108,14 @@ class GlooWire:
                 self._aborter.join()
         self._answers.clear()
         self._group = None
+
+
+def _gloo_options(address: str, deadline: float) -> Any:
+    options = _dist.ProcessGroupGloo._Options()
+    options._timeout = timeout_until(deadline)
+    options._threads = 1  # for collectives, of which there are none
+    options._devices = [_dist.ProcessGroupGloo.create_device(hostname=address)]  # listens there only
+    return options
 
 
 class _GlooSend:

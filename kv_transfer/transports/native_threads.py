@@ -1,8 +1,8 @@
 """Threads that wait in native code, and are ended before the interpreter is.
 
-A thread that comes back from native code while the interpreter shuts down is unwound by force; C++ frames do not
-survive that, and the process aborts. A thread that is not a daemon would be waited for, but only after its work,
-and nobody would tell it to end. So these are daemons that are told to end, and waited for, at exit.
+A thread that comes back from native code while the interpreter shuts down is unwound by force; C++ frames do
+not survive that, and the process aborts. Threads that are no daemons are waited for, but nobody tells them to
+end. So these are daemons, which are told to end and then waited for.
 """
 
 import atexit
@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 
 # A thread that takes longer than this to end is left behind at exit.
-EXIT_TIMEOUT_S = 10.0
+EXIT_TIMEOUT_S = 5.0
 
 _stops: dict[threading.Thread, Callable[[], None]] = {}
 

@@ -1,9 +1,9 @@
 """What the two ends of a pair have in common: a thread, a wire, and how it all ends.
 
 One end sends byte buffers in order, the other receives them. What lies between is a `Wire`, which blocks;
-`process_group.py` makes real ones. An end belongs to the event loop it was made on. Its thread owns the wire and
-the buffers, takes commands from a queue and answers through `call_soon_threadsafe`; nothing of the loop's is
-touched by the thread, and nothing of the thread's by the loop.
+`process_group.py` makes real ones. An end belongs to the event loop it was made on. Its thread owns the wire
+and the buffers, takes commands from a queue and answers through `call_soon_threadsafe`; nothing of the loop's
+is touched by the thread, and nothing of the thread's by the loop.
 """
 
 import asyncio

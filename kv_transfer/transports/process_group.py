@@ -1,13 +1,14 @@
 """Pairs of torch.distributed process groups: Gloo where the device is "cpu", NCCL where it is "cuda".
 
-Both ends meet at a TCPStore that the receiver serves while they do. The groups are made on it directly: the
-process-wide default group, which may be somebody else's, is not touched. Nothing here is authenticated; whoever
-can connect to a worker's ports can spoil a pair (checksums find out), as everywhere where NCCL is used.
+Both ends meet on a port that the receiver serves while they do. The groups are made directly; the default
+group of the process, which may be somebody else's, is not touched. Neither the port nor the groups know who
+connects to them, as everywhere with NCCL: pairs are for networks of the cluster's machines alone.
 """
 
 import asyncio
+import contextlib
 import socket
-import threading
+import struct
 import time
 from collections.abc import Callable
 from datetime import timedelta
@@ -18,35 +19,37 @@ import torch.distributed
 
 from baton.core.errors import TransferRefused
 from kv_transfer.transports import native_threads
-from kv_transfer.transports.group_wires import RECEIVER, SENDER, GlooWire, NcclWire, timeout_until
-from kv_transfer.transports.pair_end import NUM_BUFFERS, STALL_TIMEOUT_S, Wire, again, explain
+from kv_transfer.transports.group_wires import RECEIVER, SENDER, GlooWire, NcclWire
+from kv_transfer.transports.pair_end import NUM_BUFFERS, STALL_TIMEOUT_S, Wire, explain
 from kv_transfer.transports.receiving_end import Landed, ReceivingEnd
 from kv_transfer.transports.sending_end import SendingEnd
 
 # Longest message: large enough that a long prompt's pages go in a few of them.
 BUFFER_BYTES = 16 << 20
-# Both ends are to have met after it.
+# Both ends are to have met after it, and are given up a little later.
 MEETING_TIMEOUT_S = 10.0
+_GRACE_S = 0.5
 
-# Keys of the store besides torch's own.
-_MAX_BYTES_KEY, _SENDER_KEY = "baton/max_bytes", "baton/sender"
-_ARRIVAL_POLL_S = 0.005
+_LENGTHS = struct.Struct("!II")  # of a key and a value
+_MAX_VALUE_BYTES = 1 << 20
 
 # Not all of it is declared for type checkers.
 _dist: Any = torch.distributed
+_Store: Any = getattr(_dist, "Store", object)
 
 Token = TypeVar("Token")
 
 
 def is_available(device: str) -> bool:
-    """Whether this torch can make pairs for pages on `device`, "cpu" or "cuda"."""
+    """Whether this torch can make pairs for pages on `device`: "cpu", "cuda" or "cuda:<index>"."""
     if not torch.distributed.is_available():
         return False
-    return bool(_dist.is_nccl_available() if device == "cuda" else _dist.is_gloo_available())
+    is_cuda = torch.device(device).type == "cuda"
+    return bool(_dist.is_nccl_available() if is_cuda else _dist.is_gloo_available())
 
 
 class Meeting:
-    """Where a sending end finds this process: `host` and `port` of a store that is served for one pair."""
+    """Where a sending end finds this process: `host` and `port`, served for one pair."""
 
     def __init__(self, host: str, *, max_bytes: int = BUFFER_BYTES) -> None:
         """Listen on `host`, an address of this machine that the sender reaches, and on no other.
@@ -54,20 +57,11 @@ class Meeting:
         Raises TransferRefused where that can't be.
         """
         try:
-            listener = _listen(host)
-            self.host, self.port = host, int(listener.getsockname()[1])
-            self._address = str(listener.getsockname()[0])
-            self._store: Any = _dist.TCPStore(
-                self._address,
-                self.port,
-                is_master=True,
-                wait_for_workers=False,
-                timeout=timedelta(seconds=MEETING_TIMEOUT_S),
-                master_listen_fd=listener.detach(),
-            )
-            self._store.set(_MAX_BYTES_KEY, str(max_bytes))
-        except (OSError, RuntimeError) as error:
+            self._listener = _listen(host)
+        except OSError as error:
             raise TransferRefused("pair", f"can't listen on {host}: {explain(error)}") from None
+        self.host = host
+        self.port = int(self._listener.getsockname()[1])
         self._max_bytes = max_bytes
 
     async def receiving_end(
@@ -80,30 +74,26 @@ class Meeting:
         stall_timeout_s: float = STALL_TIMEOUT_S,
         num_buffers: int = NUM_BUFFERS,
     ) -> ReceivingEnd[Token]:
-        """Wait for the sender and make this end; may be called once. See ReceivingEnd.
+        """Wait for the sender and make this end; the meeting is over then. See ReceivingEnd.
 
-        Raises TransferRefused where the sender does not come in time. The store is closed in any case.
+        Raises TransferRefused where the sender does not come in time.
         """
-        wire = await _made(lambda is_unwanted: self._meet(device, meeting_timeout_s, is_unwanted))
+        deadline = time.monotonic() + meeting_timeout_s
+        try:
+            async with asyncio.timeout(meeting_timeout_s):
+                connection, _ = await asyncio.get_running_loop().sock_accept(self._listener)
+        except TimeoutError:
+            raise TransferRefused("pair", "the sender did not come") from None
+        finally:
+            self.close()
+        wire = await _WireMaker(lambda: connection, RECEIVER, device, self._max_bytes, deadline).wire()
         return ReceivingEnd(
             wire, on_landed, on_broken, num_buffers=num_buffers, stall_timeout_s=stall_timeout_s
         )
 
     def close(self) -> None:
-        """Serve the store no longer."""
-        self._store = None
-
-    def _meet(self, device: str, timeout_s: float, is_unwanted: threading.Event) -> Wire[Any]:
-        deadline = time.monotonic() + timeout_s
-        store, self._store = self._store, None
-        if store is None:
-            raise TransferRefused("pair", "the meeting is over")
-        # The store would wait, but not be woken, and writes a stack trace when nobody comes.
-        while not store.check([_SENDER_KEY]):
-            if is_unwanted.wait(_ARRIVAL_POLL_S) or time.monotonic() > deadline:
-                raise TransferRefused("pair", "the sender did not come")
-        # A store of its own for the group, so that the one that is served ends with the meeting.
-        return _make(store.clone(), RECEIVER, device, self._address, self._max_bytes, deadline)
+        """Listen no longer."""
+        self._listener.close()
 
 
 async def sending_end(
@@ -122,28 +112,139 @@ async def sending_end(
     Messages are as long as both ends have buffers for: see SendingEnd.max_bytes. Raises TransferRefused where
     the receiver can't be reached in time.
     """
-    wire = await _made(lambda is_unwanted: _meet_receiver(host, port, device, max_bytes, meeting_timeout_s))
+    deadline = time.monotonic() + meeting_timeout_s
+
+    def connect() -> socket.socket:
+        return socket.create_connection((host, port), timeout=meeting_timeout_s)
+
+    wire = await _WireMaker(connect, SENDER, device, max_bytes, deadline).wire()
     return SendingEnd(wire, on_broken, num_buffers=num_buffers, stall_timeout_s=stall_timeout_s)
 
 
-def _meet_receiver(host: str, port: int, device: str, max_bytes: int, timeout_s: float) -> Wire[Any]:
-    deadline = time.monotonic() + timeout_s
-    # Also because the store writes stack traces when it can't connect.
-    with socket.create_connection((host, port), timeout=timeout_s) as connection:
+class _WireMaker:
+    """Makes a wire on a thread; where nobody waits for it any more, it is closed as soon as it is made."""
+
+    def __init__(
+        self, connect: Callable[[], socket.socket], rank: int, device: str, max_bytes: int, deadline: float
+    ) -> None:
+        self._connect = connect
+        self._rank = rank
+        self._device = torch.device(device)
+        self._max_bytes = max_bytes
+        self._deadline = deadline
+        self._loop = asyncio.get_running_loop()
+        self._made: asyncio.Future[Wire[Any]] = self._loop.create_future()
+        self._is_unwanted = False
+        self._store: _MeetingStore | None = None
+
+    async def wire(self) -> Wire[Any]:
+        native_threads.start("pair-meet", self._run, self._stop)
+        try:
+            # NCCL may overlook the deadline.
+            async with asyncio.timeout(self._deadline - time.monotonic() + _GRACE_S):
+                return await self._made
+        except BaseException as error:
+            self._stop()
+            if self._made.done() and not self._made.cancelled() and self._made.exception() is None:
+                _close_aside(self._made.result())
+            self._made.cancel()
+            if isinstance(error, TimeoutError):
+                raise TransferRefused("pair", "the peer did not answer in time") from None
+            raise
+
+    def _settle(self, outcome: Wire[Any] | TransferRefused) -> None:
+        if self._made.done():
+            if not isinstance(outcome, TransferRefused):
+                _close_aside(outcome)
+        elif isinstance(outcome, TransferRefused):
+            self._made.set_exception(outcome)
+        else:
+            self._made.set_result(outcome)
+
+    def _stop(self) -> None:
+        """Called on any thread."""
+        self._is_unwanted = True
+        if self._store is not None:
+            self._store.interrupt()
+
+    # From here on: on the thread.
+
+    def _run(self) -> None:
+        try:
+            with self._connect() as connection:
+                self._store = _MeetingStore(connection, self._deadline)
+                if self._is_unwanted:
+                    self._store.interrupt()
+                outcome: Wire[Any] | TransferRefused = self._make(connection, self._store)
+        except Exception as error:
+            outcome = TransferRefused("pair", f"no pair could be made: {explain(error)}")
+        try:
+            self._loop.call_soon_threadsafe(self._settle, outcome)
+        except RuntimeError:  # the loop is closed
+            if not isinstance(outcome, TransferRefused):
+                outcome.close()
+
+    def _make(self, connection: socket.socket, store: "_MeetingStore") -> Wire[Any]:
+        store.set(f"max_bytes/{self._rank}", str(self._max_bytes).encode())
+        max_bytes = min(self._max_bytes, int(store.get(f"max_bytes/{1 - self._rank}")))
+        if self._device.type == "cuda":
+            device = torch.device("cuda", self._device.index or 0)
+            return NcclWire(store, self._rank, device, max_bytes, self._deadline)
+        # Gloo is to use the interface that faces the peer, whatever this machine is called.
         address = str(connection.getsockname()[0])
-    store = _dist.TCPStore(
-        host, port, is_master=False, wait_for_workers=False, timeout=timeout_until(deadline)
-    )
-    max_bytes = min(max_bytes, int(store.get(_MAX_BYTES_KEY)))
-    store.set(_SENDER_KEY, "")
-    return _make(store, SENDER, device, address, max_bytes, deadline)
+        return GlooWire(store, self._rank, address, max_bytes, self._deadline)
 
 
-def _make(store: Any, rank: int, device: str, address: str, max_bytes: int, deadline: float) -> Wire[Any]:
-    if device == "cuda":
-        gpu = torch.device("cuda", torch.cuda.current_device())
-        return NcclWire(store, rank, gpu, max_bytes, deadline)
-    return GlooWire(store, rank, address, max_bytes, deadline)
+def _close_aside(wire: Wire[Any]) -> None:
+    native_threads.start("pair-close", wire.close, lambda: None)
+
+
+class _MeetingStore(_Store):  # type: ignore[misc]
+    """What one end sets, the other can get: over the connection on which they met.
+
+    Torch's TCPStore listens on every interface, waits for ever for a server that is stopped, and writes stack
+    traces to stderr. One thread uses it; any may interrupt.
+    """
+
+    def __init__(self, connection: socket.socket, deadline: float) -> None:
+        super().__init__()
+        self._connection = connection
+        self._deadline = deadline
+        self._values: dict[str, bytes] = {}
+
+    def set(self, key: str, value: bytes) -> None:
+        self._values[key] = value
+        name = key.encode()
+        self._connection.sendall(_LENGTHS.pack(len(name), len(value)) + name + value)
+
+    def get(self, key: str) -> bytes:
+        self.wait([key])
+        return self._values[key]
+
+    def wait(self, keys: list[str], _: timedelta | None = None) -> None:
+        while not self.check(keys):
+            sizes = _LENGTHS.unpack(self._read(_LENGTHS.size))
+            name, value = (self._read(size) for size in sizes)
+            self._values[name.decode()] = value
+
+    def check(self, keys: list[str]) -> bool:
+        return all(key in self._values for key in keys)
+
+    def interrupt(self) -> None:
+        with contextlib.suppress(OSError):
+            self._connection.shutdown(socket.SHUT_RDWR)
+
+    def _read(self, num_bytes: int) -> bytes:
+        if num_bytes > _MAX_VALUE_BYTES:
+            raise ConnectionError("something else than a sender has connected")
+        read = bytearray()
+        while len(read) < num_bytes:
+            self._connection.settimeout(max(self._deadline - time.monotonic(), 0.001))
+            more = self._connection.recv(num_bytes - len(read))
+            if not more:
+                raise ConnectionError("the peer has gone")
+            read += more
+        return bytes(read)
 
 
 def _listen(host: str) -> socket.socket:
@@ -152,46 +253,8 @@ def _listen(host: str) -> socket.socket:
     try:
         listener.bind(address)
         listener.listen()
+        listener.setblocking(False)
     except OSError:
         listener.close()
         raise
     return listener
-
-
-async def _made(make: Callable[[threading.Event], Wire[Any]]) -> Wire[Any]:
-    """Make a wire on a thread; where nobody waits for it any more, it is closed as soon as it is made."""
-    loop = asyncio.get_running_loop()
-    made: asyncio.Future[Wire[Any]] = loop.create_future()
-    is_unwanted = threading.Event()
-
-    def settle(outcome: Wire[Any] | TransferRefused) -> None:
-        if isinstance(outcome, TransferRefused):
-            if not made.done():
-                made.set_exception(outcome)
-        elif made.done():
-            native_threads.start("pair-close", outcome.close, lambda: None)
-        else:
-            made.set_result(outcome)
-
-    def run() -> None:
-        outcome: Wire[Any] | TransferRefused
-        try:
-            outcome = make(is_unwanted)
-        except TransferRefused as error:
-            outcome = again(error)
-        except Exception as error:
-            outcome = TransferRefused("pair", f"no pair could be made: {explain(error)}")
-        try:
-            loop.call_soon_threadsafe(settle, outcome)
-        except RuntimeError:  # the loop is closed
-            if not isinstance(outcome, TransferRefused):
-                outcome.close()
-
-    native_threads.start("pair-meet", run, is_unwanted.set)
-    try:
-        return await made
-    except asyncio.CancelledError:
-        is_unwanted.set()
-        if made.done() and not made.cancelled() and made.exception() is None:
-            native_threads.start("pair-close", made.result().close, lambda: None)
-        raise

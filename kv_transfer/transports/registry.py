@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from baton.core.errors import StartupError
 from baton.core.ports import PageStore
 from baton.rpc.ticket import Ticket, WorkerTransports
+from kv_transfer.transports import nixl_library
 
 if TYPE_CHECKING:
     from kv_transfer.nixl_route import NixlRoute
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-_NIXL_PACKAGES = ("nixl", "nixl_cu13", "nixl_cu12")
 
 
 class SendingTransports:
@@ -100,7 +100,7 @@ def _installed(asked: str | None) -> list[str]:
     names = ["grpc"]
     if asked in (None, "nccl") and _is_installed("torch"):
         names.append("nccl")
-    if asked in (None, "nixl") and any(_is_installed(package) for package in _NIXL_PACKAGES):
+    if asked in (None, "nixl") and nixl_library.is_available():
         names.append("nixl")
     if asked is not None and asked not in names:
         raise StartupError(

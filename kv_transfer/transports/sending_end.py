@@ -1,4 +1,4 @@
-"""The end of a pair that sends: messages are put together on its thread, one while the last is on the wire."""
+"""The end of a pair that sends: on its thread a message is put together while the last is on the wire."""
 
 import asyncio
 import contextlib
@@ -79,9 +79,10 @@ class SendingEnd(PairEnd):
         """Send one message; returns when it has been read from its source, not when it has arrived.
 
         `fill` puts the message into memory of `num_bytes`, on the end's thread: it should let go of the
-        interpreter's lock where it can (numpy does). `announce` is called with the crc32c, on the loop, in the
-        order in which messages go out. Where `send` ends, in whatever way, `fill` runs no more. What `fill`
-        raises is raised here, and nothing is sent. Raises TransferRefused where the pair is broken or closed.
+        interpreter's lock where it can (numpy does). `announce` is called with the crc32c, on the loop, in
+        the order in which messages go out. Where `send` ends, in whatever way, `fill` runs no more. What
+        `fill` raises is raised here, and nothing is sent. Raises TransferRefused where the pair is broken or
+        closed, and ValueError for a message that is empty or longer than `max_bytes`.
         """
         if not 0 < num_bytes <= self._max_bytes:
             raise ValueError(f"a message of {num_bytes} bytes where 1 to {self._max_bytes} can be sent")

@@ -69,6 +69,20 @@ def test_worker_options(
     assert workers == [WorkerConfig(role, model_dir, *where, "secret", engine, "auto", 2.5, deadlines)]
 
 
+@pytest.mark.parametrize(
+    ("option", "role"), [([], "both"), (["--role=both"], "both"), (["--role=decode"], "decode")]
+)
+def test_a_worker_of_the_role_that_is_named(
+    option: list[str],
+    role: str,
+    monkeypatch: pytest.MonkeyPatch,
+    workers: list[WorkerConfig],
+    model_dir: Path,
+) -> None:
+    run(monkeypatch, "worker", f"--model={model_dir}", "--listen=unix:/tmp/w.sock", *option)
+    assert [(config.role, config.worker_id) for config in workers] == [(role, f"{role}@unix:/tmp/w.sock")]
+
+
 def test_worker_defaults(
     monkeypatch: pytest.MonkeyPatch, workers: list[WorkerConfig], model_dir: Path
 ) -> None:
@@ -90,6 +104,14 @@ def test_router_options(
     ]
 
 
+def test_a_router_of_workers_of_both_roles(
+    monkeypatch: pytest.MonkeyPatch, routers: list[RouterConfig], model_dir: Path
+) -> None:
+    run(monkeypatch, "router", f"--model={model_dir}", "--worker=w0:1", "--worker=w1:1", "--prefill=p0:1")
+    assert routers[0].worker_addresses == ("w0:1", "w1:1")
+    assert (routers[0].prefill_addresses, routers[0].decode_addresses) == (("p0:1",), ())
+
+
 def test_serve_shares_the_cores(
     monkeypatch: pytest.MonkeyPatch, plans: list[ServePlan], model_dir: Path, free_ports: tuple[int, int]
 ) -> None:
@@ -97,9 +119,13 @@ def test_serve_shares_the_cores(
     ports = [f"--port={free_ports[0]}", f"--grpc-port={free_ports[1]}"]
     run(monkeypatch, "serve", str(model_dir), "--prefill=2", "--decode=1", *ports, *ENGINE_OPTIONS)
     (plan,) = plans
-    assert (plan.num_prefill, plan.num_decode, plan.http_port, plan.grpc_port) == (2, 1, *free_ports)
+    assert plan.workers == {"prefill": 2, "decode": 1}
+    assert (plan.http_port, plan.grpc_port) == free_ports
     assert (plan.model.directory, plan.served_model_name) == (model_dir, "a-model")
     assert plan.engine == EngineConfig("float32", 32, 64 * 2**20, 8, 256, 1024, num_threads=3)
+    run(monkeypatch, "serve", str(model_dir), "--role=both", "--workers=2", *ports)
+    assert plans[1].workers == {"worker": 2}
+    assert plans[1].engine.num_threads == 5
 
 
 def test_the_children_of_serve_understand_their_options(
@@ -129,6 +155,27 @@ def test_the_children_of_serve_understand_their_options(
     assert routers[0].served_model_name == "it's"
     assert prefill.cluster_token == decode.cluster_token == routers[0].cluster_token != ""
     assert "BATON_CLUSTER_TOKEN" not in " ".join(str(part) for child in children for part in child.arguments)
+
+
+def test_the_children_of_both_roles_understand_their_options(
+    monkeypatch: pytest.MonkeyPatch,
+    plans: list[ServePlan],
+    workers: list[WorkerConfig],
+    routers: list[RouterConfig],
+    model_dir: Path,
+    free_ports: tuple[int, int],
+) -> None:
+    ports = [f"--port={free_ports[0]}", f"--grpc-port={free_ports[1]}"]
+    run(monkeypatch, "serve", str(model_dir), "--role=both", "--workers=2", *ports)
+    monkeypatch.setattr("baton.cli.router_command.die_with_parent", lambda pid: None)
+    monkeypatch.setattr("baton.cli.worker_command.die_with_parent", lambda pid: None)
+    children = child_specs(plans[0], worker_sockets(plans[0], Path("/run/b")))
+    for child in children:
+        run(monkeypatch, *child.arguments[3:])
+    assert [child.name for child in children] == ["router", "worker-0", "worker-1"]
+    assert [worker.role for worker in workers] == ["both", "both"]
+    assert routers[0].worker_addresses == tuple(worker.listen_address for worker in workers)
+    assert (routers[0].prefill_addresses, routers[0].decode_addresses) == ((), ())
 
 
 def test_the_banner_quotes_for_the_shell(

@@ -127,8 +127,28 @@ def test_engine_settings_are_checked() -> None:
         EngineConfig(max_model_len=0)
 
 
+def test_a_router_of_workers_of_both_roles() -> None:
+    addresses = ("unix:/w0", "unix:/w1")
+    config = RouterConfig(Path("model"), "m", (), (), worker_addresses=addresses)
+    assert config.worker_addresses == addresses
+    assert RouterConfig(Path("model"), "m", (), ("unix:/d",), worker_addresses=addresses)
+    with pytest.raises(StartupError, match="is not an address"):
+        RouterConfig(Path("model"), "m", (), (), worker_addresses=("worker",))
+
+
+def test_a_worker_is_named_once() -> None:
+    with pytest.raises(StartupError, match=r"unix:/w is named 2 times: .* one of both roles with --worker"):
+        RouterConfig(Path("model"), "m", ("unix:/w",), ("unix:/w",))
+
+
+def test_a_role_is_one_of_three() -> None:
+    assert worker("127.0.0.1:1", "127.0.0.1:1", role="both").role == "both"
+    with pytest.raises(StartupError, match="unknown role 'cook': use prefill, decode, both"):
+        worker("127.0.0.1:1", "127.0.0.1:1", role="cook")  # type: ignore[arg-type]
+
+
 def test_a_router_needs_workers_of_both_kinds_and_two_ports() -> None:
-    with pytest.raises(StartupError, match="--decode ADDRESS"):
+    with pytest.raises(StartupError, match=r"--decode ADDRESS, or a worker .* --worker ADDRESS"):
         RouterConfig(Path("model"), "m", ("unix:/p",), ())
     with pytest.raises(StartupError, match="can't share port 8000"):
         RouterConfig(Path("model"), "m", ("unix:/p",), ("unix:/d",), grpc_port=8000)

@@ -66,6 +66,27 @@ def test_a_worker_that_others_reach_needs_a_token(model_dir: Path) -> None:
     assert "set BATON_CLUSTER_TOKEN" in line
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--role=cook"], "unknown role 'cook': use both, or --prefill and --decode without --role"),
+        (["--role=both", "--prefill=1"], "--prefill and --decode don't go with --role both: use --workers"),
+        (["--workers=2"], "--workers goes with --role both; else use --prefill and --decode"),
+    ],
+)
+def test_roles_that_do_not_go_together(options: list[str], words: str, model_dir: Path) -> None:
+    assert error_line("serve", str(model_dir), *options) == f"baton: {words}"
+
+
+def test_a_worker_of_no_role(model_dir: Path) -> None:
+    line = error_line("worker", f"--model={model_dir}", "--listen=unix:/tmp/w.sock", "--role=cook")
+    assert line == "baton: unknown role 'cook': use prefill, decode, both"
+
+
+def test_a_router_without_workers(model_dir: Path) -> None:
+    assert "with --worker ADDRESS" in error_line("router", f"--model={model_dir}", "--prefill=p0:1")
+
+
 def test_a_size_that_is_none(model_dir: Path) -> None:
     assert "'lots' is not a size" in error_line("serve", str(model_dir), "--kv-cache-memory=lots")
 
@@ -86,10 +107,13 @@ def test_an_error_that_came_through_a_task_group(
 def test_usage_errors_exit_with_2() -> None:
     assert baton("serve", "--no-such-option").returncode == 2
     assert baton("decode").returncode == 2
+    assert "No such option: --role" in baton("decode", "--role=prefill").stderr
 
 
 def test_version_and_help() -> None:
     assert baton("--version").stdout.startswith("baton 0.")
     helped = baton("--help")
     assert helped.returncode == 0
-    assert all(command in helped.stdout for command in ("serve", "chat", "router", "prefill", "decode"))
+    assert all(
+        command in helped.stdout for command in ("serve", "chat", "router", "prefill", "decode", "worker")
+    )

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-# Takes the place of router.main, prefill_service.main and decode_service.main.
+# Takes the place of router.main and of every worker's main.
 FAKE_SERVICE = """
 import http.server, os, pathlib, signal, threading
 
@@ -24,7 +24,7 @@ def run(config):
     if name != "router":
         pathlib.Path(config.listen_address.removeprefix("unix:")).touch()
     else:
-        workers = config.prefill_addresses + config.decode_addresses
+        workers = config.prefill_addresses + config.decode_addresses + config.worker_addresses
         sockets = [address.removeprefix("unix:") for address in workers]
 
         class Health(http.server.BaseHTTPRequestHandler):
@@ -70,9 +70,9 @@ class Serve:
 
 
 @pytest.fixture
-def start(tmp_path: Path, model_dir: Path, free_ports: tuple[int, int]) -> Iterator[Callable[[], Serve]]:
+def start(tmp_path: Path, model_dir: Path, free_ports: tuple[int, int]) -> Iterator[Callable[..., Serve]]:
     """Start `baton serve` in a directory that holds the pretended services."""
-    for package in ("router", "prefill_service", "decode_service"):
+    for package in ("router", "prefill_service", "decode_service", "both_service"):
         (tmp_path / package).mkdir()
         (tmp_path / package / "__init__.py").touch()
         (tmp_path / package / "main.py").write_text(FAKE_SERVICE)
@@ -80,9 +80,9 @@ def start(tmp_path: Path, model_dir: Path, free_ports: tuple[int, int]) -> Itera
     command = [sys.executable, "-m", "baton.cli.main", "serve", str(model_dir), *ports]
     started: list[subprocess.Popen[str]] = []
 
-    def start() -> Serve:
+    def start(*options: str) -> Serve:
         process = subprocess.Popen(
-            command,
+            [*command, *options],
             cwd=tmp_path,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -115,6 +115,15 @@ def test_serves_until_it_is_asked_to_stop(start: Callable[[], Serve], number: si
     assert serve.process.wait(timeout=30) == 0
     assert not any(is_running(pid) for pid in pids)
     assert "Traceback" not in serve.process.stdout.read()
+
+
+def test_workers_of_both_roles(start: Callable[..., Serve]) -> None:
+    serve = start("--role=both", "--workers=2")
+    pids = [serve.pid_of(child) for child in ("router", "worker-0", "worker-1")]
+    serve.wait_for("curl http://127.0.0.1:")
+    serve.process.send_signal(signal.SIGTERM)
+    assert serve.process.wait(timeout=30) == 0
+    assert not any(is_running(pid) for pid in pids)
 
 
 def test_a_failure_at_start_is_shown_once(start: Callable[[], Serve], tmp_path: Path) -> None:

@@ -188,6 +188,34 @@ def test_aborts_give_back_pages_that_wait_for_a_copy() -> None:
     assert engine.pool.num_free == engine.pool.num_blocks
 
 
+@pytest.mark.parametrize("dropped", [(0,), (1,), (0, 2), (2, 1)])
+def test_choices_that_are_dropped_before_their_first_token_are_not_computed(dropped: tuple[int, ...]) -> None:
+    engine, prompt = Engine(budget=4), tokens_of(6)
+    engine.add("a", prompt, max_tokens=5, n=3, seed=2)
+    engine.step()
+    for choice in dropped:
+        engine.scheduler.abort_choice("a", choice)
+    outputs: dict[int, list[int]] = {}
+    while events := engine.step():
+        for event in events:
+            outputs.setdefault(event.choice, []).append(event.token.token_id)
+    request = make_request("a", prompt, BLOCK_SIZE, max_tokens=5, n=3, seed=2)
+    oracle = alone(prompt, request.sampling, 60)
+    assert outputs == {choice: list(oracle[choice][0]) for choice in range(3) if choice not in dropped}
+    assert engine.pool.num_free == engine.pool.num_blocks
+
+
+def test_a_prompt_whose_choices_are_all_dropped_is_forgotten() -> None:
+    engine = Engine(budget=4)
+    engine.add("a", tokens_of(6), max_tokens=5, n=2)
+    engine.step()
+    for choice in (1, 1, 7, 0):
+        assert engine.pool.num_free < engine.pool.num_blocks
+        engine.scheduler.abort_choice("a", choice)
+    assert engine.pool.num_free == engine.pool.num_blocks
+    assert engine.step() == []
+
+
 def test_received_pages_can_be_found_as_soon_as_they_are_committed() -> None:
     scheduler = Engine().scheduler
     num_cached = []

@@ -148,12 +148,12 @@ class SchedulerMachine(RuleBasedStateMachine):
         return [tracked for tracked in self.world.live.values() if tracked.reserved is not None]
 
     def open_choices(self) -> list[tuple[Tracked, int]]:
-        """Choices that clients have seen tokens of, and may want no more of."""
+        """Choices that clients may want no more of."""
         return [
             (tracked, choice)
             for tracked in self.world.live.values()
             if tracked.is_computed_here and tracked.role is not Role.PREFILL
-            for choice in sorted(tracked.open_choices & set(tracked.outputs))
+            for choice in sorted(tracked.open_choices)
         ]
 
     def is_servable(self, request: EngineRequest, num_slots: int) -> bool:

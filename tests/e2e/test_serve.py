@@ -14,10 +14,10 @@ from tests.e2e.processes import free_port
 
 
 @pytest.fixture
-def served(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+def served(request: pytest.FixtureRequest) -> Iterator[subprocess.Popen[str]]:
     ports = [f"--port={free_port()}", f"--grpc-port={free_port()}"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "baton.cli.main", "serve", *ports, "--kv-cache-memory=64MiB"],
+        [sys.executable, "-m", "baton.cli.main", "serve", *request.param, *ports, "--kv-cache-memory=64MiB"],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -28,13 +28,18 @@ def served(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     process.wait()
 
 
-def test_the_printed_curl_line_works_and_ctrl_c_stops_everything(served: subprocess.Popen[str]) -> None:
+@pytest.mark.parametrize(
+    ("served", "num_children"), [((), 3), (("--role=both",), 2)], indirect=["served"], ids=["apart", "both"]
+)
+def test_the_printed_curl_line_works_and_ctrl_c_stops_everything(
+    served: subprocess.Popen[str], num_children: int
+) -> None:
     assert served.stdout is not None
     curl = next(line for line in served.stdout if line.startswith("curl "))
     answer = json.loads(subprocess.check_output(["bash", "-c", f"{curl.strip()} --silent"], timeout=60))
     assert answer["choices"][0]["text"]
     children = Path(f"/proc/{served.pid}/task/{served.pid}/children").read_text().split()
-    assert len(children) == 3
+    assert len(children) == num_children
     served.send_signal(signal.SIGINT)
     rest, _ = served.communicate(timeout=20)
     assert served.returncode == 0, rest

@@ -1,4 +1,4 @@
-"""Prefill and decode services on real gRPC servers in this event loop, and a router's back in front."""
+"""Workers of every role on real gRPC servers in this event loop, and a router's back in front."""
 
 import asyncio
 import tempfile
@@ -19,8 +19,10 @@ from baton.core.reservation import TransferDeadlines
 from baton.core.sampling import SamplingParams
 from baton.core.stopping import FinishReason
 from baton.engine.host import EngineHost
+from baton.rpc import worker_server
 from baton.rpc.server import RpcServer
 from baton.v1 import worker_pb2_grpc
+from both_service.service import BothService
 from decode_service.service import DecodeService
 from prefill_service.service import PrefillService
 from router import worker_link
@@ -80,7 +82,9 @@ class Worker:
         )
         self.engine: FakeEngine
         self.host: EngineHost
-        self.service: Any = None  # PrefillService or DecodeService
+        self.service: Any = None  # PrefillService, DecodeService or BothService
+        self.prefill_role: PrefillService | None = None
+        self.decode_role: DecodeService | None = None
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -106,6 +110,18 @@ class Worker:
             await task
             self.host._engine._scheduler.pool.check_integrity()
 
+    def hold(self) -> None:
+        """Let its next step wait."""
+        self.engine.runner.gate.clear()
+
+    async def is_held(self) -> None:
+        """Wait until a step waits."""
+        await until(self.engine.runner.is_held.is_set, "a step at the gate")
+
+    def let_go(self) -> None:
+        """Let it run."""
+        self.engine.runner.gate.set()
+
     def record_choices(self) -> set[int]:
         """The choices that this worker computes tokens of from now on."""
         computed: set[int] = set()
@@ -122,14 +138,14 @@ class Worker:
     async def _serve(self, started: asyncio.Event) -> None:
         server = RpcServer(self.config.cluster_token)
         names = ["baton.v1.Worker"]
+        worker = worker_server.Worker(self.config, self.host)
         async with asyncio.TaskGroup() as tasks:
-            if self.config.role == "prefill":
-                self.service = PrefillService(self.config, self.host, tasks)
-            else:
-                self.service = DecodeService(self.config, self.host)
-                self.service.receiver.add_to(server.grpc)
+            self.service = self._make_service(worker, tasks)
+            worker.sessions.handler = self.service
+            if self.decode_role is not None:
+                self.decode_role.receiver.add_to(server.grpc)
                 names.append("baton.v1.Transfer")
-            worker_pb2_grpc.add_WorkerServicer_to_server(self.service.sessions, server.grpc)
+            worker_pb2_grpc.add_WorkerServicer_to_server(worker.sessions, server.grpc)
             self.host.start(self.service.on_output)
             watcher = tasks.create_task(self.host.watch())
             await server.start(self.address, names, "--listen")
@@ -140,27 +156,41 @@ class Worker:
                 await server.grpc.stop(0)
                 watcher.cancel()
                 await self.host.stop()
-                if self.config.role == "decode":
-                    await self.service.transports.close()
-                else:
-                    await self.service.sender.close()
+                if self.prefill_role is not None:
+                    await self.prefill_role.sender.close()
+                if self.decode_role is not None:
+                    await self.decode_role.transports.close()
+
+    def _make_service(self, worker: worker_server.Worker, tasks: asyncio.TaskGroup) -> Any:
+        self.sessions, self.stats = worker.sessions, worker.stats
+        if self.config.role == "both":
+            both = BothService(self.config, self.host, worker, tasks)
+            self.prefill_role, self.decode_role = both.prefill_role, both.decode_role
+            return both
+        if self.config.role == "prefill":
+            self.prefill_role = PrefillService(self.config, self.host, worker, tasks)
+            return self.prefill_role
+        self.decode_role = DecodeService(self.config, self.host, worker)
+        return self.decode_role
 
     @property
     def leftovers(self) -> dict[str, object]:
         """What is not as it was before the first request."""
-        load, service = self.host.load, self.service
+        load, sessions = self.host.load, self.sessions
         found: dict[str, object] = {
             "pages": load.num_blocks - load.num_free_blocks,
             "running": load.num_running,
             "waiting": load.num_waiting,
             "reserved": load.num_reserved,
-            "_requests": service.sessions._requests,
-            "request_ids": [ids for session in service.sessions._sessions for ids in session.request_ids],
+            "_requests": sessions._requests,
+            "request_ids": [ids for session in sessions._sessions for ids in session.request_ids],
         }
-        handover = service._handover
-        names = ("_prompts", "table", "_num_prompt_tokens", "_open_choices", "_cut_choices")
-        found |= {name: getattr(handover, name) for name in names if hasattr(handover, name)}
-        if hasattr(handover, "inbound"):
+        if self.prefill_role is not None:
+            found["_prompts"] = self.prefill_role._handover._prompts
+        if self.decode_role is not None:
+            handover = self.decode_role._handover
+            names = ("table", "_num_prompt_tokens", "_open_choices", "_cut_choices")
+            found |= {name: getattr(handover, name) for name in names}
             found |= {"inbound": handover.inbound._open, "writers": handover.inbound._writers}
         return {
             name: value
@@ -197,18 +227,23 @@ class Cluster:
         self,
         prefills: list[Worker],
         decodes: list[Worker],
+        boths: list[Worker],
         max_queue: int,
         cluster_token: str,
         directory: Path,
         swapped: bool,
     ) -> None:
-        self.prefills, self.decodes = prefills, decodes
-        self.prefill, self.decode = prefills[0], decodes[0]
+        self.prefills, self.decodes, self.boths = prefills, decodes, boths
         addresses = [tuple(worker.address for worker in workers) for workers in (prefills, decodes)]
         if swapped:
             addresses.reverse()
         self._config = RouterConfig(
-            directory, "fake", *addresses, max_queue=max_queue, cluster_token=cluster_token
+            directory,
+            "fake",
+            *addresses,
+            worker_addresses=tuple(worker.address for worker in boths),
+            max_queue=max_queue,
+            cluster_token=cluster_token,
         )
         self.max_queue = max_queue
         self._num_requests = 0
@@ -231,8 +266,20 @@ class Cluster:
         assert self._sessions.cancelled(), self._sessions.exception()
 
     @property
+    def prefill(self) -> Worker:
+        return self.prefills[0]
+
+    @property
+    def decode(self) -> Worker:
+        return self.decodes[0]
+
+    @property
+    def both(self) -> Worker:
+        return self.boths[0]
+
+    @property
     def workers(self) -> list[Worker]:
-        return [*self.prefills, *self.decodes]
+        return [*self.prefills, *self.decodes, *self.boths]
 
     @property
     def links(self) -> list[worker_link.WorkerLink]:
@@ -284,9 +331,11 @@ def _in_flight(link: worker_link.WorkerLink) -> int:
 async def cluster(
     prefill: Limits | None = None,
     decode: Limits | None = None,
+    both: Limits | None = None,
     *,
     num_prefills: int = 1,
     num_decodes: int = 1,
+    num_boths: int = 0,
     max_queue: int = 64,
     cluster_token: str = "",
     start: bool = True,
@@ -303,15 +352,15 @@ async def cluster(
     asyncio.get_running_loop().set_exception_handler(note)
     with tempfile.TemporaryDirectory(prefix="baton-") as directory, pytest.MonkeyPatch.context() as patch:
         patch.setattr(worker_link, "RECONNECT_DELAY_S", 0.02)
-        limits = {"prefill": prefill or Limits(), "decode": decode or Limits()}
-        prefills, decodes = (
+        limits = {"prefill": prefill or Limits(), "decode": decode or Limits(), "both": both or Limits()}
+        prefills, decodes, boths = (
             [
                 Worker(role, f"unix:{directory}/{role[0]}{index}", limits[role], cluster_token)  # type: ignore[arg-type]
                 for index in range(count)
             ]
-            for role, count in (("prefill", num_prefills), ("decode", num_decodes))
+            for role, count in (("prefill", num_prefills), ("decode", num_decodes), ("both", num_boths))
         )
-        made = Cluster(prefills, decodes, max_queue, cluster_token, Path(directory), swapped)
+        made = Cluster(prefills, decodes, boths, max_queue, cluster_token, Path(directory), swapped)
         try:
             if start:
                 await asyncio.gather(*(worker.start() for worker in made.workers))

@@ -54,6 +54,42 @@ def test_only_pages_that_can_be_converted_are_paired() -> None:
     assert place([view(0), view(1, layout=other)], decodes) == Placement(1, 0)
 
 
+def both(index: int = 0, **changes: object) -> WorkerView:
+    """A worker of both roles, as it stands in both lists."""
+    return view(index, has_both_roles=True, **changes)
+
+
+def test_a_decode_server_of_both_roles_computes_its_prompts() -> None:
+    assert place([both()], [both()]) == Placement(None, 0)
+    assert place([view(0), both(1)], [both(0)]) == Placement(None, 0)
+    assert place([], [both()]) == Placement(None, 0)
+
+
+def test_the_least_loaded_decode_server_is_the_choice_whatever_its_roles() -> None:
+    idle, busy = both(1), both(1, num_in_flight=5)
+    assert place([view(0), idle], [view(0, num_in_flight=1), idle]) == Placement(None, 1)
+    assert place([view(0), busy], [view(0, num_in_flight=1), busy]) == Placement(0, 0)
+
+
+def test_a_server_of_prefill_alone_helps_where_prompts_wait() -> None:
+    waiting = both(1, num_in_flight_tokens=500)
+    assert place([view(0, num_in_flight_tokens=499), waiting], [waiting]) == Placement(0, 1)
+    assert place([view(0, num_in_flight_tokens=500), waiting], [waiting]) == Placement(None, 1)
+    misfit = view(0, layout=fake_layout(num_layers=3))
+    assert place([misfit, waiting], [waiting]) == Placement(None, 1)
+
+
+def test_nothing_travels_between_two_workers_of_both_roles() -> None:
+    first, second = both(0, num_in_flight_tokens=500), both(1, num_in_flight=3)
+    assert place([first, second], [first, second]) == Placement(None, 0)
+
+
+def test_a_worker_of_both_roles_computes_prompts_for_a_decode_server() -> None:
+    busy = both(1, num_in_flight=9, num_in_flight_tokens=10)
+    assert place([view(0, num_in_flight_tokens=20), busy], [view(0), busy]) == Placement(1, 0)
+    assert place([busy], [view(0), busy]) == Placement(1, 0)
+
+
 def test_a_worker_that_reports_nonsense_breaks_nothing() -> None:
     broken = view(0, max_num_seqs=0, num_blocks=0, num_free_blocks=0)
     assert place([broken], [broken]) == Placement(0, 0)

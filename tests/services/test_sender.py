@@ -14,6 +14,7 @@ from baton.core.reservation import FramePlace
 from baton.core.transfer_stats import TransferStats
 from baton.rpc.ticket import Ticket
 from kv_transfer import sender as sender_module
+from kv_transfer.choice import Choice
 from kv_transfer.outbound import OutboundTransfer
 from kv_transfer.peer import Peer
 from kv_transfer.sender import OutgoingTransfer, TransferSender
@@ -117,8 +118,7 @@ async def test_an_abort_is_not_lost_as_a_frame_is_taken(num_turns: int) -> None:
     call = SlowCall()
     outbound = OutboundTransfer(ticket_to("unix:/nowhere"), released.extend)
     line = SimpleNamespace(push=lambda stream: call)
-    choice = SimpleNamespace(name="grpc")
-    peer = SimpleNamespace(line=lambda: nullcontext(line), choose=lambda *_: choice)
+    peer = SimpleNamespace(line=lambda: nullcontext(line), choose=lambda *_: Choice("grpc", "test"))
     transfer = OutgoingTransfer(outbound, sender(), peer)  # type: ignore[arg-type]
     transfer.send_pages(FramePlace(0, 1, 0, 2), (3,))
     task = asyncio.create_task(transfer.run())

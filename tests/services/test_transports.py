@@ -5,16 +5,17 @@ import asyncio
 import pytest
 
 from baton.core.errors import InvalidRequest
-from kv_transfer.transports import registry
+from kv_transfer.transports import nixl_library
 from tests.services.cluster import DEADLINE_S, Cluster, Limits, cluster, until
 from tests.services.fake_engine import expected, fake_layout
 from tests.services.prompts import prompt_of
 
-HAS_NIXL = any(registry._is_installed(package) for package in registry._NIXL_PACKAGES)
 TRANSPORTS = [
     "grpc",
     "nccl",
-    pytest.param("nixl", marks=pytest.mark.skipif(not HAS_NIXL, reason="NIXL is not installed")),
+    pytest.param(
+        "nixl", marks=pytest.mark.skipif(not nixl_library.is_available(), reason="NIXL is not installed")
+    ),
 ]
 LONG = 200  # tokens
 

@@ -1,0 +1,35 @@
+"""The process of a worker of both roles."""
+
+import asyncio
+
+from baton.config import WorkerConfig
+from baton.engine.factory import load_engine
+from baton.engine.host import EngineHost
+from baton.rpc import lifecycle
+from baton.rpc.server import RpcServer
+from baton.rpc.worker_server import Worker, serve_until_stopped
+from both_service.service import BothService
+
+
+def run(config: WorkerConfig) -> None:
+    """Load the model and serve until a signal. Raises StartupError."""
+    lifecycle.run(_main(config))
+
+
+async def _main(config: WorkerConfig) -> None:
+    engine = EngineHost(config.engine, load_engine(config.model_dir, config.engine))
+    worker = Worker(config, engine)
+    server = RpcServer(config.cluster_token)
+    async with asyncio.TaskGroup() as tasks:
+        service = BothService(config, engine, worker, tasks)
+        service.decode_role.receiver.add_to(server.grpc)
+        worker.sessions.handler = service
+        engine.start(service.on_output)
+        watcher = tasks.create_task(engine.watch())
+        try:
+            await serve_until_stopped(config, server, worker.sessions, ("baton.v1.Transfer",))
+        finally:
+            watcher.cancel()
+            await engine.stop()
+            await service.prefill_role.sender.close()
+            await service.decode_role.transports.close()
