@@ -11,7 +11,7 @@ from pathlib import Path
 from tests.e2e.processes import DEMO_MODEL, Cluster, free_port
 from tests.faults.proxy import HOST, FaultProxy
 
-# The deadlines that the servers run with here, in seconds.
+# The deadlines that the servers run with here, in seconds. Below 5: then HTTP/2's pings find a silence too.
 STALL_TIMEOUT_S = 2.0
 TRANSFER_DEADLINE_S = 4.0
 

@@ -83,7 +83,7 @@ class Request:
 
     def require_right(self) -> None:
         """The answer is what it is without faults."""
-        assert self.result().error is None
+        assert self.result().error is None, self.answer.error
         self._require_expected(self._expected)
 
     def require_right_or_clean(self) -> None:
