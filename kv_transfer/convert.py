@@ -82,7 +82,9 @@ class PageConverter:
             block = place.first_block + index
             if block in blocks:
                 page = store.page(block_table[block], place.first_layer, place.num_layers)
-                page[:] = payload[index * size : (index + 1) * size]
+                source = payload[index * size : (index + 1) * size]
+                # Not page[:] = source, which keeps the interpreter to itself while it copies.
+                np.copyto(np.frombuffer(page, np.uint8), np.frombuffer(source, np.uint8))
 
     def _values(self, place: FramePlace, payload: memoryview) -> RawArray:
         """Shared heads in the target's dtype: `[num_blocks, num_layers, 2, heads, block_size, head_dim]`."""
