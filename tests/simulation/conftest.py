@@ -1,0 +1,55 @@
+"""How long the simulation searches, and with which seed; it says both in the end."""
+
+import random
+
+import pytest
+
+NUM_SCHEDULES = 5_000
+_SLOWEST_SCHEDULE_S = 0.02  # on a machine that has other things to do
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--schedules", type=int, default=NUM_SCHEDULES, help="schedules that the simulation tries"
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        if "num_schedules" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.timeout(120 + _num_schedules(config) * _SLOWEST_SCHEDULE_S))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if (said := config.stash.get(_SAID, None)) is not None:
+        terminalreporter.write_line(said)
+
+
+@pytest.fixture
+def num_schedules(request: pytest.FixtureRequest) -> int:
+    """How many to try."""
+    return _num_schedules(request.config)
+
+
+@pytest.fixture
+def seed(request: pytest.FixtureRequest) -> int:
+    """What --hypothesis-seed says, or a new one."""
+    given = request.config.getoption("--hypothesis-seed", default=None)
+    return int(given) if given is not None else random.SystemRandom().getrandbits(32)
+
+
+@pytest.fixture
+def say(request: pytest.FixtureRequest):
+    """Print a line when all tests have run."""
+
+    def remember(line: str) -> None:
+        request.config.stash[_SAID] = line
+
+    return remember
+
+
+def _num_schedules(config: pytest.Config) -> int:
+    return config.getoption("--schedules", default=NUM_SCHEDULES)
+
+
+_SAID = pytest.StashKey[str]()
