@@ -75,7 +75,7 @@ def make_case(which_prompt: int, which_sampling: int) -> Case:
         if position < len(tokens[choice])
     }
     sampling = SamplingParams(max_tokens=max_tokens, n=num_choices, stop_token_ids=tuple(sorted(stops)))
-    is_local = which_prompt >= 0xE0
+    is_local = which_prompt >= 0xE0 and max_tokens > 1
     return Case(tuple(prompt), sampling, _outcomes(tuple(prompt), sampling), is_local)
 
 

@@ -1,10 +1,11 @@
 """How long the simulation searches, and with which seed; it says both in the end."""
 
 import random
+from collections.abc import Callable
 
 import pytest
 
-NUM_SCHEDULES = 5_000
+NUM_SCHEDULES = 20_000
 _SLOWEST_SCHEDULE_S = 0.02  # on a machine that has other things to do
 
 
@@ -39,7 +40,7 @@ def seed(request: pytest.FixtureRequest) -> int:
 
 
 @pytest.fixture
-def say(request: pytest.FixtureRequest):
+def say(request: pytest.FixtureRequest) -> Callable[[str], None]:
     """Print a line when all tests have run."""
 
     def remember(line: str) -> None:
@@ -49,7 +50,7 @@ def say(request: pytest.FixtureRequest):
 
 
 def _num_schedules(config: pytest.Config) -> int:
-    return config.getoption("--schedules", default=NUM_SCHEDULES)
+    return int(config.getoption("--schedules", default=NUM_SCHEDULES))
 
 
 _SAID = pytest.StashKey[str]()

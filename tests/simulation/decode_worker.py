@@ -198,12 +198,11 @@ class VirtualDecode:
         else:
             self.deliver_beside(writer, message, is_corrupted)
 
-    def record_of(self, writer: Writer | None) -> Record:
+    def record_of(self, writer: Writer) -> Record:
         """The reservation that a call writes."""
-        assert writer is not None
         return self._records[writer.transfer.reservation.request_id]
 
-    def taken(self, writer: Writer | None, transfer_id: bytes, epoch: int) -> None:
+    def taken(self, writer: Writer, transfer_id: bytes, epoch: int) -> None:
         """A frame was taken for good."""
         record = self.record_of(writer)
         if epoch != self._epoch or transfer_id != record.reservation.transfer_id:
@@ -215,7 +214,14 @@ class VirtualDecode:
                 self._world.count["commit before its pages"] += 1
         record.latest = _latest(record)
 
-    def attached(self, writer: Writer | None, call: ServerCall) -> None:
+    def taint(self, writer: Writer) -> None:
+        """A corrupted frame was taken: into an empty place, perhaps, so that its own stays empty."""
+        record = self.record_of(writer)
+        record.is_tainted = True
+        if record.reservation.state is TransferState.COMMITTED:
+            raise Violation(f"a corrupted frame commits {record.reservation.request_id}")
+
+    def attached(self, writer: Writer, call: ServerCall) -> None:
         """A call may write from now on."""
         self.record_of(writer).calls.append(call)
 
@@ -253,7 +259,7 @@ class VirtualDecode:
         }
         if any(left.values()):
             raise Violation(
-                f"decode keeps { ({what: kept for what, kept in left.items() if kept}) } in the end"
+                f"decode keeps {[f'{what}: {kept}' for what, kept in left.items() if kept]} in the end"
             )
         self.engine.check_idle()
 

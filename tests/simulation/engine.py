@@ -16,7 +16,6 @@ from baton.core.commands import (
     RequestFailure,
     ReserveBlocks,
 )
-from baton.core.errors import InvalidRequest
 from baton.core.request import BlocksReserved, PagesReady
 from baton.core.scheduler import ScheduledStep, Scheduler, SchedulerConfig
 from tests.simulation.cases import MAX_MODEL_LEN, VOCABULARY_SIZE
@@ -70,45 +69,43 @@ class VirtualEngine:
         if self.is_dead:
             return
         commands, self._commands = self._commands, []
-        failures = [failure for command in commands if (failure := self._execute(command))]
+        for command in commands:
+            self._execute(command)
         reserved = self.scheduler.admit_reservations()
         for grant in reserved:
             self._note_grant(grant)
         step = self.scheduler.schedule()
-        if reserved or failures:
-            self._emit(EngineOutput(_NO_LOAD, reserved=reserved, failures=failures))
+        if reserved:
+            self._emit(EngineOutput(_NO_LOAD, reserved=reserved))
+        if self.scheduler._reserved.num_queued:
+            self._world.count["reservation waits for pages"] += 1
         if step is None:
             self._is_asleep = True
             self._check_writers()
         else:
             self._begin(step)
 
-    def _execute(self, command: EngineCommand) -> RequestFailure | None:
+    def _execute(self, command: EngineCommand) -> None:
         scheduler = self.scheduler
-        kind = type(command)  # many schedules come by here: no match
-        try:
-            if kind is ReleasePages:
-                self._note_release(command.blocks)
-                scheduler.release_pages(command.blocks)
-            elif kind is AbortRequest and command.choice is None:
-                self._pages.end_writes(command.request_id)
-                scheduler.abort(command.request_id)
-            elif kind is AbortRequest:
-                scheduler.abort_choice(command.request_id, command.choice)
-            elif kind is CommitRequest:
-                scheduler.commit(command.request_id, command.first_tokens)
-            elif kind is ReserveBlocks:
-                scheduler.reserve(command.request)
-            else:
-                scheduler.add(
-                    command.request,
-                    hands_over=command.hands_over,
-                    export_from=command.export_from,
-                    told_first_tokens=command.told_first_tokens,
-                )
-        except InvalidRequest as error:
-            return RequestFailure(command.request.request_id, FailureReason.INVALID, str(error))
-        return None
+        if isinstance(command, ReleasePages):
+            self._note_release(command.blocks)
+            scheduler.release_pages(command.blocks)
+        elif isinstance(command, AbortRequest) and command.choice is not None:
+            scheduler.abort_choice(command.request_id, command.choice)
+        elif isinstance(command, AbortRequest):
+            self._pages.end_writes(command.request_id)
+            scheduler.abort(command.request_id)
+        elif isinstance(command, CommitRequest):
+            scheduler.commit(command.request_id, command.first_tokens)
+        elif isinstance(command, ReserveBlocks):
+            scheduler.reserve(command.request)
+        else:
+            scheduler.add(
+                command.request,
+                hands_over=command.hands_over,
+                export_from=command.export_from,
+                told_first_tokens=command.told_first_tokens,
+            )
 
     def _begin(self, step: ScheduledStep) -> None:
         """All layers but the last one; what the step completes leaves up to there."""

@@ -112,6 +112,6 @@ class VirtualPrefill:
         }
         if any(left.values()):
             raise Violation(
-                f"prefill keeps { ({what: kept for what, kept in left.items() if kept}) } in the end"
+                f"prefill keeps {[f'{what}: {kept}' for what, kept in left.items() if kept]} in the end"
             )
         self.engine.check_idle()

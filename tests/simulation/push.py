@@ -1,6 +1,6 @@
 """The prefill side of one transfer in virtual time: what OutgoingTransfer and its routes do."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from enum import Enum
 from functools import cache
 from typing import TYPE_CHECKING
@@ -45,7 +45,8 @@ class Wait(Enum):
     ANSWER = "answer"
 
 
-Waits = Iterator[tuple[Wait, float]]  # what for, and how long it takes (WRITTEN) or may take (the others)
+# Yields what for, and how long it takes (WRITTEN) or may take (the others).
+Waits = Generator[tuple[Wait, float], None, None]
 
 
 class VirtualPush:
@@ -191,7 +192,7 @@ class VirtualPush:
             yield Wait.ANSWER, STALL_TIMEOUT_S
         self._require_alive(first, is_end=True)
 
-    def _next(self) -> Iterator[tuple[Wait, float]]:
+    def _next(self) -> Generator[tuple[Wait, float], None, PagesToSend | transfer_pb2.TransferFrame]:
         while (item := self._outbound.next()) is None:
             yield Wait.PAGES, 0.0
         return item
@@ -209,12 +210,11 @@ class VirtualPush:
                 case Way.SIDE:
                     yield from self._send_beside(place, b"".join(parts), head.crc32c)
                 case Way.READ:
-                    frame = self._outbound.frame()
-                    frame.shipped.pages.CopyFrom(head)
-                    frame.shipped.source_blocks.extend(blocks)
-                    yield from self._write(
-                        self._calls[0], frame.SerializeToString(), "shipped", STALL_TIMEOUT_S
-                    )
+                    message = self._outbound.frame()
+                    message.shipped.pages.CopyFrom(head)
+                    message.shipped.source_blocks.extend(blocks)
+                    frame = message.SerializeToString()
+                    yield from self._write(self._calls[0], frame, "shipped", STALL_TIMEOUT_S)
                 case _:
                     frame = wire.encode_pages(ticket.transfer_id, ticket.epoch, head, parts, num_bytes)
                     call = self._calls[index % len(self._calls)]

@@ -45,8 +45,9 @@ class ServerCall:
             self._world.log(f"decode: {self.name} is refused ({error.reason}): {error}")
             self._refuse(error)
             return
+        assert call.writer is not None
         if is_corrupted:
-            self._decode.record_of(call.writer).is_tainted = True
+            self._decode.taint(call.writer)
         if is_new:
             self._decode.attached(call.writer, self)
             call.when_decided(self._finish_soon)
@@ -77,6 +78,7 @@ class ServerCall:
             to_read = call.take(message, self._world.now)
         finally:
             decode.pages.at_work = None
+        assert call.writer is not None  # the first frame opens, or is refused
         decode.taken(call.writer, message.message.transfer_id, message.message.epoch)
         return to_read
 

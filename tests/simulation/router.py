@@ -58,7 +58,6 @@ class Attempt:
         self.decode = decode
         self.decode_has_begun = False
         self.is_local = flight.case.is_local  # decode does it all
-        flight.count["attempt on one worker"] += self.is_local
         self._errors: list[str] = []
         self._is_handed_over = False
         self._sessions = [] if self.is_local else [prefill]
@@ -78,7 +77,7 @@ class Attempt:
     def start(self, first_tokens: dict[int, int], closed_choices: list[int]) -> None:
         """Ask decode for pages, or prefill for the only token, or decode for everything."""
         case = self.flight.case
-        if case.sampling.max_tokens == 1 and not self.is_local:
+        if case.sampling.max_tokens == 1:
             self.compute(None, {})
             return
         self._sessions.append(self.decode)
@@ -126,7 +125,6 @@ class Flight:
         self.case = case
         self.tries_again = tries_again  # the client does, where a worker was lost
         self.ending: str | None = None
-        self.count = world.count
         self.outputs: list[list[int]] = [[] for _ in case.outcomes]
         self._world = world
         self._attempt: Attempt | None = None
@@ -149,6 +147,8 @@ class Flight:
         request_id = self.name if number == 1 else f"{self.name}/{number}"
         attempt = self._attempt = Attempt(self, request_id, router.prefill, router.decode)
         router.attempts[request_id] = attempt
+        if attempt.is_local:
+            self._world.count["attempt on one worker"] += 1
         self._world.log(
             f"router: attempt {request_id}, {len(self.case.prompt)} tokens, n={self.case.sampling.n}"
         )

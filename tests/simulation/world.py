@@ -69,7 +69,7 @@ class World:
         self.flights: list[Flight] = []
         self._starts = [
             (index and schedule.byte() & 63, make_case(schedule.byte(), schedule.byte()))
-            for index in range(schedule.pick(1, 2, 1, 2, 1, 3))
+            for index in range(schedule.pick(1, 2, 1, 2, 1, 1, 2, 3))
         ]
         self._starts.sort(key=lambda start: start[0])
         self._epoch = 1
