@@ -41,7 +41,8 @@ class Session:
 
     async def next_event(self) -> worker_pb2.Event:
         """The next event. Raises RuntimeError if the worker gives the request up."""
-        event: worker_pb2.Event = await asyncio.wait_for(self._call.read(), EVENT_TIMEOUT_S)
+        async with asyncio.timeout(EVENT_TIMEOUT_S):  # Python 3.11's wait_for may lose a cancellation
+            event: worker_pb2.Event = await self._call.read()
         if event.HasField("step_output"):
             self.load = event.step_output.load
         if event.HasField("failed"):
