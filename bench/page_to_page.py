@@ -23,6 +23,7 @@ from baton.core.kv_layout import KVLayout
 from baton.core.reservation import FramePlace, Reservation, ReservationTable, TransferDeadlines
 from baton.core.transfer_stats import TransferStats
 from baton.rpc import codec
+from baton.rpc.allocator import keep_message_buffers
 from baton.rpc.server import RpcServer
 from baton.rpc.ticket import Ticket, WorkerTransports
 from bench.workers import wait_for_channel
@@ -178,6 +179,7 @@ def _cpu_seconds(pid: int) -> float:
 
 def row(transport: str, num_transfers: int) -> dict[str, Any]:
     """One line of the table."""
+    keep_message_buffers()  # as workers do
     with tempfile.TemporaryDirectory(prefix="baton-bench-") as directory:
         address = f"unix:{directory}/decode.sock"
         total = num_transfers + NUM_WARM_UP
@@ -222,6 +224,7 @@ def main() -> None:
     parser.add_argument("--serve", metavar="ADDRESS", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.serve:
+        keep_message_buffers()
         uvloop.run(serve(arguments.serve, arguments.transfers))
     else:
         print(row(arguments.transport, arguments.transfers), "memcpy GB/s", memcpy_gigabytes_per_second())

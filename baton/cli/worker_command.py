@@ -13,6 +13,7 @@ from baton.cli.options import DEFAULT_ENGINE
 from baton.cli.parent_death import exit_with_parent as die_with_parent
 from baton.config import EngineConfig, Role, WorkerConfig
 from baton.core.reservation import TransferDeadlines
+from baton.rpc.allocator import keep_message_buffers
 
 Model = Annotated[str, typer.Option(help="Model directory or Hugging Face id.")]
 ChosenRole = Annotated[str, typer.Option("--role", metavar="ROLE", help="prefill, decode or both.")]
@@ -102,6 +103,7 @@ def worker_config(
 def run_worker(config: WorkerConfig) -> None:
     """Serve until the process is asked to stop."""
     set_up_logging()
+    keep_message_buffers()
     if config.role == "prefill":
         from prefill_service.main import run
     elif config.role == "decode":
