@@ -2,6 +2,7 @@
 
 import ipaddress
 import math
+import os
 import re
 from collections import Counter
 from dataclasses import dataclass, field
@@ -123,6 +124,13 @@ class RouterConfig:
         _require_positive("max_queue", self.max_queue)
         if self.max_model_len is not None:
             _require_positive("max_model_len", self.max_model_len)
+
+
+def available_cores() -> int:
+    """CPU cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def require_kv_transport(name: str) -> None:

@@ -28,6 +28,7 @@ from baton.rpc.server import RpcServer
 from baton.rpc.ticket import Ticket, WorkerTransports
 from bench.workers import wait_for_channel
 from kv_transfer.inbound import InboundTransfers
+from kv_transfer.pace import InboundPace
 from kv_transfer.receiver import TransferReceiver
 from kv_transfer.sender import TransferSender
 from kv_transfer.transports.registry import ReceivingTransports, SendingTransports
@@ -118,6 +119,7 @@ async def serve(address: str, num_transfers: int) -> None:
         time.monotonic,
         stats,
         ReceivingTransports(),
+        InboundPace(lambda: False, 1),
         host="127.0.0.1",
         stall_timeout_s=30.0,
     )

@@ -4,7 +4,7 @@ import asyncio
 import secrets
 import time
 
-from baton.config import WorkerConfig, host_of
+from baton.config import WorkerConfig, available_cores, host_of
 from baton.core.commands import EngineCommand, EngineOutput, FailureReason
 from baton.core.errors import InvalidRequest
 from baton.core.request import EngineRequest
@@ -15,6 +15,7 @@ from baton.rpc.ticket import Ticket
 from baton.rpc.worker_server import Worker
 from baton.v1 import transfer_pb2, worker_pb2
 from decode_service.handover import DecodeHandover
+from kv_transfer.pace import InboundPace
 from kv_transfer.receiver import TransferReceiver
 from kv_transfer.transports.registry import ReceivingTransports
 
@@ -42,6 +43,7 @@ class DecodeService:
             self.now,
             self._stats,
             self.transports,
+            InboundPace(lambda: engine.load.num_running > 0, available_cores()),
             host=host_of(config.advertise_address) or "127.0.0.1",
             stall_timeout_s=config.transfer_stall_timeout_s,
         )

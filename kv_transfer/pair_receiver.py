@@ -11,6 +11,7 @@ from baton.core.transfer_stats import TransferStats
 from baton.v1 import transfer_pb2
 from kv_transfer.frames import num_payload_bytes
 from kv_transfer.inbound import InboundTransfers
+from kv_transfer.pace import InboundPace
 from kv_transfer.transports.process_group import Meeting
 from kv_transfer.transports.receiving_end import Landed, ReceivingEnd
 from kv_transfer.wire import place_of
@@ -30,6 +31,7 @@ class PairReceiver:
         stats: TransferStats,
         host: str,
         max_bytes: int,
+        pace: InboundPace,
         stall_timeout_s: float,
     ) -> None:
         self._inbound = inbound
@@ -37,6 +39,7 @@ class PairReceiver:
         self._stats = stats
         self._host = host
         self._max_bytes = max_bytes
+        self._pace = pace
         self._stall_timeout_s = stall_timeout_s
 
     async def pair(self, frames: AsyncIterator[transfer_pb2.PairFrame], context: _PairContext) -> None:
@@ -73,7 +76,7 @@ class PairReceiver:
         broken: "asyncio.Future[None]",
     ) -> None:
         """Pass announcements on until the call or the pair ends. Raises TransferRefused where it broke."""
-        reading = asyncio.create_task(_read(end, frames))
+        reading = asyncio.create_task(self._read(end, frames))
         try:
             await asyncio.wait((reading, broken), return_when=asyncio.FIRST_COMPLETED)
             for done in (broken, reading):
@@ -86,6 +89,15 @@ class PairReceiver:
         finally:
             reading.cancel()
             await asyncio.gather(reading, return_exceptions=True)
+
+    async def _read(
+        self, end: ReceivingEnd[transfer_pb2.PairPages], frames: AsyncIterator[transfer_pb2.PairFrame]
+    ) -> None:
+        async for frame in frames:
+            if not frame.HasField("pages"):
+                raise TransferRefused("pair", "a frame of a kind that this server does not know")
+            await asyncio.sleep(self._pace.delay_s(frame.pages.num_bytes, self._clock()))
+            end.expect(frame.pages.num_bytes, frame.pages.pages.crc32c, frame.pages)
 
     def _landed(self, announced: transfer_pb2.PairPages, landed: Landed | TransferRefused) -> None:
         """A message has come, right or wrong; what it was for may be over."""
@@ -106,12 +118,3 @@ class PairReceiver:
         finally:
             if isinstance(landed, Landed):
                 landed.release()
-
-
-async def _read(
-    end: ReceivingEnd[transfer_pb2.PairPages], frames: AsyncIterator[transfer_pb2.PairFrame]
-) -> None:
-    async for frame in frames:
-        if not frame.HasField("pages"):
-            raise TransferRefused("pair", "a frame of a kind that this server does not know")
-        end.expect(frame.pages.num_bytes, frame.pages.pages.crc32c, frame.pages)

@@ -11,9 +11,11 @@ from baton.core.errors import TransferRefused
 from baton.core.transfer_stats import TransferStats
 from baton.v1 import transfer_pb2
 from kv_transfer import wire
+from kv_transfer.frames import num_payload_bytes
 from kv_transfer.inbound import InboundTransfers, Writer
 from kv_transfer.inbound_call import InboundCall
 from kv_transfer.nixl_route import read_shipped, remote_memory
+from kv_transfer.pace import InboundPace
 from kv_transfer.transports.nixl_memory import NixlReader
 from kv_transfer.transports.registry import ReceivingTransports
 
@@ -36,6 +38,7 @@ class TransferReceiver:
         clock: Callable[[], float],
         stats: TransferStats,
         transports: ReceivingTransports,
+        pace: InboundPace,
         *,
         host: str,
         stall_timeout_s: float,
@@ -44,6 +47,7 @@ class TransferReceiver:
         self._clock = clock
         self._stats = stats
         self._transports = transports
+        self._pace = pace
         self._host = host  # an address of this machine, that prefill servers reach
         self._stall_timeout_s = stall_timeout_s  # a prefill server whose pages stop for so long is given up
 
@@ -63,7 +67,7 @@ class TransferReceiver:
 
     async def push(self, frames: AsyncIterator[bytes], context: _PushContext) -> transfer_pb2.PushResult:
         """See transfer.proto."""
-        push = _Push(self._inbound, self._clock, self._transports, self._stall_timeout_s)
+        push = _Push(self._inbound, self._clock, self._transports, self._pace, self._stall_timeout_s)
         try:
             return transfer_pb2.PushResult(bytes_received=await push.run(frames, context))
         except TransferRefused as error:
@@ -83,6 +87,7 @@ class TransferReceiver:
             self._stats,
             self._host,
             self._inbound.longest_message,
+            self._pace,
             self._stall_timeout_s,
         )
         await receiver.pair(frames, context)
@@ -96,11 +101,13 @@ class _Push:
         inbound: InboundTransfers,
         clock: Callable[[], float],
         transports: ReceivingTransports,
+        pace: InboundPace,
         stall_timeout_s: float,
     ) -> None:
         self._inbound = inbound
         self._clock = clock
         self._transports = transports
+        self._pace = pace
         self._stall_timeout_s = stall_timeout_s
         self._call = InboundCall(inbound)
         self._decided = asyncio.Event()
@@ -130,6 +137,7 @@ class _Push:
         async for wire_bytes in frames:
             frame = wire.decode(wire_bytes)
             is_new = self._call.writer is None
+            await self._wait_for_turn(frame)
             to_read = self._call.take(frame, self._clock())
             assert self._call.writer is not None
             if is_new:
@@ -143,6 +151,16 @@ class _Push:
         self._call.no_more_frames()
         if self._call.is_decided:
             self._decided.set()
+
+    async def _wait_for_turn(self, frame: wire.Frame) -> None:
+        """Until the pages of a frame may be taken."""
+        num_bytes = len(frame.payload)
+        if frame.message.HasField("shipped") and self._call.writer is not None:
+            num_bytes = num_payload_bytes(
+                self._call.writer.layout, wire.place_of(frame.message.shipped.pages)
+            )
+        if num_bytes:
+            await asyncio.sleep(self._pace.delay_s(num_bytes, self._clock()))
 
     async def _prepare(self, writer: Writer, context: _PushContext) -> None:
         """What a transport needs before pages come."""

@@ -100,10 +100,3 @@ def cluster_token() -> str:
     It comes by the environment because other users can read a process's arguments.
     """
     return os.environ.get("BATON_CLUSTER_TOKEN", "")
-
-
-def available_cores() -> int:
-    """CPU cores that this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

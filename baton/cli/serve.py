@@ -18,7 +18,7 @@ import typer
 from baton.cli import options
 from baton.cli.model_source import ModelSource, find_model
 from baton.cli.options import DEFAULT_ENGINE
-from baton.config import EngineConfig, RouterConfig, WorkerConfig, require_kv_transport
+from baton.config import EngineConfig, RouterConfig, WorkerConfig, available_cores, require_kv_transport
 from baton.core.errors import StartupError
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def serve(
         max_num_seqs,
         max_num_batched_tokens,
         max_model_len,
-        max(1, options.available_cores() // sum(counts.values())),
+        max(1, available_cores() // sum(counts.values())),
     )
     if port == grpc_port:
         raise StartupError(f"HTTP and gRPC can't share port {port}: choose another with --grpc-port")

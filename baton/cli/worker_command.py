@@ -11,9 +11,8 @@ from baton.cli.logging_setup import set_up_logging
 from baton.cli.model_source import find_model
 from baton.cli.options import DEFAULT_ENGINE
 from baton.cli.parent_death import exit_with_parent as die_with_parent
-from baton.config import EngineConfig, Role, WorkerConfig
+from baton.config import EngineConfig, Role, WorkerConfig, available_cores
 from baton.core.reservation import TransferDeadlines
-from baton.rpc.allocator import keep_message_buffers
 
 Model = Annotated[str, typer.Option(help="Model directory or Hugging Face id.")]
 ChosenRole = Annotated[str, typer.Option("--role", metavar="ROLE", help="prefill, decode or both.")]
@@ -62,7 +61,7 @@ def worker_command(fixed_role: Role | None = None) -> Callable[..., None]:
             max_num_seqs,
             max_num_batched_tokens,
             max_model_len,
-            threads or options.available_cores(),
+            threads or available_cores(),
         )
         transfers = (kv_transport, transfer_stall_timeout, transfer_deadline)
         # What is no role, WorkerConfig refuses.
@@ -103,7 +102,6 @@ def worker_config(
 def run_worker(config: WorkerConfig) -> None:
     """Serve until the process is asked to stop."""
     set_up_logging()
-    keep_message_buffers()
     if config.role == "prefill":
         from prefill_service.main import run
     elif config.role == "decode":

@@ -13,8 +13,8 @@ _MOST_KEPT = 128 << 20
 def keep_message_buffers() -> bool:
     """Let freed memory be used again instead of going back to the system; returns whether that can be told.
 
-    A frame of pages is copied into a buffer of its own on both sides. By default glibc gives such a buffer back
-    when it is freed, and the system clears every page of the next one: a fifth of the time of a transfer.
+    A frame of pages is copied into a buffer of its own on both sides. By default glibc gives such a buffer
+    back when it is freed, and the system clears every page of the next one: a fifth of a transfer's time.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

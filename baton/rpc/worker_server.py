@@ -11,6 +11,7 @@ from baton.core.request import LoadSnapshot
 from baton.core.scheduler import SchedulerConfig
 from baton.core.transfer_stats import TransferStats
 from baton.rpc import codec
+from baton.rpc.allocator import keep_message_buffers
 from baton.rpc.lifecycle import DRAIN_TIMEOUT_S, StopSignals
 from baton.rpc.server import RpcServer
 from baton.rpc.sessions import SessionHost
@@ -86,6 +87,7 @@ async def serve_until_stopped(
     config: WorkerConfig, server: RpcServer, sessions: SessionHost, service_names: tuple[str, ...]
 ) -> None:
     """Serve until a signal: SIGTERM drains first, SIGINT ends at once. Raises StartupError."""
+    keep_message_buffers()
     signals = StopSignals()
     worker_pb2_grpc.add_WorkerServicer_to_server(sessions, server.grpc)
     await server.start(config.listen_address, ("baton.v1.Worker", *service_names), "--listen")

@@ -8,9 +8,8 @@ import pytest
 
 from baton.cli import serve, worker_command
 from baton.cli.main import main
-from baton.cli.options import available_cores
 from baton.cli.serve import ServePlan, banner, child_specs, worker_sockets
-from baton.config import EngineConfig, RouterConfig, WorkerConfig
+from baton.config import EngineConfig, RouterConfig, WorkerConfig, available_cores
 from baton.core.reservation import TransferDeadlines
 
 ENGINE_OPTIONS = [
@@ -115,7 +114,7 @@ def test_a_router_of_workers_of_both_roles(
 def test_serve_shares_the_cores(
     monkeypatch: pytest.MonkeyPatch, plans: list[ServePlan], model_dir: Path, free_ports: tuple[int, int]
 ) -> None:
-    monkeypatch.setattr("baton.cli.options.available_cores", lambda: 10)
+    monkeypatch.setattr("baton.cli.serve.available_cores", lambda: 10)
     ports = [f"--port={free_ports[0]}", f"--grpc-port={free_ports[1]}"]
     run(monkeypatch, "serve", str(model_dir), "--prefill=2", "--decode=1", *ports, *ENGINE_OPTIONS)
     (plan,) = plans
