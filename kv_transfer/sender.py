@@ -10,7 +10,7 @@ import grpc
 from baton.core.errors import TransferRefused
 from baton.core.ports import PageStore
 from baton.core.reservation import FramePlace
-from baton.core.transfer_stats import TransferStats
+from baton.core.transfer_stats import TransferReport, TransferStats
 from baton.rpc import codec
 from baton.rpc.auth import credentials
 from baton.rpc.errors import REFUSAL_REASON
@@ -66,6 +66,7 @@ class OutgoingTransfer:
         self._peer = peer
         self._wake = asyncio.Event()
         self._times = _Times()
+        self._num_bytes = 0
 
     @property
     def first_block(self) -> int:
@@ -93,21 +94,22 @@ class OutgoingTransfer:
         self._outbound.withdraw()
         self._wake.set()
 
-    async def run(self) -> None:
+    async def run(self) -> TransferReport:
         """Push until the last frame is acknowledged.
 
         Raises TransferRefused where the receiver refuses, stalls or goes away.
         """
         async with self._peer.line() as line:
-            await self._run(line)
+            return await self._run(line)
 
-    async def _run(self, line: Line) -> None:
+    async def _run(self, line: Line) -> TransferReport:
         stats = self._sender.stats
         calls = [line.push(0)]
         route = self._sender.route(self._outbound.ticket, self._peer, line, calls)
         try:
             await self._push(calls, route)
             stats.outcomes[self._outbound.outcome] += 1
+            return self._report(route)
         except (TransferRefused, grpc.aio.AioRpcError, asyncio.InvalidStateError, TimeoutError) as error:
             stats.outcomes["refused"] += 1
             refusal = await _refusal(calls, error, self._peer.address)
@@ -156,17 +158,21 @@ class OutgoingTransfer:
 
     def _sent(self, pages: PagesToSend, num_operations: int, route: Route) -> None:
         transport = self._sender.stats.transports[route.name]
-        transport.num_bytes += num_payload_bytes(self._sender.store.layout, pages.place)
+        num_bytes = num_payload_bytes(self._sender.store.layout, pages.place)
+        self._num_bytes += num_bytes
+        transport.num_bytes += num_bytes
         transport.num_operations += num_operations
         if not route.keeps_pages:
             self._outbound.done_with(pages.blocks)
 
     def _count(self, route: Route) -> None:
-        transport = self._sender.stats.transports[route.name]
-        seconds, exposed_seconds = self._times.seconds(time.monotonic())
+        transport, report = self._sender.stats.transports[route.name], self._report(route)
         transport.num_transfers += 1
-        transport.seconds += seconds
-        transport.exposed_seconds += exposed_seconds
+        transport.seconds += report.seconds
+        transport.exposed_seconds += report.exposed_seconds
+
+    def _report(self, route: Route) -> TransferReport:
+        return TransferReport(route.name, self._num_bytes, *self._times.seconds(time.monotonic()))
 
 
 class TransferSender:

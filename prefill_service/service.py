@@ -110,7 +110,8 @@ class PrefillService:
     async def _push(self, request_id: str, transfer: OutgoingTransfer) -> None:
         """Owns one transfer from its first page to its end."""
         try:
-            await transfer.run()
+            report = await transfer.run()
+            self.sessions.send(request_id, lambda number: codec.report_to_proto(number, report))
             self._handover.transfer_ended(request_id)
         except TransferRefused as error:
             logger.warning("transfer of %s failed: %s", request_id, error)

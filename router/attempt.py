@@ -85,7 +85,7 @@ class Attempt:
         if self.is_local:
             link.prompt_computed(self._numbers[link])
         else:
-            link.end(self._numbers[link])
+            link.done(self._numbers[link])
 
     def fail(self, error: BatonError) -> None:
         """A worker has given the request up, or has gone."""

@@ -1,18 +1,21 @@
 """One request on its way: its workers' tokens in one order, over as many attempts as it takes."""
 
 import logging
+import time
 from collections.abc import AsyncGenerator
 
 from baton.core.errors import BatonError, RequestFailed, TransferFailed
 from baton.core.request import EngineRequest, TokenEvent
 from baton.core.sampling import SampledToken
 from baton.core.stopping import FinishReason
+from baton.core.transfer_stats import TransferReport
 from baton.v1 import transfer_pb2
 from router.attempt import Assignment, Attempt
 from router.generation import GenerationRequest, TokenDelta
 from router.metrics import FrontMetrics
 from router.pool import WorkerPool
 from router.prompt_hashes import PromptHashes
+from router.timeline import Timeline
 from router.worker_link import WorkerLink
 
 logger = logging.getLogger(__name__)
@@ -64,6 +67,7 @@ class Flight:
         self._first_tokens: dict[int, int] = {}  # by choice; the first that was said stands
         self._num_attempts = 0
         self._attempt: Attempt | None = None
+        self._timeline = Timeline(time.monotonic())
 
     async def run(self) -> AsyncGenerator[TokenDelta]:
         """Stream the tokens; closing it aborts the request on its workers."""
@@ -79,6 +83,8 @@ class Flight:
         finally:
             if self._attempt is not None:
                 self._attempt.leave(has_finished=all(choice.has_finished for choice in self._choices))
+            self._stamp("ended")
+            logger.info("request %s: %s", self._request.request_id, self._timeline.text())
 
     def abort_choice(self, choice: int) -> None:
         """Nobody wants more of this choice; without the last one the whole request is left."""
@@ -97,6 +103,7 @@ class Flight:
     async def _begin_attempt(self) -> Attempt:
         """Place the request and begin it there. Raises Unavailable or WorkerLost."""
         self._num_attempts += 1
+        self._timeline.num_attempts = self._num_attempts
         prefill, decode = self._pool.place()
         assignments = await self._assignment(prefill), await self._assignment(decode)
         self._attempt = Attempt(*assignments)
@@ -141,7 +148,10 @@ class Flight:
                 case TokenEvent():
                     self._take_token(attempt, item)
                 case transfer_pb2.Ticket() if self._is_open:
+                    self._stamp("pages reserved")
                     attempt.prefill(item, self._first_tokens)
+                case TransferReport():
+                    self._timeline.transfer = item
                 case BatonError():
                     attempt.fail(item)
 
@@ -150,12 +160,17 @@ class Flight:
             raise RequestFailed(f"A worker sent a token of choice {event.choice}, which was not asked for.")
         self._choices[event.choice].add(event)
         if event.position == 0:
+            self._stamp("first token")
             self._first_tokens.setdefault(event.choice, event.token.token_id)
         else:
+            self._stamp("next token")
             attempt.decode_has_begun = True
         # A choice that nobody wants any more has no first token where one worker does it all.
         if attempt.decode_has_begun and (attempt.is_local or len(self._first_tokens) == len(self._choices)):
             attempt.hand_over()
+
+    def _stamp(self, what: str) -> None:
+        self._timeline.stamp(what, time.monotonic())
 
     def _deltas(self) -> list[TokenDelta]:
         deltas = []

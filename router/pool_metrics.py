@@ -1,11 +1,12 @@
 """The workers in the router's /metrics, read when Prometheus asks."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from baton.v1 import worker_pb2
 from router.admission import Admission
 from router.pool import WorkerPool
 from router.worker_link import WorkerLink
@@ -26,13 +27,26 @@ _COUNTERS = {
     "transfer_bytes": "KV bytes sent or received.",
     "delta_bytes_saved": "KV bytes of prompts that decode's prefix cache held and that did not travel.",
 }
-# Fields of worker.proto's TransportLoad.
-_TRANSPORT_COUNTERS = {
-    "bytes": "KV bytes sent or received over a transport.",
-    "num_transfers": "KV transfers over a transport that came to an end, whichever.",
-    "seconds": "Time from transfers' first page to their acknowledgement (prefill servers).",
-    "exposed_seconds": "Part of it after the prompt was computed, that the request waited for.",
-    "num_operations": "Frames, messages or descriptors that the pages took.",
+# Of worker.proto's TransportLoad.
+_TRANSPORT_COUNTERS: dict[str, tuple[str, Callable[[worker_pb2.TransportLoad], float]]] = {
+    "bytes": ("KV bytes sent or received over a transport.", lambda load: load.bytes),
+    "transfers": (
+        "KV transfers over a transport that came to an end, whichever.",
+        lambda load: load.num_transfers,
+    ),
+    "seconds": (
+        "Time from transfers' first page to their acknowledgement (prefill servers).",
+        lambda load: load.seconds,
+    ),
+    "hidden_seconds": (
+        "Part of it while the prompt was still computing.",
+        lambda load: load.seconds - load.exposed_seconds,
+    ),
+    "exposed_seconds": (
+        "Part of it after the prompt was computed, that the request waited for.",
+        lambda load: load.exposed_seconds,
+    ),
+    "operations": ("Frames, messages or descriptors that the pages took.", lambda load: load.num_operations),
 }
 
 
@@ -57,8 +71,8 @@ class PoolCollector(Collector):
         for name, text in _COUNTERS.items():
             yield self._family(CounterMetricFamily(f"baton_worker_{name}", text, labels=_LABELS), name)
         yield self._transfers()
-        for name, text in _TRANSPORT_COUNTERS.items():
-            yield self._transports(name, text)
+        for name, (text, value) in _TRANSPORT_COUNTERS.items():
+            yield self._transports(name, text, value)
 
     def _family(
         self, family: GaugeMetricFamily | CounterMetricFamily, field: str
@@ -78,13 +92,12 @@ class PoolCollector(Collector):
                     family.add_metric((*_labels(link), outcome), float(count))
         return family
 
-    def _transports(self, field: str, text: str) -> Metric:
-        name = f"baton_worker_transport_{field.removeprefix('num_')}"
-        family = CounterMetricFamily(name, text, labels=(*_LABELS, "transport"))
+    def _transports(self, name: str, text: str, value: Callable[[worker_pb2.TransportLoad], float]) -> Metric:
+        family = CounterMetricFamily(f"baton_worker_transport_{name}", text, labels=(*_LABELS, "transport"))
         for link in self._pool.links:
             if link.worker is not None:
                 for transport in link.worker.load.transports:
-                    family.add_metric((*_labels(link), transport.name), float(getattr(transport, field)))
+                    family.add_metric((*_labels(link), transport.name), value(transport))
         return family
 
 

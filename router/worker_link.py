@@ -59,6 +59,7 @@ class _Errand:
     inbox: Inbox
     num_choices: int
     num_tokens: int  # of a prompt that is to be computed there
+    is_done: bool = False  # but for a report that may still come
 
 
 class WorkerLink:
@@ -136,10 +137,21 @@ class WorkerLink:
             self.worker.num_in_flight_tokens -= errand.num_tokens
             errand.num_tokens = 0
 
+    def done(self, number: int) -> None:
+        """The worker has done its part: nothing but the report of its transfer is waited for."""
+        errand = self._errands.get(number)
+        if errand is not None and not errand.is_done:
+            self._discount(errand)
+            errand.is_done = True
+
     def end(self, number: int) -> None:
         """Nobody reads the request's events any more."""
         errand = self._errands.pop(number, None)
-        if errand is not None and self.worker is not None:
+        if errand is not None and not errand.is_done:
+            self._discount(errand)
+
+    def _discount(self, errand: _Errand) -> None:
+        if self.worker is not None:
             self.worker.num_in_flight -= errand.num_choices
             self.worker.num_in_flight_tokens -= errand.num_tokens
 
@@ -212,8 +224,10 @@ class WorkerLink:
                 if errand := self._errands.get(event.reserved.number):
                     errand.inbox.put(event.reserved.ticket)
             case "failed":
-                if errand := self._errands.get(event.failed.number):
-                    errand.inbox.put(_error(event.failed))
+                self._put_error(event.failed.number, _error(event.failed))
+            case "transferred":
+                if errand := self._errands.get(event.transferred.number):
+                    errand.inbox.put(codec.report_from_proto(event.transferred))
             case "draining":
                 logger.info("%s %s is draining", self.noun, self.worker.worker_id)
                 self.worker.is_draining = True
@@ -227,14 +241,18 @@ class WorkerLink:
             self.noun,
             self.worker.worker_id,
             self.address,
-            len(self._errands),
+            sum(not errand.is_done for errand in self._errands.values()),
         )
         self.worker = None
-        errands, self._errands = self._errands, {}
-        for errand in errands.values():
-            errand.inbox.put(
-                WorkerLost(f"The {self.noun} was lost while it worked on this request. Try again.")
-            )
+        for number in self._errands:
+            message = f"The {self.noun} was lost while it worked on this request. Try again."
+            self._put_error(number, WorkerLost(message))
+        self._errands.clear()
+
+    def _put_error(self, number: int, error: BatonError) -> None:
+        errand = self._errands.get(number)
+        if errand is not None and not errand.is_done:
+            errand.inbox.put(error)
 
     def _complain(self, error: Exception) -> None:
         """Log why there is no session, once for as long as the reason stays the same."""

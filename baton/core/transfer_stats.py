@@ -4,6 +4,21 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 
 
+@dataclass(frozen=True, slots=True)
+class TransferReport:
+    """One request's transfer, as its prefill server saw it."""
+
+    transport: str
+    num_bytes: int
+    seconds: float  # from the first page to the acknowledgement
+    exposed_seconds: float  # part of it that came after the prompt was computed
+
+    @property
+    def hidden_seconds(self) -> float:
+        """Part of it while the prompt was still computing."""
+        return self.seconds - self.exposed_seconds
+
+
 @dataclass(slots=True)
 class TransportStats:
     """What one transport has carried since the worker's start."""

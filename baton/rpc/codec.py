@@ -8,7 +8,7 @@ from baton.core.prefix import HASH_BYTES, pack_token_ids, unpack_token_ids
 from baton.core.request import EngineRequest, LoadSnapshot, TokenEvent
 from baton.core.sampling import SampledToken, SamplingParams
 from baton.core.stopping import FinishReason
-from baton.core.transfer_stats import TransferStats
+from baton.core.transfer_stats import TransferReport, TransferStats
 from baton.rpc.ticket import Ticket, WorkerTransports
 from baton.v1 import transfer_pb2, worker_pb2
 
@@ -263,6 +263,23 @@ def failure_to_proto(number: int, reason: FailureReason, message: str) -> worker
     """The worker gave up on a request."""
     failed = worker_pb2.Failed(number=number, reason=_FAILURE_TO_PROTO[reason], message=message)
     return worker_pb2.Event(failed=failed)
+
+
+def report_to_proto(number: int, report: TransferReport) -> worker_pb2.Event:
+    """A request's pages are with the decode server."""
+    transferred = worker_pb2.Transferred(
+        number=number,
+        transport=report.transport,
+        bytes=report.num_bytes,
+        seconds=report.seconds,
+        exposed_seconds=report.exposed_seconds,
+    )
+    return worker_pb2.Event(transferred=transferred)
+
+
+def report_from_proto(message: worker_pb2.Transferred) -> TransferReport:
+    """What prefill says of a transfer."""
+    return TransferReport(message.transport, message.bytes, message.seconds, message.exposed_seconds)
 
 
 def failure_reason_from_proto(failed: worker_pb2.Failed) -> FailureReason:
