@@ -20,7 +20,6 @@ TRANSFER_DEADLINE_S = 4.0
 # prompts, so that those of a failed transfer are used again.
 ENGINE_FLAGS = (
     "--dtype=float32",
-    "--kv-transport=grpc",
     "--max-num-batched-tokens=64",
     "--max-model-len=1536",
     "--kv-cache-memory=4MiB",
@@ -72,6 +71,11 @@ class FaultyCluster(Cluster):
             }
         )
 
+    def num_bytes_by(self, transport: str) -> float:
+        """KV bytes that decode has received by a transport."""
+        name, labels = "baton_worker_transport_bytes_total", f'role="decode",transport="{transport}"'
+        return sum(v for key, v in self.metrics().items() if key.startswith(f"{name}{{{labels}"))
+
     def is_idle(self) -> bool:
         """Whether both workers are there, no request is anywhere, and no page is held."""
         metrics = self.metrics()
@@ -95,11 +99,12 @@ class FaultyCluster(Cluster):
 
 
 @contextmanager
-def running_faulty_cluster() -> Iterator[FaultyCluster]:
+def running_faulty_cluster(transport: str) -> Iterator[FaultyCluster]:
     """A cluster that serves, and is no slower for the proxy; stopped at the end."""
+    flags = (*ENGINE_FLAGS, f"--kv-transport={transport}")
     port = free_port()
     with tempfile.TemporaryDirectory(prefix="baton-") as directory, FaultProxy(port) as proxy:
-        cluster = FaultyCluster(DEMO_MODEL, Path(directory), ENGINE_FLAGS, proxy=proxy, decode_port=port)
+        cluster = FaultyCluster(DEMO_MODEL, Path(directory), flags, proxy=proxy, decode_port=port)
         try:
             for role in _ROLES:
                 cluster.start_worker(role)

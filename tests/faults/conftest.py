@@ -11,7 +11,7 @@ from tests.faults.traffic import Traffic
 
 @pytest.fixture(scope="package")
 def cluster() -> Iterator[FaultyCluster]:
-    with running_faulty_cluster() as cluster:
+    with running_faulty_cluster("grpc") as cluster:
         yield cluster
 
 
