@@ -61,9 +61,7 @@ def scene(cluster: FaultyCluster, traffic: Traffic, transport: str) -> Iterator[
     cluster.revive()
 
 
-@pytest.mark.parametrize(
-    "strike", [kinds.cut, kinds.hold], ids=lambda strike: strike.__name__
-)
+@pytest.mark.parametrize("strike", [kinds.cut, kinds.hold], ids=lambda strike: strike.__name__)
 def test_announcements_that_break_off(scene: Scene, strike: Strike) -> None:
     scene.strike(strike, kinds.after(MID_TRANSFER_BYTES))
     scene.require_right()
