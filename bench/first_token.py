@@ -1,0 +1,109 @@
+"""From a server's command to its first token, and the memory that all its processes take at most.
+
+    python -m bench.first_token http://127.0.0.1:8000 -- baton serve --role both MODEL --port 8000
+
+Starts the command, asks for one token until it is there, runs a load on it, and ends it. Memory is the sum
+over the command's processes of what each has to itself and its share of what several have (PSS), looked at
+twice a second: peaks that are shorter are missed.
+"""
+
+import argparse
+import asyncio
+import os
+import signal
+import subprocess
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from bench.load import Workload, run
+from bench.report import print_table
+
+START_TIMEOUT_S = 300.0
+STOP_TIMEOUT_S = 30.0
+LOAD = Workload(256, 64, 8, 16)
+LOOK_EVERY_S = 0.5
+
+
+def first_token_s(url: str, process: "subprocess.Popen[bytes]", started: float) -> tuple[float, str]:
+    """Seconds from the start to an answer, and the model's name."""
+    while time.monotonic() - started < START_TIMEOUT_S:
+        if process.poll() is not None:
+            raise SystemExit(f"the server ended with status {process.returncode}")
+        try:
+            model = httpx.get(f"{url}/v1/models").raise_for_status().json()["data"][0]["id"]
+            request = {"model": model, "prompt": "Hello", "max_tokens": 1}
+            httpx.post(f"{url}/v1/completions", json=request, timeout=60).raise_for_status()
+            return time.monotonic() - started, str(model)
+        except (httpx.HTTPError, IndexError, KeyError):
+            time.sleep(0.02)
+    raise SystemExit(f"the server did not answer within {START_TIMEOUT_S:.0f} s")
+
+
+def memory_mib(root: int) -> float:
+    """Proportional set size of a process and all that descend from it (Linux)."""
+    parents = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            with suppress(OSError):  # it has just ended
+                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+    family = {root}
+    while children := {pid for pid, parent in parents.items() if parent in family} - family:
+        family |= children
+    return sum(_pss_kib(pid) for pid in family) / 1024
+
+
+def _pss_kib(pid: int) -> int:
+    with suppress(OSError):
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+        return sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+    return 0
+
+
+async def peak_under_load(url: str, model: str, root: int) -> tuple[float, dict[str, float]]:
+    """The most memory seen while a load runs, and the load's figures."""
+    peak = memory_mib(root)
+    load = asyncio.create_task(run(url, model, LOAD, seed=1))
+    while not load.done():
+        await asyncio.wait((load,), timeout=LOOK_EVERY_S)
+        peak = max(peak, await asyncio.to_thread(memory_mib, root))
+    return peak, load.result()
+
+
+def measure(url: str, command: list[str]) -> dict[str, Any]:
+    """One line of the table."""
+    started = time.monotonic()
+    process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL)
+    try:
+        seconds, model = first_token_s(url, process, started)
+        peak, figures = asyncio.run(peak_under_load(url, model, process.pid))
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        try:
+            process.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+    return {
+        "command": " ".join(command)[-60:],
+        "first token s": round(seconds, 1),
+        "peak memory MiB": round(peak),
+        "output tok/s": round(figures["output tok/s"], 1),
+    }
+
+
+def main() -> None:
+    """Run it."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("url")
+    parser.add_argument("command", nargs="+")
+    arguments = parser.parse_args()
+    print_table("Start and memory", [measure(arguments.url.rstrip("/"), arguments.command)])
+
+
+if __name__ == "__main__":
+    main()
