@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from baton.engine.attention.base import AttentionStep
+from baton.engine.attention.base import AttentionStep, RotatingAttentionStep
 from baton.engine.layers import GatedMLP, Layer, Linear, OutputProjection, Placement, RMSNorm
 from baton.engine.rope import RopeConfig, RotaryEmbedding, rotate
+from kernels.cpu.attention import Rotation
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +141,7 @@ class _Attention:
             query_size, {"self_attn.o_proj": config.hidden_size}, config.output_bias, placement
         )
         self._head_norms = []
+        self._norm_weights: tuple[Tensor, Tensor, float] | None = None  # in float32, for kernels
         if config.qk_norm:
             self._head_norms = [
                 RMSNorm(f"self_attn.{name}", config.head_dim, config.rms_norm_eps, placement)
@@ -148,18 +150,31 @@ class _Attention:
 
     def __call__(self, hidden: Tensor, cosines: Tensor, sines: Tensor, attention: AttentionStep) -> Tensor:
         heads, kv_heads = self._config.num_heads, self._config.num_kv_heads
-        qkv = self._qkv(hidden).view(-1, heads + 2 * kv_heads, self._config.head_dim)  # [T, H + 2K, D]
-        query_key, value = qkv.split_with_sizes((heads + kv_heads, kv_heads), dim=1)
+        states = self._qkv(hidden).view(-1, heads + 2 * kv_heads, self._config.head_dim)  # [T, H + 2K, D]
+        if isinstance(attention, RotatingAttentionStep):
+            rotation = Rotation(cosines, sines, self._norm_weights)
+            output = attention.rotate_and_attend(self._index, states, rotation)
+        else:
+            query, key, value = self._rotated(states, cosines, sines)
+            output = attention.attend(self._index, query, key, value)
+        return self._output(output.flatten(1), residual=hidden)
+
+    def _rotated(self, states: Tensor, cosines: Tensor, sines: Tensor) -> tuple[Tensor, ...]:
+        """Query, key and value of `[T, H + 2K, D]`."""
+        heads, kv_heads = self._config.num_heads, self._config.num_kv_heads
+        query_key, value = states.split_with_sizes((heads + kv_heads, kv_heads), dim=1)
         if self._head_norms:
             parts = query_key.split_with_sizes((heads, kv_heads), dim=1)
             query_key = torch.cat([norm(part) for norm, part in zip(self._head_norms, parts, strict=True)], 1)
         query, key = rotate(query_key, cosines, sines).split_with_sizes((heads, kv_heads), dim=1)
-        output = attention.attend(self._index, query, key, value)  # [T, H, D]
-        return self._output(output.flatten(1), residual=hidden)
+        return query, key, value
 
     def pack(self) -> None:
         self._qkv.pack()
         self._output.pack()
+        if self._head_norms:
+            query_norm, key_norm = self._head_norms
+            self._norm_weights = (query_norm.weight.float(), key_norm.weight.float(), query_norm.eps)
 
     def checkpoint_tensors(self) -> Iterator[tuple[str, Tensor]]:
         parts: tuple[Layer, ...] = (self._norm, self._qkv, self._output, *self._head_norms)
