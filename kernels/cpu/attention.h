@@ -48,15 +48,44 @@ INLINE int64_t first_visible(const struct attention *a, int64_t position) {
     return a->window && position + 1 > a->window ? position + 1 - a->window : 0;
 }
 
-/* Addresses of K (part 0) or V (part 1) of slots first .. first + count of a row's context. */
-static inline void find_slots(const struct attention *a, int64_t row, int part, int64_t head, int64_t first,
-                              int64_t count, const char **addresses) {
-    const int64_t *table = a->block_tables + row * a->table_width;
-    size_t step = (size_t)a->head_dim * bytes_of(a->dtype);
-    for (int64_t i = 0; i < count;) {
-        int64_t slot = (first + i) % a->block_size, left = a->block_size - slot;
-        const char *address = slot_address(a, table[(first + i) / a->block_size], part, head, slot);
-        for (; left > 0 && i < count; left--, i++, address += step) addresses[i] = address;
+/* Slots of one row's context that lie beside each other in a page. */
+struct run {
+    const char *keys, *values;
+    int64_t count;
+};
+
+/* Slots from position `first` on, up to position `end` or the end of the page. */
+INLINE struct run find_run(const struct attention *a, int64_t row, int64_t head, int64_t first, int64_t end) {
+    int64_t slot = first % a->block_size, left = a->block_size - slot;
+    int64_t page = a->block_tables[row * a->table_width + first / a->block_size];
+    struct run run = {slot_address(a, page, 0, head, slot), slot_address(a, page, 1, head, slot), left};
+    if (end - first < left) run.count = end - first;
+    return run;
+}
+
+/* Slots as rows of float32, `row` numbers apart. */
+static inline void read_slots(const struct attention *a, float *to, const char *from, int64_t count, size_t row) {
+    size_t size = (size_t)a->head_dim;
+    if (row == size) {
+        read_row(to, from, (size_t)count * size, a->dtype);
+        return;
+    }
+    for (int64_t slot = 0; slot < count; slot++) {
+        read_row(to + (size_t)slot * row, from + (size_t)slot * size * bytes_of(a->dtype), size, a->dtype);
+    }
+}
+
+/* K and V of positions first .. end, as rows of `padded` numbers. */
+static inline void read_context(const struct attention *a, int64_t row, int64_t head, int64_t first, int64_t end,
+                                float *keys, float *values) {
+    size_t size = padded(a);
+    while (first < end) {
+        struct run run = find_run(a, row, head, first, end);
+        read_slots(a, keys, run.keys, run.count, size);
+        read_slots(a, values, run.values, run.count, size);
+        keys += (size_t)run.count * size;
+        values += (size_t)run.count * size;
+        first += run.count;
     }
 }
 

@@ -11,6 +11,7 @@
 
 struct decode {
     float *queries, *keys, *values, *sums; /* [group], [SLOTS], [SLOTS], [group] rows of `padded` */
+    float *weights;                        /* [group][SLOTS] */
     float *greatest, *total;               /* [group] */
 };
 
@@ -24,7 +25,7 @@ int64_t num_splits(const struct attention *a, int64_t row) {
 
 size_t decode_bytes(const struct attention *a) {
     size_t group = (size_t)group_size(a);
-    return sizeof(float) * (padded(a) * (2 * group + 2 * SLOTS) + 2 * group);
+    return sizeof(float) * (padded(a) * (2 * group + 2 * SLOTS) + (SLOTS + 2) * group);
 }
 
 size_t decode_record(const struct attention *a) { return (size_t)a->head_dim + 2; }
@@ -36,15 +37,10 @@ static struct decode lay_out(const struct attention *a, char *memory) {
     d.keys = d.queries + group * row;
     d.values = d.keys + SLOTS * row;
     d.sums = d.values + SLOTS * row;
-    d.greatest = d.sums + group * row;
+    d.weights = d.sums + group * row;
+    d.greatest = d.weights + group * SLOTS;
     d.total = d.greatest + group;
     return d;
-}
-
-static void fetch(const struct attention *a, float *to, const char *const *addresses, int64_t count) {
-    for (int64_t slot = 0; slot < count; slot++) {
-        read_row(to + (size_t)slot * padded(a), addresses[slot], (size_t)a->head_dim, a->dtype);
-    }
 }
 
 /* Lane j of the pick: source j / (LANES / 2), of its groups of 2 * width lanes the first or second `width`. */
@@ -62,13 +58,8 @@ static void fetch(const struct attention *a, float *to, const char *const *addre
 #else
 #define PICK(w, s) LANE(0, w, s), LANE(1, w, s), LANE(2, w, s), LANE(3, w, s)
 #endif
-#if defined(__clang__)
-#define SHUFFLE(x, y, ...) __builtin_shufflevector(x, y, __VA_ARGS__)
-#else
-#define SHUFFLE(x, y, ...) __builtin_shuffle(x, y, (vint){__VA_ARGS__})
-#endif
 #define FOLD(w)                                                                                               \
-    for (int i = 0; i < (w); i++) {                                                                           \
+    UNROLL for (int i = 0; i < (w); i++) {                                                                    \
         vfloat x = parts[2 * i], y = parts[2 * i + 1];                                                        \
         parts[i] = SHUFFLE(x, y, PICK(w, 0)) + SHUFFLE(x, y, PICK(w, 1));                                     \
     }
@@ -87,12 +78,12 @@ INLINE vfloat sums_of(vfloat parts[LANES]) {
 }
 
 /* Scores of SLOTS slots with one query; those beyond `count` become minus infinity. */
-static void score(const float *query, const float *keys, size_t row, int64_t count, float scores[SLOTS]) {
+INLINE void score(const float *query, const float *keys, size_t row, int64_t count, float scores[SLOTS]) {
     for (size_t first = 0; first < SLOTS; first += LANES) {
         vfloat parts[LANES] = {0};
         for (size_t i = 0; i < row; i += LANES) {
             vfloat numbers = load(query + i);
-            for (size_t slot = 0; slot < LANES; slot++) {
+            UNROLL for (size_t slot = 0; slot < LANES; slot++) {
                 parts[slot] += numbers * load(keys + (first + slot) * row + i);
             }
         }
@@ -102,52 +93,66 @@ static void score(const float *query, const float *keys, size_t row, int64_t cou
 }
 
 /* Turns scores into weights relative to the greatest score so far; returns what earlier sums are worth by now. */
-static float weigh(float scores[SLOTS], float *greatest, float *total) {
-    vfloat most = load(scores);
-    for (int i = LANES; i < SLOTS; i += LANES) most = vmax(most, load(scores + i));
-    float now = max_lanes(most), before = *greatest;
-    now = now > before ? now : before;
-    float kept = vexp(splat(before - now))[0];
-    vfloat sum = splat(0.0f);
-    for (int i = 0; i < SLOTS; i += LANES) {
-        vfloat weights = vexp(load(scores + i) - now);
+INLINE float weigh(float scores[SLOTS], float *greatest, float *total) {
+    vfloat most = splat(*greatest), sum = splat(0.0f);
+    UNROLL for (int i = 0; i < SLOTS; i += LANES) most = vmax(most, load(scores + i));
+    most = max_lanes(most);
+    UNROLL for (int i = 0; i < SLOTS; i += LANES) {
+        vfloat weights = vexp(load(scores + i) - most);
         store(scores + i, weights);
         sum += weights;
     }
-    *greatest = now;
-    *total = *total * kept + sum_lanes(sum);
+    float kept = vexp(splat(*greatest) - most)[0];
+    *greatest = most[0];
+    *total = *total * kept + sum_lanes(sum)[0];
     return kept;
 }
 
-INLINE void add_values(float *sums, float kept, const float *weights, const float *values, size_t row,
-                       int64_t count, const int vectors) {
-    vfloat parts[4];
-    for (int v = 0; v < vectors; v++) parts[v] = load(sums + v * LANES) * kept;
-    for (int64_t slot = 0; slot < count; slot++) {
-        vfloat weight = splat(weights[slot]);
-        for (int v = 0; v < vectors; v++) parts[v] += weight * load(values + (size_t)slot * row + v * LANES);
-    }
-    for (int v = 0; v < vectors; v++) store(sums + v * LANES, parts[v]);
-}
-
-static void attend_slots(const struct attention *a, const struct decode *d, int64_t count) {
-    size_t row = padded(a);
-    for (int64_t g = 0; g < group_size(a); g++) {
-        float weights[SLOTS];
-        score(d->queries + (size_t)g * row, d->keys, row, count, weights);
-        float kept = weigh(weights, d->greatest + g, d->total + g);
-        float *sums = d->sums + (size_t)g * row;
-        size_t i = 0;
-        for (; i + 4 * LANES <= row; i += 4 * LANES) {
-            add_values(sums + i, kept, weights, d->values + i, row, count, 4);
+/* sums = sums * kept + weights * values, for as many heads as a tile has rows. */
+INLINE void add_values(const int heads, const struct decode *d, int64_t head, const float *kept, size_t row,
+                       int64_t count) {
+    for (size_t column = 0; column < row; column += TILE_COLUMNS) {
+        float *to = d->sums + (size_t)head * row + column;
+        vfloat sums[TILE_ROWS][2];
+        UNROLL for (int h = 0; h < heads; h++) {
+            sums[h][0] = load(to + (size_t)h * row) * kept[h];
+            sums[h][1] = load(to + (size_t)h * row + LANES) * kept[h];
         }
-        for (; i < row; i += 2 * LANES) add_values(sums + i, kept, weights, d->values + i, row, count, 2);
+        multiply_tile(heads, sums, d->weights + head * SLOTS, SLOTS, 1, d->values + column, row, (size_t)count);
+        UNROLL for (int h = 0; h < heads; h++) {
+            store(to + (size_t)h * row, sums[h][0]);
+            store(to + (size_t)h * row + LANES, sums[h][1]);
+        }
     }
 }
 
-INLINE void prefetch_slots(const char *const *addresses, int64_t count, size_t bytes) {
-    for (int64_t slot = 0; slot < count; slot++) {
-        for (size_t byte = 0; byte < bytes; byte += 64) __builtin_prefetch(addresses[slot] + byte);
+/* Asks for a share of the cache lines of `bytes` from both addresses. */
+INLINE void prefetch_share(const char *keys, const char *values, size_t bytes, int64_t index, int64_t shares) {
+    size_t lines = (bytes + 63) / 64;
+    for (size_t line = lines * (size_t)index / (size_t)shares; line < lines * (size_t)(index + 1) / (size_t)shares;
+         line++) {
+        __builtin_prefetch(keys + 64 * line);
+        __builtin_prefetch(values + 64 * line);
+    }
+}
+
+/* Reads ahead little by little: more at once would wait for the memory and then leave it idle. */
+static void attend_slots(const struct attention *a, const struct decode *d, int64_t count,
+                         const struct run *next) {
+    size_t row = padded(a), bytes = (size_t)(next->count * a->head_dim) * bytes_of(a->dtype);
+    int64_t group = group_size(a);
+    for (int64_t g = 0; g < group; g++) {
+        prefetch_share(next->keys, next->values, bytes, g, group);
+        score(d->queries + (size_t)g * row, d->keys, row, count, d->weights + g * SLOTS);
+    }
+    for (int64_t head = 0; head < group; head += TILE_ROWS) {
+        int64_t heads = group - head < TILE_ROWS ? group - head : TILE_ROWS;
+        float kept[TILE_ROWS];
+        for (int64_t h = 0; h < heads; h++) {
+            kept[h] = weigh(d->weights + (head + h) * SLOTS, d->greatest + head + h, d->total + head + h);
+        }
+#define ADD(n) add_values(n, d, head, kept, row, count)
+        FOR_TILE_ROWS(heads, ADD)
     }
 }
 
@@ -161,17 +166,13 @@ void decode_split(const struct attention *a, int64_t row, int64_t kv_head, int64
         read_query(a, token, kv_head * group + g, d.queries + (size_t)g * padded(a));
         d.greatest[g] = -__builtin_inff();
     }
-    size_t bytes = (size_t)a->head_dim * bytes_of(a->dtype);
-    const char *keys[2 * SLOTS], *values[2 * SLOTS]; /* of these slots and of the next ones */
     for (; first < end; first += SLOTS) {
-        int64_t known = end - first < 2 * SLOTS ? end - first : 2 * SLOTS, count = known < SLOTS ? known : SLOTS;
-        find_slots(a, row, 0, kv_head, first, known, keys);
-        find_slots(a, row, 1, kv_head, first, known, values);
-        prefetch_slots(keys + count, known - count, bytes);
-        fetch(a, d.keys, keys, count);
-        prefetch_slots(values + count, known - count, bytes);
-        fetch(a, d.values, values, count);
-        attend_slots(a, &d, count);
+        int64_t count = end - first < SLOTS ? end - first : SLOTS;
+        struct run next = {0};
+        if (first + count < end) next = find_run(a, row, kv_head, first + count, end);
+        if (next.count > SLOTS) next.count = SLOTS;
+        read_context(a, row, kv_head, first, first + count, d.keys, d.values);
+        attend_slots(a, &d, count, &next);
     }
     for (int64_t g = 0; g < group; g++) {
         float *sums = d.sums + (size_t)g * padded(a);

@@ -14,6 +14,7 @@ struct prefill {
     float *values;  /* [SLOTS][padded] */
     float *sums;    /* [rows][padded] */
     float *scores;  /* [TILE_ROWS][SLOTS] */
+    float *rows;    /* [SLOTS][padded] */
     float *row;     /* [padded] */
     float *greatest, *total; /* [rows] */
 };
@@ -37,7 +38,7 @@ int64_t num_query_blocks(const struct attention *a, int64_t row) {
 
 size_t prefill_bytes(const struct attention *a) {
     size_t rows = block_rows(a), row = padded(a);
-    return sizeof(float) * (2 * rows * row + 2 * SLOTS * row + TILE_ROWS * SLOTS + row + 2 * rows);
+    return sizeof(float) * (2 * rows * row + 3 * SLOTS * row + TILE_ROWS * SLOTS + row + 2 * rows);
 }
 
 static struct prefill lay_out(const struct attention *a, char *memory) {
@@ -48,7 +49,8 @@ static struct prefill lay_out(const struct attention *a, char *memory) {
     p.values = p.keys + SLOTS * row;
     p.sums = p.values + SLOTS * row;
     p.scores = p.sums + rows * row;
-    p.row = p.scores + TILE_ROWS * SLOTS;
+    p.rows = p.scores + TILE_ROWS * SLOTS;
+    p.row = p.rows + SLOTS * row;
     p.greatest = p.row + row;
     p.total = p.greatest + rows;
     return p;
@@ -66,41 +68,37 @@ static void fetch_queries(const struct attention *a, const struct prefill *p, co
     }
 }
 
-/* K transposed, V as it is; slots beyond `count` are zero in both. */
+/* Turns `SLOTS` rows of `depth` numbers, `row` apart, into columns. */
+static void transpose(float *to, const float *from, size_t depth, size_t row) {
+    for (size_t k = 0; k < depth; k += 8) {
+        for (size_t slot = 0; slot < SLOTS; slot++) {
+            for (size_t i = k; i < k + 8; i++) to[i * SLOTS + slot] = from[slot * row + i];
+        }
+    }
+}
+
+/* K as columns, V as rows; what lies beyond `count` slots is of earlier slots, or zero. */
 static void fetch_slots(const struct attention *a, const struct prefill *p, const struct block *b, int64_t first,
                         int64_t count) {
-    const char *keys[SLOTS], *values[SLOTS];
-    size_t depth = (size_t)a->head_dim, row = padded(a);
-    find_slots(a, b->row, 0, b->kv_head, first, count, keys);
-    find_slots(a, b->row, 1, b->kv_head, first, count, values);
-    for (size_t slot = 0; slot < SLOTS; slot++) {
-        if (slot < (size_t)count) {
-            read_row(p->row, keys[slot], depth, a->dtype);
-            read_row(p->values + slot * row, values[slot], depth, a->dtype);
-        } else {
-            memset(p->row, 0, depth * sizeof(float));
-            memset(p->values + slot * row, 0, depth * sizeof(float));
-        }
-        for (size_t k = 0; k < depth; k++) p->keys[k * SLOTS + slot] = p->row[k];
-    }
+    read_context(a, b->row, b->kv_head, first, first + count, p->rows, p->values);
+    transpose(p->keys, p->rows, padded(a), padded(a));
 }
 
 /* Scores of one row into weights; slots from .. to are visible. Returns what the row's sums are worth by now. */
 static float weigh(float *scores, int64_t from, int64_t to, float *greatest, float *total) {
     for (int64_t slot = 0; slot < from; slot++) scores[slot] = -__builtin_inff();
     for (int64_t slot = to; slot < SLOTS; slot++) scores[slot] = -__builtin_inff();
-    vfloat most = load(scores), sum = splat(0.0f);
-    for (int i = LANES; i < SLOTS; i += LANES) most = vmax(most, load(scores + i));
-    float now = max_lanes(most), before = *greatest;
-    now = now > before ? now : before;
+    vfloat most = splat(*greatest), sum = splat(0.0f);
+    for (int i = 0; i < SLOTS; i += LANES) most = vmax(most, load(scores + i));
+    most = max_lanes(most);
     for (int i = 0; i < SLOTS; i += LANES) {
-        vfloat weights = vexp(load(scores + i) - now);
+        vfloat weights = vexp(load(scores + i) - most);
         store(scores + i, weights);
         sum += weights;
     }
-    float kept = vexp(splat(before - now))[0];
-    *greatest = now;
-    *total = *total * kept + sum_lanes(sum);
+    float kept = vexp(splat(*greatest) - most)[0];
+    *greatest = most[0];
+    *total = *total * kept + sum_lanes(sum)[0];
     return kept;
 }
 
@@ -127,9 +125,9 @@ INLINE void score_tile(const int height, const struct attention *a, const struct
     const float *queries = p->queries + (size_t)(start * a->head_dim);
     for (size_t column = 0; column < SLOTS; column += TILE_COLUMNS) {
         vfloat sums[TILE_ROWS][2];
-        for (int r = 0; r < height; r++) sums[r][0] = sums[r][1] = splat(0.0f);
+        UNROLL for (int r = 0; r < height; r++) sums[r][0] = sums[r][1] = splat(0.0f);
         multiply_tile(height, sums, queries, 1, (size_t)height, p->keys + column, SLOTS, (size_t)a->head_dim);
-        for (int r = 0; r < height; r++) {
+        UNROLL for (int r = 0; r < height; r++) {
             store(p->scores + r * SLOTS + column, sums[r][0]);
             store(p->scores + r * SLOTS + column + LANES, sums[r][1]);
         }
@@ -142,12 +140,12 @@ INLINE void add_values(const int height, const struct attention *a, const struct
     for (size_t column = 0; column < row; column += TILE_COLUMNS) {
         float *to = p->sums + (size_t)start * row + column;
         vfloat sums[TILE_ROWS][2];
-        for (int r = 0; r < height; r++) {
+        UNROLL for (int r = 0; r < height; r++) {
             sums[r][0] = load(to + (size_t)r * row);
             sums[r][1] = load(to + (size_t)r * row + LANES);
         }
         multiply_tile(height, sums, p->scores, SLOTS, 1, p->values + column, row, (size_t)count);
-        for (int r = 0; r < height; r++) {
+        UNROLL for (int r = 0; r < height; r++) {
             store(to + (size_t)r * row, sums[r][0]);
             store(to + (size_t)r * row + LANES, sums[r][1]);
         }

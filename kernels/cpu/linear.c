@@ -132,8 +132,7 @@ INLINE void multiply(const int height, const enum dtype dtype, vfloat sums[][2],
             }
         }
         for (size_t part = 0; part < step; part++) {
-#pragma GCC unroll 12
-            for (int r = 0; r < height; r++) {
+            UNROLL for (int r = 0; r < height; r++) {
                 vfloat number = splat(rows[part * (size_t)height + (size_t)r]);
                 sums[r][0] += number * parts[part][0];
                 sums[r][1] += number * parts[part][1];

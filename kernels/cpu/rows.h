@@ -44,7 +44,7 @@ static inline void normalise_row(float *row, const float *weight, size_t size, f
     size_t i = 0;
     for (; i + LANES <= size; i += LANES) squares += load(row + i) * load(row + i);
     for (; i < size; i++) rest += row[i] * row[i];
-    float scale = 1.0f / __builtin_sqrtf((sum_lanes(squares) + rest) / (float)size + eps);
+    float scale = 1.0f / __builtin_sqrtf((sum_lanes(squares)[0] + rest) / (float)size + eps);
     for (i = 0; i + LANES <= size; i += LANES) store(row + i, load(row + i) * scale * load(weight + i));
     for (; i < size; i++) row[i] *= scale * weight[i];
 }

@@ -18,8 +18,7 @@ INLINE void multiply_tile(const int num_rows, vfloat sums[][2], const float *row
                           size_t depth) {
     for (size_t k = 0; k < depth; k++) {
         vfloat first = load(columns), second = load(columns + LANES);
-#pragma GCC unroll 12
-        for (int r = 0; r < num_rows; r++) {
+        UNROLL for (int r = 0; r < num_rows; r++) {
             vfloat number = splat(rows[(size_t)r * row_stride]);
             sums[r][0] += number * first;
             sums[r][1] += number * second;

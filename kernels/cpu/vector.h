@@ -10,7 +10,7 @@
 #include <stdint.h>
 #include <string.h>
 
-#if defined(__F16C__) || defined(__AVX512F__)
+#if defined(__AVX2__)
 #include <immintrin.h>
 #endif
 
@@ -24,6 +24,9 @@
 
 #define INLINE static inline __attribute__((always_inline))
 #define EXPORT __attribute__((visibility("default")))
+
+/* Before loops over vectors that are to stay in registers; their counts are constants. */
+#define UNROLL _Pragma("GCC unroll 16")
 
 typedef float vfloat __attribute__((vector_size(4 * LANES)));
 typedef int32_t vint __attribute__((vector_size(4 * LANES)));
@@ -49,7 +52,15 @@ INLINE vfloat choose(vint mask, vfloat yes, vfloat no) {
     return (vfloat)((mask & (vint)yes) | (~mask & (vint)no));
 }
 
-INLINE vfloat vmax(vfloat left, vfloat right) { return choose(left > right, left, right); }
+INLINE vfloat vmax(vfloat left, vfloat right) {
+#if LANES == 16
+    return (vfloat)_mm512_max_ps((__m512)left, (__m512)right);
+#elif LANES == 8
+    return (vfloat)_mm256_max_ps((__m256)left, (__m256)right);
+#else
+    return choose(left > right, left, right);
+#endif
+}
 
 INLINE float bits_to_float(uint32_t bits) {
     float value;
@@ -106,12 +117,14 @@ INLINE vfloat load_as(const void *from, size_t index, enum dtype dtype) {
     if (dtype == FLOAT32) return load((const float *)from + index);
     vhalf halves;
     memcpy(&halves, (const uint16_t *)from + index, sizeof halves);
-    if (dtype == BFLOAT16) return (vfloat)(__builtin_convertvector(halves, vuint) << 16);
 #if LANES == 16
+    if (dtype == BFLOAT16) return (vfloat)((vuint)_mm512_cvtepu16_epi32((__m256i)halves) << 16);
     return (vfloat)_mm512_cvtph_ps((__m256i)halves);
-#elif defined(__F16C__) && LANES == 8
+#elif LANES == 8
+    if (dtype == BFLOAT16) return (vfloat)((vuint)_mm256_cvtepu16_epi32((__m128i)halves) << 16);
     return (vfloat)_mm256_cvtph_ps((__m128i)halves);
 #else
+    if (dtype == BFLOAT16) return (vfloat)(__builtin_convertvector(halves, vuint) << 16);
     vfloat vector;
     for (int lane = 0; lane < LANES; lane++) vector[lane] = half_to_float(halves[lane]);
     return vector;
@@ -131,7 +144,7 @@ INLINE void store_as(void *to, size_t index, vfloat vector, enum dtype dtype) {
     } else {
 #if LANES == 16
         halves = (vhalf)_mm512_cvtps_ph((__m512)vector, _MM_FROUND_TO_NEAREST_INT);
-#elif defined(__F16C__) && LANES == 8
+#elif LANES == 8
         halves = (vhalf)_mm256_cvtps_ph((__m256)vector, _MM_FROUND_TO_NEAREST_INT);
 #else
         for (int lane = 0; lane < LANES; lane++) halves[lane] = float_to_half(vector[lane]);
@@ -156,16 +169,43 @@ INLINE vfloat vexp(vfloat x) {
     return power * (vfloat)(((vuint)shifted << 23) + 0x3f800000u);
 }
 
-INLINE float sum_lanes(vfloat vector) {
-    float total = 0.0f;
-    for (int lane = 0; lane < LANES; lane++) total += vector[lane];
-    return total;
+#if defined(__clang__)
+#define SHUFFLE(x, y, ...) __builtin_shufflevector(x, y, __VA_ARGS__)
+#else
+#define SHUFFLE(x, y, ...) __builtin_shuffle(x, y, (vint){__VA_ARGS__})
+#endif
+/* A vector with lanes i and i ^ distance changed for each other. */
+#define SWAP4(d, o) (0 + (o)) ^ (d), (1 + (o)) ^ (d), (2 + (o)) ^ (d), (3 + (o)) ^ (d)
+#if LANES == 16
+#define SWAPPED(x, d) SHUFFLE(x, x, SWAP4(d, 0), SWAP4(d, 4), SWAP4(d, 8), SWAP4(d, 12))
+#elif LANES == 8
+#define SWAPPED(x, d) SHUFFLE(x, x, SWAP4(d, 0), SWAP4(d, 4))
+#else
+#define SWAPPED(x, d) SHUFFLE(x, x, SWAP4(d, 0))
+#endif
+
+/* In every lane, the sum of all lanes. */
+INLINE vfloat sum_lanes(vfloat vector) {
+#if LANES == 16
+    vector += SWAPPED(vector, 8);
+#endif
+#if LANES >= 8
+    vector += SWAPPED(vector, 4);
+#endif
+    vector += SWAPPED(vector, 2);
+    return vector + SWAPPED(vector, 1);
 }
 
-INLINE float max_lanes(vfloat vector) {
-    float most = vector[0];
-    for (int lane = 1; lane < LANES; lane++) most = vector[lane] > most ? vector[lane] : most;
-    return most;
+/* In every lane, the greatest of all lanes. */
+INLINE vfloat max_lanes(vfloat vector) {
+#if LANES == 16
+    vector = vmax(vector, SWAPPED(vector, 8));
+#endif
+#if LANES >= 8
+    vector = vmax(vector, SWAPPED(vector, 4));
+#endif
+    vector = vmax(vector, SWAPPED(vector, 2));
+    return vmax(vector, SWAPPED(vector, 1));
 }
 
 #endif
