@@ -98,11 +98,11 @@ INLINE float weigh(float scores[SLOTS], float *greatest, float *total) {
     UNROLL for (int i = 0; i < SLOTS; i += LANES) most = vmax(most, load(scores + i));
     most = max_lanes(most);
     UNROLL for (int i = 0; i < SLOTS; i += LANES) {
-        vfloat weights = vexp(load(scores + i) - most);
+        vfloat weights = vexp_negative(load(scores + i) - most);
         store(scores + i, weights);
         sum += weights;
     }
-    float kept = vexp(splat(*greatest) - most)[0];
+    float kept = vexp_negative(splat(*greatest) - most)[0];
     *greatest = most[0];
     *total = *total * kept + sum_lanes(sum)[0];
     return kept;
@@ -199,7 +199,7 @@ void combine_splits(const struct attention *a, int64_t row, int64_t head, int64_
     memset(memory, 0, (size_t)a->head_dim * sizeof(float));
     for (int64_t s = 0; s < splits; s++) {
         const float *record = partial + (size_t)s * step;
-        float worth = vexp(splat(record[0] - greatest))[0];
+        float worth = vexp_negative(splat(record[0] - greatest))[0];
         total += worth * record[1];
         for (int64_t i = 0; i < a->head_dim; i++) memory[i] += worth * record[2 + i];
     }

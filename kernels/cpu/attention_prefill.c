@@ -1,35 +1,37 @@
 /* Rows of many tokens: blocks of queries against blocks of slots (FlashAttention: Dao et al., 2022).
  *
- * The queries of all heads of a kv head are rows of one matrix, so that a block of K and V, converted to float32 once,
- * serves them all.
+ * The queries of all heads of a kv head stand side by side as columns, so that a block of K and V, converted to
+ * float32 once, serves them all, and softmax, kept up to date block by block, takes a vector of queries at a time.
  */
 #include "attention.h"
 
-#define SLOTS 64          /* at a time */
-#define QUERY_ROWS 192    /* of a block: query tokens times heads of a kv head */
+#define SLOTS 48         /* at a time; a multiple of TILE_ROWS */
+#define QUERIES 192      /* of a block: query tokens times heads of a kv head; a multiple of TILE_COLUMNS */
+#define COLUMNS TILE_COLUMNS
 
 struct prefill {
-    float *queries; /* of each tile of rows: [head_dim][rows of the tile] */
-    float *keys;    /* [padded][SLOTS] */
-    float *values;  /* [SLOTS][padded] */
-    float *sums;    /* [rows][padded] */
-    float *scores;  /* [TILE_ROWS][SLOTS] */
-    float *rows;    /* [SLOTS][padded] */
-    float *row;     /* [padded] */
-    float *greatest, *total; /* [rows] */
+    size_t num_columns;      /* queries of a block, and as many more as fill the last vectors */
+    float *queries;          /* [head_dim][num_columns] */
+    float *keys, *values;    /* [SLOTS][padded] */
+    float *sums;             /* [num_columns][padded] */
+    float *weights;          /* [SLOTS][COLUMNS] */
+    float *greatest, *total; /* [num_columns] */
+    int32_t *from, *to;      /* [num_columns] the positions that each query sees, the last one included */
 };
 
-/* A block's rows: token by token, and of each token head by head. */
+/* A block's queries: token by token, and of each token head by head. */
 struct block {
-    int64_t row, kv_head, first_token, first_position, num_rows;
+    int64_t row, kv_head, first_token, first_position, num_queries;
 };
 
 static int64_t block_tokens(const struct attention *a) {
-    int64_t tokens = QUERY_ROWS / group_size(a);
+    int64_t tokens = QUERIES / group_size(a);
     return tokens > 0 ? tokens : 1;
 }
 
-static size_t block_rows(const struct attention *a) { return (size_t)(block_tokens(a) * group_size(a)); }
+static size_t block_columns(const struct attention *a) {
+    return ((size_t)(block_tokens(a) * group_size(a)) + COLUMNS - 1) / COLUMNS * COLUMNS;
+}
 
 int64_t num_query_blocks(const struct attention *a, int64_t row) {
     int64_t tokens = a->row_bounds[row + 1] - a->row_bounds[row];
@@ -37,114 +39,107 @@ int64_t num_query_blocks(const struct attention *a, int64_t row) {
 }
 
 size_t prefill_bytes(const struct attention *a) {
-    size_t rows = block_rows(a), row = padded(a);
-    return sizeof(float) * (2 * rows * row + 3 * SLOTS * row + TILE_ROWS * SLOTS + row + 2 * rows);
+    size_t columns = block_columns(a), row = padded(a);
+    return sizeof(float) * (2 * columns * row + 2 * SLOTS * row + SLOTS * COLUMNS + 4 * columns);
 }
 
 static struct prefill lay_out(const struct attention *a, char *memory) {
-    size_t rows = block_rows(a), row = padded(a);
+    size_t columns = block_columns(a), row = padded(a);
     memset(memory, 0, prefill_bytes(a));
-    struct prefill p = {.queries = (float *)memory};
-    p.keys = p.queries + rows * row;
+    struct prefill p = {.num_columns = columns, .queries = (float *)memory};
+    p.keys = p.queries + columns * row;
     p.values = p.keys + SLOTS * row;
     p.sums = p.values + SLOTS * row;
-    p.scores = p.sums + rows * row;
-    p.rows = p.scores + TILE_ROWS * SLOTS;
-    p.row = p.rows + SLOTS * row;
-    p.greatest = p.row + row;
-    p.total = p.greatest + rows;
+    p.weights = p.sums + columns * row;
+    p.greatest = p.weights + SLOTS * COLUMNS;
+    p.total = p.greatest + columns;
+    p.from = (int32_t *)(p.total + columns);
+    p.to = p.from + columns;
     return p;
 }
 
 static void fetch_queries(const struct attention *a, const struct prefill *p, const struct block *b) {
-    int64_t group = group_size(a), depth = a->head_dim;
-    for (int64_t r = 0; r < b->num_rows; r++) {
-        read_query(a, b->first_token + r / group, b->kv_head * group + r % group, p->row);
-        int64_t start = r / TILE_ROWS * TILE_ROWS;
-        int64_t height = b->num_rows - start < TILE_ROWS ? b->num_rows - start : TILE_ROWS;
-        float *tile = p->queries + (size_t)(start * depth + r - start);
-        for (int64_t k = 0; k < depth; k++) tile[(size_t)(k * height)] = p->row[k];
-        p->greatest[r] = -__builtin_inff();
+    int64_t group = group_size(a);
+    for (int64_t q = 0; q < (int64_t)p->num_columns; q++) {
+        p->greatest[q] = -__builtin_inff();
+        p->to[q] = -1; /* there is no such query */
+        if (q >= b->num_queries) continue;
+        p->to[q] = (int32_t)(b->first_position + q / group);
+        p->from[q] = (int32_t)first_visible(a, p->to[q]);
+        read_query(a, b->first_token + q / group, b->kv_head * group + q % group, p->values);
+        for (int64_t k = 0; k < a->head_dim; k++) p->queries[(size_t)k * p->num_columns + (size_t)q] = p->values[k];
     }
 }
 
-/* Turns `SLOTS` rows of `depth` numbers, `row` apart, into columns. */
-static void transpose(float *to, const float *from, size_t depth, size_t row) {
-    for (size_t k = 0; k < depth; k += 8) {
-        for (size_t slot = 0; slot < SLOTS; slot++) {
-            for (size_t i = k; i < k + 8; i++) to[i * SLOTS + slot] = from[slot * row + i];
+/* Scores of a tile of slots with the queries of some columns; `row` is a constant, or else slow. */
+INLINE void score_tile(const struct attention *a, const struct prefill *p, size_t column, size_t slot,
+                       const size_t row) {
+    vfloat sums[TILE_ROWS][2];
+    UNROLL for (int r = 0; r < TILE_ROWS; r++) sums[r][0] = sums[r][1] = splat(0.0f);
+    multiply_tile(TILE_ROWS, sums, p->keys + slot * row, row, 1, p->queries + column, p->num_columns,
+                  (size_t)a->head_dim);
+    float *to = p->weights + slot * COLUMNS;
+    UNROLL for (int r = 0; r < TILE_ROWS; r++) {
+        store(to + r * COLUMNS, sums[r][0]);
+        store(to + r * COLUMNS + LANES, sums[r][1]);
+    }
+}
+
+static void score(const struct attention *a, const struct prefill *p, size_t column, size_t count) {
+    size_t row = padded(a);
+    for (size_t slot = 0; slot < count; slot += TILE_ROWS) {
+        if (row == 64) {
+            score_tile(a, p, column, slot, 64);
+        } else if (row == 128) {
+            score_tile(a, p, column, slot, 128);
+        } else {
+            score_tile(a, p, column, slot, row);
         }
     }
 }
 
-/* K as columns, V as rows; what lies beyond `count` slots is of earlier slots, or zero. */
-static void fetch_slots(const struct attention *a, const struct prefill *p, const struct block *b, int64_t first,
-                        int64_t count) {
-    read_context(a, b->row, b->kv_head, first, first + count, p->rows, p->values);
-    transpose(p->keys, p->rows, padded(a), padded(a));
+/* Minus infinity where a query does not see a slot. */
+static void hide(const struct prefill *p, size_t column, int64_t first, int64_t count) {
+    vint from, to;
+    memcpy(&from, p->from + column, sizeof from);
+    memcpy(&to, p->to + column, sizeof to);
+    vfloat never = splat(-__builtin_inff());
+    float *scores = p->weights + column % COLUMNS;
+    for (int64_t slot = 0; slot < count; slot++, scores += COLUMNS) {
+        vint position = (vint){0} + (int32_t)(first + slot);
+        store(scores, choose((position >= from) & (position <= to), load(scores), never));
+    }
 }
 
-/* Scores of one row into weights; slots from .. to are visible. Returns what the row's sums are worth by now. */
-static float weigh(float *scores, int64_t from, int64_t to, float *greatest, float *total) {
-    for (int64_t slot = 0; slot < from; slot++) scores[slot] = -__builtin_inff();
-    for (int64_t slot = to; slot < SLOTS; slot++) scores[slot] = -__builtin_inff();
-    vfloat most = splat(*greatest), sum = splat(0.0f);
-    for (int i = 0; i < SLOTS; i += LANES) most = vmax(most, load(scores + i));
-    most = max_lanes(most);
-    for (int i = 0; i < SLOTS; i += LANES) {
-        vfloat weights = vexp(load(scores + i) - most);
-        store(scores + i, weights);
+/* Scores of one vector of queries into weights; `kept` becomes what earlier sums are worth by now. */
+static void weigh(const struct prefill *p, size_t column, int64_t count, float *kept) {
+    float *scores = p->weights + column % COLUMNS;
+    vfloat before = load(p->greatest + column), most = before, sum = splat(0.0f);
+    for (int64_t slot = 0; slot < count; slot++) most = vmax(most, load(scores + slot * COLUMNS));
+    vfloat base = choose(most < splat(-3e38f), splat(0.0f), most); /* of queries that have seen nothing yet */
+    for (int64_t slot = 0; slot < count; slot++) {
+        vfloat weights = vexp_negative(load(scores + slot * COLUMNS) - base);
+        store(scores + slot * COLUMNS, weights);
         sum += weights;
     }
-    float kept = vexp(splat(*greatest) - most)[0];
-    *greatest = most[0];
-    *total = *total * kept + sum_lanes(sum)[0];
-    return kept;
+    vfloat worth = vexp_negative(before - base);
+    store(kept + column % COLUMNS, worth);
+    store(p->greatest + column, most);
+    store(p->total + column, load(p->total + column) * worth + sum);
 }
 
-/* Weights of a tile's rows, and their sums scaled to them. */
-static void weigh_tile(const struct attention *a, const struct prefill *p, const struct block *b, int64_t start,
-                       int64_t height, int64_t first, int64_t count) {
-    size_t row = padded(a);
-    for (int64_t r = 0; r < height; r++) {
-        int64_t position = b->first_position + (start + r) / group_size(a);
-        int64_t from = first_visible(a, position) - first, to = position + 1 - first;
-        if (from < 0) from = 0;
-        if (to > count) to = count;
-        float *scores = p->scores + r * SLOTS, *sums = p->sums + (size_t)(start + r) * row;
-        if (from >= to) {
-            memset(scores, 0, SLOTS * sizeof(float));
-            continue;
-        }
-        float kept = weigh(scores, from, to, p->greatest + start + r, p->total + start + r);
-        for (size_t i = 0; i < row; i += LANES) store(sums + i, load(sums + i) * kept);
-    }
-}
-
-INLINE void score_tile(const int height, const struct attention *a, const struct prefill *p, int64_t start) {
-    const float *queries = p->queries + (size_t)(start * a->head_dim);
-    for (size_t column = 0; column < SLOTS; column += TILE_COLUMNS) {
-        vfloat sums[TILE_ROWS][2];
-        UNROLL for (int r = 0; r < height; r++) sums[r][0] = sums[r][1] = splat(0.0f);
-        multiply_tile(height, sums, queries, 1, (size_t)height, p->keys + column, SLOTS, (size_t)a->head_dim);
-        UNROLL for (int r = 0; r < height; r++) {
-            store(p->scores + r * SLOTS + column, sums[r][0]);
-            store(p->scores + r * SLOTS + column + LANES, sums[r][1]);
-        }
-    }
-}
-
-INLINE void add_values(const int height, const struct attention *a, const struct prefill *p, int64_t start,
+/* sums = sums * kept + weights * values of a tile of queries. */
+INLINE void add_values(const int height, const struct prefill *p, size_t query, const float *kept, size_t row,
                        int64_t count) {
-    size_t row = padded(a);
     for (size_t column = 0; column < row; column += TILE_COLUMNS) {
-        float *to = p->sums + (size_t)start * row + column;
+        float *to = p->sums + query * row + column;
         vfloat sums[TILE_ROWS][2];
         UNROLL for (int r = 0; r < height; r++) {
-            sums[r][0] = load(to + (size_t)r * row);
-            sums[r][1] = load(to + (size_t)r * row + LANES);
+            sums[r][0] = load(to + (size_t)r * row) * kept[r];
+            sums[r][1] = load(to + (size_t)r * row + LANES) * kept[r];
         }
-        multiply_tile(height, sums, p->scores, SLOTS, 1, p->values + column, row, (size_t)count);
+        const float *weights = p->weights + query % COLUMNS;
+        multiply_tile(height, sums, weights, 1, COLUMNS, p->values + column, row, (size_t)count);
         UNROLL for (int r = 0; r < height; r++) {
             store(to + (size_t)r * row, sums[r][0]);
             store(to + (size_t)r * row + LANES, sums[r][1]);
@@ -152,26 +147,30 @@ INLINE void add_values(const int height, const struct attention *a, const struct
     }
 }
 
-static void score_rows(const struct attention *a, const struct prefill *p, int64_t start, int64_t height) {
-#define SCORE(n) score_tile(n, a, p, start)
-    FOR_TILE_ROWS(height, SCORE)
-}
-
-static void add_rows(const struct attention *a, const struct prefill *p, int64_t start, int64_t height,
-                     int64_t count) {
-#define ADD(n) add_values(n, a, p, start, count)
-    FOR_TILE_ROWS(height, ADD)
+static void add_columns(const struct attention *a, const struct prefill *p, size_t column, size_t num_queries,
+                        const float *kept, int64_t count) {
+    for (size_t q = 0; q < num_queries; q += TILE_ROWS) {
+        size_t height = num_queries - q < TILE_ROWS ? num_queries - q : TILE_ROWS;
+#define ADD(n) add_values(n, p, column + q, kept + q, padded(a), count)
+        FOR_TILE_ROWS(height, ADD)
+    }
 }
 
 static void attend_slots(const struct attention *a, const struct prefill *p, const struct block *b, int64_t first,
                          int64_t count) {
-    for (int64_t start = 0; start < b->num_rows; start += TILE_ROWS) {
-        int64_t height = b->num_rows - start < TILE_ROWS ? b->num_rows - start : TILE_ROWS;
-        int64_t last_position = b->first_position + (start + height - 1) / group_size(a);
-        if (first > last_position) continue;
-        score_rows(a, p, start, height);
-        weigh_tile(a, p, b, start, height, first, count);
-        add_rows(a, p, start, height, count);
+    for (size_t column = 0; column < (size_t)b->num_queries; column += COLUMNS) {
+        size_t left = (size_t)b->num_queries - column, num_queries = left < COLUMNS ? left : COLUMNS;
+        size_t last = column + num_queries - 1;
+        if (first > p->to[last]) continue;
+        score(a, p, column, (size_t)count);
+        float kept[COLUMNS];
+        for (size_t half = 0; half < COLUMNS; half += LANES) {
+            if (num_queries < COLUMNS || first + count - 1 > p->to[column] || first < p->from[last]) {
+                hide(p, column + half, first, count);
+            }
+            weigh(p, column + half, count, kept);
+        }
+        add_columns(a, p, column, num_queries, kept, count);
     }
 }
 
@@ -186,11 +185,11 @@ void prefill_block(const struct attention *a, int64_t row, int64_t kv_head, int6
     int64_t end = b.first_position + tokens;
     for (int64_t first = first_visible(a, b.first_position); first < end; first += SLOTS) {
         int64_t count = end - first < SLOTS ? end - first : SLOTS;
-        fetch_slots(a, &p, &b, first, count);
+        read_context(a, row, kv_head, first, first + count, p.keys, p.values);
         attend_slots(a, &p, &b, first, count);
     }
-    for (int64_t r = 0; r < b.num_rows; r++) {
-        write_output(a, b.first_token + r / group, kv_head * group + r % group, p.sums + (size_t)r * padded(a),
-                     p.total[r]);
+    for (int64_t q = 0; q < b.num_queries; q++) {
+        write_output(a, b.first_token + q / group, kv_head * group + q % group, p.sums + (size_t)q * padded(a),
+                     p.total[q]);
     }
 }

@@ -52,6 +52,7 @@ INLINE vfloat choose(vint mask, vfloat yes, vfloat no) {
     return (vfloat)((mask & (vint)yes) | (~mask & (vint)no));
 }
 
+/* The greater of each two; the right one where either is NaN. */
 INLINE vfloat vmax(vfloat left, vfloat right) {
 #if LANES == 16
     return (vfloat)_mm512_max_ps((__m512)left, (__m512)right);
@@ -153,10 +154,10 @@ INLINE void store_as(void *to, size_t index, vfloat vector, enum dtype dtype) {
     memcpy((uint16_t *)to + index, &halves, sizeof halves);
 }
 
-/* e to each element within 2 units in the last place, 0 below -87.7; NaN stays NaN. Cephes' polynomial. */
-INLINE vfloat vexp(vfloat x) {
-    x = choose(x < splat(-88.0f), splat(-88.0f), x);
-    x = choose(x > splat(88.0f), splat(88.0f), x);
+/* e to each element, none above 0, within 2 units in the last place; 0 below -87.7; NaN stays NaN.
+ * Cephes' polynomial. */
+INLINE vfloat vexp_negative(vfloat x) {
+    x = vmax(splat(-88.0f), x);
     vfloat shifted = x * 1.44269504f + 12582912.0f; /* adding 1.5 * 2^23 rounds to a whole number */
     vfloat whole = shifted - 12582912.0f;
     vfloat rest = x - whole * 0.693359375f - whole * -2.12194440e-4f;
@@ -168,6 +169,9 @@ INLINE vfloat vexp(vfloat x) {
     power = power * rest * rest + rest + 1.0f;
     return power * (vfloat)(((vuint)shifted << 23) + 0x3f800000u);
 }
+
+/* The same for any elements; those above 88 count as 88. */
+INLINE vfloat vexp(vfloat x) { return vexp_negative(choose(x > splat(88.0f), splat(88.0f), x)); }
 
 #if defined(__clang__)
 #define SHUFFLE(x, y, ...) __builtin_shufflevector(x, y, __VA_ARGS__)
