@@ -6,8 +6,8 @@
  */
 #include "attention.h"
 
-#define SLOTS 16    /* at a time */
-#define SPLIT 1024  /* slots of a split */
+#define SLOTS 32   /* at a time */
+#define SPLIT 1024 /* slots of a split */
 
 struct decode {
     float *queries, *keys, *values, *sums; /* [group], [SLOTS], [SLOTS], [group] rows of `padded` */
@@ -126,23 +126,33 @@ INLINE void add_values(const int heads, const struct decode *d, int64_t head, co
     }
 }
 
-/* Asks for a share of the cache lines of `bytes` from both addresses. */
-INLINE void prefetch_share(const char *keys, const char *values, size_t bytes, int64_t index, int64_t shares) {
-    size_t lines = (bytes + 63) / 64;
-    for (size_t line = lines * (size_t)index / (size_t)shares; line < lines * (size_t)(index + 1) / (size_t)shares;
-         line++) {
-        __builtin_prefetch(keys + 64 * line);
-        __builtin_prefetch(values + 64 * line);
+/* Slots of a row's context, from position `first` on. */
+struct slots {
+    int64_t row, kv_head, first, count;
+};
+
+/* Asks for share `index` of some slots' cache lines. */
+static void prefetch_share(const struct attention *a, const struct slots *slots, int64_t index, int64_t shares) {
+    int64_t first = slots->first + slots->count * index / shares;
+    int64_t end = slots->first + slots->count * (index + 1) / shares;
+    while (first < end) {
+        struct run run = find_run(a, slots->row, slots->kv_head, first, end);
+        size_t bytes = (size_t)(run.count * a->head_dim) * bytes_of(a->dtype);
+        for (size_t byte = 0; byte < bytes; byte += 64) {
+            __builtin_prefetch(run.keys + byte);
+            __builtin_prefetch(run.values + byte);
+        }
+        first += run.count;
     }
 }
 
-/* Reads ahead little by little: more at once would wait for the memory and then leave it idle. */
+/* Reads the next slots ahead little by little: all at once would wait for the memory and then leave it idle. */
 static void attend_slots(const struct attention *a, const struct decode *d, int64_t count,
-                         const struct run *next) {
-    size_t row = padded(a), bytes = (size_t)(next->count * a->head_dim) * bytes_of(a->dtype);
+                         const struct slots *next) {
+    size_t row = padded(a);
     int64_t group = group_size(a);
     for (int64_t g = 0; g < group; g++) {
-        prefetch_share(next->keys, next->values, bytes, g, group);
+        prefetch_share(a, next, g, group);
         score(d->queries + (size_t)g * row, d->keys, row, count, d->weights + g * SLOTS);
     }
     for (int64_t head = 0; head < group; head += TILE_ROWS) {
@@ -168,9 +178,8 @@ void decode_split(const struct attention *a, int64_t row, int64_t kv_head, int64
     }
     for (; first < end; first += SLOTS) {
         int64_t count = end - first < SLOTS ? end - first : SLOTS;
-        struct run next = {0};
-        if (first + count < end) next = find_run(a, row, kv_head, first + count, end);
-        if (next.count > SLOTS) next.count = SLOTS;
+        int64_t left = end - first - count;
+        struct slots next = {row, kv_head, first + count, left < SLOTS ? left : SLOTS};
         read_context(a, row, kv_head, first, first + count, d.keys, d.values);
         attend_slots(a, &d, count, &next);
     }
