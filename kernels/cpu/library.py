@@ -22,6 +22,7 @@ _SIGNATURES: Final = {
     "baton_packed_bytes": (_Size, (_Size, _Size, _Int)),
     "baton_pack": (None, (_Pointer, _Pointer, _Size, _Size, _Int)),
     "baton_packed_rows": (None, (_Pointer, _Pointer, _Pointer, _Size, _Size, _Int)),
+    "baton_argmax": (ctypes.c_int, (_Pointer, _Pointer, _Size, _Size, _Int, _Int)),
     "baton_attend": (ctypes.c_int, (_Pointer,)),
     "baton_linear": (ctypes.c_int, (_Pointer,)),
 }

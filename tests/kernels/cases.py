@@ -9,6 +9,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from kernels import reference
+from kernels.cpu.argmax import argmax
 from kernels.cpu.attention import PagedAttention, Rotation
 from kernels.cpu.linear import Normalise, PackedLinear, SiluGate
 
@@ -55,6 +56,19 @@ def check_linear(library: ctypes.CDLL, seed: int) -> None:
     check_close(packed(states, residual), expected, dtype)
     ids = torch.randint(outputs, (num_rows,), generator=generator)
     assert torch.equal(packed.rows(ids), weight[ids])
+
+
+def check_argmax(library: ctypes.CDLL, seed: int) -> None:
+    """Few different numbers, so that many are equal, among them NaN and infinities."""
+    choose, generator = random.Random(seed), torch.Generator().manual_seed(seed)
+    dtype, size = choose.choice(DTYPES), choose.choice([1, 5, 100, 4096, 9000])
+    values = torch.tensor([float("nan"), float("-inf"), -3.0, 0.0, 2.0, choose.choice([2.0, float("inf")])])
+    logits = values[torch.randint(len(values), (6, size), generator=generator)]
+    logits[0] = float("nan")
+    logits[1, 1:] = float("-inf")
+    logits[2] = torch.randn(size, generator=generator)
+    expected = torch.nan_to_num(logits.to(dtype).float(), nan=torch.finfo(torch.float32).min).argmax(dim=-1)
+    assert torch.equal(argmax(library, logits.to(dtype)), expected)
 
 
 @dataclass

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from kernels.cpu.library import load
-from tests.kernels.cases import check_attention, check_linear
+from tests.kernels.cases import check_argmax, check_attention, check_linear
 
 
 def main(path: str, count: str) -> None:
@@ -14,6 +14,7 @@ def main(path: str, count: str) -> None:
     torch.set_num_threads(1)
     library = load(Path(path))
     for seed in range(1000, 1000 + int(count)):
+        check_argmax(library, seed)
         check_linear(library, seed)
         check_attention(library, seed)
     print(count)
