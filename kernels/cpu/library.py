@@ -20,7 +20,7 @@ DTYPES: Final = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # enum 
 _SIGNATURES: Final = {
     "baton_use_threads": (None, (_Pointer,) * 4),
     "baton_packed_bytes": (_Size, (_Size, _Size, _Int)),
-    "baton_pack": (None, (_Pointer, _Pointer, _Size, _Size, _Int)),
+    "baton_pack": (None, (_Pointer, _Pointer, _Size, _Size, _Int, _Int)),
     "baton_packed_rows": (None, (_Pointer, _Pointer, _Pointer, _Size, _Size, _Int)),
     "baton_argmax": (ctypes.c_int, (_Pointer, _Pointer, _Size, _Size, _Int, _Int)),
     "baton_attend": (ctypes.c_int, (_Pointer,)),

@@ -50,21 +50,46 @@ EXPORT int64_t baton_packed_bytes(int64_t num_outputs, int64_t num_inputs, int32
 }
 
 /* Where weight (output, input) lies in packed weights, in elements. */
-static size_t place(size_t output, size_t input, size_t depth, enum dtype dtype) {
+INLINE size_t place(size_t output, size_t input, size_t depth, enum dtype dtype) {
     size_t panel = output / PANEL * PANEL * depth, column = output % PANEL;
     if (dtype == BFLOAT16) return panel + input / 2 * 2 * PANEL + 2 * column + input % 2;
     return panel + input * PANEL + column;
 }
 
-/* weights: [num_outputs][num_inputs]; packed: zeroed, baton_packed_bytes. */
-EXPORT void baton_pack(void *packed, const void *weights, int64_t num_outputs, int64_t num_inputs, int32_t dtype) {
-    size_t depth = even(num_inputs), bytes = bytes_of(dtype);
-    for (size_t output = 0; output < (size_t)num_outputs; output++) {
-        for (size_t input = 0; input < (size_t)num_inputs; input++) {
-            const char *from = (const char *)weights + (output * (size_t)num_inputs + input) * bytes;
-            memcpy((char *)packed + place(output, input, depth, dtype) * bytes, from, bytes);
+struct packing {
+    char *packed;
+    const char *weights;
+    size_t num_outputs, num_inputs;
+    enum dtype dtype;
+    size_t next_panel;
+};
+
+INLINE void pack_panel(const struct packing *p, size_t first, const enum dtype dtype) {
+    size_t bytes = bytes_of(dtype), depth = even((int64_t)p->num_inputs), left = p->num_outputs - first;
+    for (size_t input = 0; input < p->num_inputs; input++) {
+        for (size_t output = first; output < first + (left < PANEL ? left : PANEL); output++) {
+            const char *from = p->weights + (output * p->num_inputs + input) * bytes;
+            memcpy(p->packed + place(output, input, depth, dtype) * bytes, from, bytes);
         }
     }
+}
+
+static void pack_share(void *argument) {
+    struct packing *p = argument;
+    for (size_t first; (first = PANEL * NEXT_ITEM(&p->next_panel)) < p->num_outputs;) {
+        switch (p->dtype) {
+            case FLOAT32: pack_panel(p, first, FLOAT32); break;
+            case BFLOAT16: pack_panel(p, first, BFLOAT16); break;
+            default: pack_panel(p, first, FLOAT16); break;
+        }
+    }
+}
+
+/* weights: [num_outputs][num_inputs]; packed: zeroed, baton_packed_bytes. */
+EXPORT void baton_pack(void *packed, const void *weights, int64_t num_outputs, int64_t num_inputs, int32_t dtype,
+                       int32_t num_threads) {
+    struct packing p = {packed, weights, (size_t)num_outputs, (size_t)num_inputs, (enum dtype)dtype, 0};
+    run_team(pack_share, &p, num_threads);
 }
 
 /* Rows `ids` of packed weights, as an embedding: output [num_ids][num_inputs]. */

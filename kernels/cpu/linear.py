@@ -61,8 +61,14 @@ class PackedLinear:
         self._library = library
         self._dtype = weight.dtype
         self._packed = torch.zeros(num_bytes, dtype=torch.uint8)
+        weight = weight.contiguous()
         library.baton_pack(
-            self._packed.data_ptr(), weight.contiguous().data_ptr(), num_outputs, num_inputs, dtype
+            self._packed.data_ptr(),
+            weight.data_ptr(),
+            num_outputs,
+            num_inputs,
+            dtype,
+            torch.get_num_threads(),
         )
         self._bias = bias
         self._norm = reads.weight.float().contiguous() if isinstance(reads, Normalise) else None
