@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from kernels.cpu.library import DTYPES, computes_bfloat16, cpu_kernels
+from kernels.cpu.library import DTYPES, computes_bfloat16, cpu_kernels, has_wide_vectors
 from kernels.cpu.linear import Normalise, PackedLinear, SiluGate
 
 _logger = logging.getLogger(__name__)
@@ -41,12 +41,12 @@ def pack(weight: Tensor, bias: Tensor | None, reads: Reads | None) -> tuple[Pack
     """The packed weight, and whether it does what `reads` says itself; None: nothing is gained by packing.
 
     oneDNN has no match where the CPU multiplies bfloat16 itself; elsewhere it converts bfloat16 at every
-    step, which costs several times the C kernels' whole work.
+    step, which costs several times the C kernels' whole work. Compiled for just any CPU, these gain nothing.
     """
     if weight.device.type != "cpu" or weight.dtype not in DTYPES:
         return None
     native = weight.dtype == torch.bfloat16 and computes_bfloat16()
-    library = None if native else cpu_kernels()
+    library = cpu_kernels() if has_wide_vectors() and not native else None
     if library is not None:
         return PackedLinear(library, weight, bias, reads), True
     if _has_onednn() and weight.dtype != torch.float16:

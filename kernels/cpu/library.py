@@ -68,6 +68,11 @@ def openmp_functions() -> list[int | None]:
     return [ctypes.cast(getattr(everything, name), _Pointer).value for name in _OPENMP_FUNCTIONS]
 
 
+def has_wide_vectors() -> bool:
+    """Whether the kernels are compiled for a CPU whose vectors they know, and not for just any."""
+    return bool(supported_levels()[0].needs)
+
+
 def computes_bfloat16() -> bool:
     """Whether this CPU multiplies bfloat16 itself, so that oneDNN need not emulate it."""
     return not cpu_features().isdisjoint({"avx512_bf16", "amx_bf16"})
