@@ -53,6 +53,7 @@ def load_engine(model_dir: Path, options: EngineConfig) -> Engine:
     num_blocks = num_blocks_for(layout, options.kv_cache_bytes, max_model_len)
     decoder = Decoder(config, placement)
     load_weights(model_dir, decoder.checkpoint_tensors())
+    decoder.pack()
     page_store = KVCache(layout, num_blocks, placement.device)
     runner = ModelRunner(decoder, page_store, attention_backend(page_store.pool, config.windows))
     _warm_up(runner, page_store)

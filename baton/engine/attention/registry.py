@@ -8,8 +8,9 @@ from torch import Tensor
 from baton.core.errors import StartupError
 from baton.engine.attention.base import AttentionBackend
 
-# Device type -> module and class; imported when chosen, so that one device's packages are no other's need.
-_BACKENDS = {"cpu": ("baton.engine.attention.cpu", "CpuAttention")}
+# Device type -> module and what makes the backend; imported when chosen, so that one device's packages are no
+# other's need.
+_BACKENDS = {"cpu": ("baton.engine.attention.cpu_kernels", "cpu_attention")}
 
 _logger = logging.getLogger(__name__)
 
@@ -22,6 +23,6 @@ def attention_backend(pool: Tensor, windows: tuple[int | None, ...]) -> Attentio
             f"There is no attention for device '{device}' yet; choose one of: {', '.join(_BACKENDS)}."
         )
     module, name = _BACKENDS[device]
-    _logger.info("attention: %s on %s", name, pool.device)
     backend: AttentionBackend = getattr(import_module(module), name)(pool, windows)
+    _logger.info("attention: %s on %s", type(backend).__name__, pool.device)
     return backend
