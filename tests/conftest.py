@@ -10,10 +10,6 @@ if not HAS_CUDA:
     os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel's module is imported
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "gpu: needs a CUDA device")
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if HAS_CUDA:
         return

@@ -131,7 +131,9 @@ def _add_keys(
         pages = tl.load(table + slots // BLOCK_SIZE, mask=slots < context_end, other=0).to(tl.int64)
         places = (pages * page_stride + (slots % BLOCK_SIZE) * slot_stride)[:, None] + dims[None, :]
         keys = tl.load(key + places, mask=is_there, other=0.0)
-        scores = add_product(queries, tl.trans(keys), tl.zeros([positions.shape[0], KEY_TILE], tl.float32)) * scale
+        scores = (
+            add_product(queries, tl.trans(keys), tl.zeros([positions.shape[0], KEY_TILE], tl.float32)) * scale
+        )
         if HAS_SOFT_CAP:
             scores = soft_cap * tanh(scores)
         if IS_MASKED:

@@ -99,9 +99,7 @@ def _store(
     token = tl.program_id(0).to(tl.int64)
     heads, dims = tl.arange(0, NUM_KV_HEADS_PADDED)[:, None], tl.arange(0, HEAD_DIM_PADDED)[None, :]
     is_there = (heads < NUM_KV_HEADS) & (dims < HEAD_DIM)
-    keys = tl.load(
-        key_states + token * key_token_stride + heads * key_state_stride + dims, mask=is_there
-    )
+    keys = tl.load(key_states + token * key_token_stride + heads * key_state_stride + dims, mask=is_there)
     values = tl.load(
         value_states + token * value_token_stride + heads * value_state_stride + dims, mask=is_there
     )

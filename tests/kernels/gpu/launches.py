@@ -12,16 +12,18 @@ from kernels.gpu import (
     sample_tokens,
 )
 
+_LLAMA = (torch.bfloat16, 128, 4, {})
+_OTHERS = (
+    (torch.float16, 64, 7, {"window": 100, "soft_cap": 30.0}),
+    (torch.bfloat16, 96, 1, {"window": 100}),
+    (torch.float32, 128, 4, {"soft_cap": 30.0}),
+    (torch.bfloat16, 256, 2, {}),
+)
 
-def launch_all(device: str = "cpu") -> None:
+
+def launch_all(device: str = "cpu", llama_only: bool = False) -> None:
     """Values do not matter, only shapes and dtypes; pages are few."""
-    for dtype, head_dim, group, options in (
-        (torch.bfloat16, 128, 4, {}),
-        (torch.float16, 64, 7, {"window": 100, "soft_cap": 30.0}),
-        (torch.bfloat16, 96, 1, {"window": 100}),
-        (torch.float32, 128, 4, {"soft_cap": 30.0}),
-        (torch.bfloat16, 256, 2, {}),
-    ):
+    for dtype, head_dim, group, options in (_LLAMA,) if llama_only else (_LLAMA, *_OTHERS):
         _attend(dtype, head_dim, group, device, **options)
     _rows(device)
     _sample(device)
