@@ -22,5 +22,22 @@ def num_blocks_for(layout: KVLayout, kv_cache_bytes: int, max_model_len: int) ->
     )
 
 
+def kv_cache_bytes_on_gpu(total: int, elsewhere: int, peak: int, utilization: float) -> int:
+    """Bytes of a GPU's memory that are left for KV pages.
+
+    total: the GPU's memory. elsewhere: what others and CUDA itself use of it. peak: the most that weights and
+    the largest step have used together. utilization: the share of `total` that all of these and the pages
+    may use. Raises StartupError if nothing is left.
+    """
+    left = int(total * utilization) - elsewhere - peak
+    if left > 0:
+        return left
+    raise StartupError(
+        f"Weights and the largest step take {_mebibytes(peak)} and other programs {_mebibytes(elsewhere)} of "
+        f"the {_mebibytes(int(total * utilization))} that --gpu-memory-utilization {utilization} allows; "
+        "raise it, lower --max-num-batched-tokens, or stop the other programs."
+    )
+
+
 def _mebibytes(num_bytes: int) -> str:
     return f"{-(-num_bytes // 2**20)}MiB"

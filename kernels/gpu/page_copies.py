@@ -27,7 +27,7 @@ def gather_blocks(
 
 
 def scatter_blocks(staging: Tensor, pool: Tensor, block_ids: Tensor, first_layer: int) -> None:
-    """Copy `[n, num_layers, 2, K, P, D]` into those layers of the pages block_ids, int64 `[n]`, all different."""
+    """Copy `[n, num_layers, 2, K, P, D]` into those layers of pages block_ids, int64 `[n]`, all different."""
     _copy(pool, staging, block_ids, first_layer, staging.shape[1], into_pool=True)
 
 

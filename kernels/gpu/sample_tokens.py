@@ -1,13 +1,13 @@
 """The next token of each row: temperature, min_p, top_k, top_p, and a draw, without a sort.
 
-A program takes one row. How far a token lies below the likeliest, after temperature, is a float of at
-least 0, whose bits are ordered as its values are; so the token that is just kept is found by bisecting over 31 bits,
-a pass over the row each. Masses are sums of 40-bit fixed-point weights: integers, whose sums depend on no
-order, so that a row's token depends on nothing but its own logits and settings. The draw inverts the
+A program takes one row. How far a token lies below the likeliest, after temperature, is a float of at least
+0, whose bits are ordered as its values are; so the token that is just kept is found by bisecting over 31
+bits, a pass over the row each. Masses are sums of 40-bit fixed-point weights: integers, whose sums depend
+on no order, so that a row's token depends on nothing but its own logits and settings. The draw inverts the
 cumulative distribution in token id order with the integer random number of `random_numbers`.
 
-It draws what `baton.engine.sampler` draws, but where the two's exponentials differ by their last bits at the
-very place of the draw. Of equals the lowest ids are kept; NaN counts as the least likely.
+It draws what `baton.engine.sampler` draws, but where the two's exponentials differ by their last bits at
+the very place of the draw. Of equals the lowest ids are kept; NaN counts as the least likely.
 """
 
 from dataclasses import dataclass

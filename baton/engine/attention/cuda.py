@@ -1,4 +1,4 @@
-"""Chooses the attention of a CUDA device: the first of the known backends that computes a small problem right."""
+"""Chooses the attention of a CUDA device: the first backend that computes a small problem right."""
 
 import logging
 from collections.abc import Callable
@@ -51,7 +51,8 @@ def cuda_attention(pool: Tensor, windows: Windows) -> AttentionBackend:
         return backend(pool, windows)
     raise StartupError(
         f"No attention kernel runs on {pool.device} with {pool.dtype}, head_dim {pool.shape[5]} and pages of "
-        f"{pool.shape[4]} tokens; install triton, or choose another --dtype or --block-size. {'; '.join(reasons)}"
+        f"{pool.shape[4]} tokens; install triton, or choose another --dtype or --block-size. "
+        f"{'; '.join(reasons)}"
     )
 
 

@@ -1,7 +1,8 @@
-"""What the attention backends of a GPU share: the pool seen layer by layer, and a step's rows as they need them."""
+"""What the attention backends of a GPU share: the pool seen layer by layer, and a step's rows as tensors."""
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -51,7 +52,7 @@ class PagedRows:
     def max_row_len(self) -> int:
         """Tokens of the longest row."""
         bounds = self._metadata.row_bounds
-        return max(end - start for start, end in zip(bounds, bounds[1:], strict=False))
+        return max(end - start for start, end in pairwise(bounds))
 
     @cached_property
     def row_bounds(self) -> Tensor:

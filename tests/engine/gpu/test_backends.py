@@ -117,7 +117,7 @@ def test_libraries_on_the_device(device, name, make):
 
 @pytest.mark.parametrize("name", ["llama", "mistral-window", "qwen3"])
 def test_engine_gives_the_reference_tokens(checkpoint, name):
-    """Chunked prefill beside decode, prefix in pages: own kernels against the CPU backend, token for token."""
+    """Chunked prefill beside decode, prefix in pages: own kernels give the CPU backend's tokens."""
     options = EngineConfig(kv_cache_bytes=4 * 2**20, dtype="float32")
     outputs = []
     for own in (False, True):
