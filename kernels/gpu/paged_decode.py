@@ -104,7 +104,8 @@ def _tokens_per_split(num_visible, TILE: tl.constexpr, NUM_SPLITS: tl.constexpr)
     return tl.cdiv(tl.cdiv(num_visible, NUM_SPLITS), TILE) * TILE
 
 
-@triton.jit
+# What changes from step to step must not make Triton compile a variant in the middle of serving.
+@triton.jit(do_not_specialize=["table_stride"])
 def _attend_split(
     query, key, value, block_tables, context_lens, output, partial, log_sums,
     scale, soft_cap, window,

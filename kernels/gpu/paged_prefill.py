@@ -62,7 +62,11 @@ def _tiles(bytes_per_value: int, head_dim: int) -> tuple[int, int, int, int]:
     return (64, 32, 4, 2) if bytes_per_value == 2 else (32, 16, 4, 1)
 
 
-@triton.jit
+# Rows begin and tables end where a step wants it: no reason to compile a variant in the middle of serving.
+@triton.jit(
+    do_not_specialize=["table_stride"],
+    do_not_specialize_on_alignment=["block_tables", "context_lens", "row_bounds"],
+)
 def _attend_tile(
     query, key, value, block_tables, context_lens, row_bounds, output,
     scale, soft_cap, window,

@@ -27,7 +27,8 @@ def penalise(
     )  # fmt: skip
 
 
-@triton.jit
+# Columns of one copy from the host, wherever they lie in it.
+@triton.jit(do_not_specialize_on_alignment=["repetitions", "frequencies", "presences"])
 def _penalise(
     logits, prompt_counts, output_counts, repetitions, frequencies, presences, size,
     TILE: tl.constexpr,  # noqa: N803

@@ -57,7 +57,18 @@ def sample_tokens(logits: Tensor, rows: SamplingRows, output: Tensor | None = No
     return output
 
 
-@triton.jit
+# Columns of one copy from the host, wherever they lie in it.
+@triton.jit(
+    do_not_specialize_on_alignment=[
+        "lines",
+        "temperatures",
+        "top_ks",
+        "top_ps",
+        "depths",
+        "seeds",
+        "positions",
+    ]
+)
 def _sample(
     logits, lines, temperatures, top_ks, top_ps, depths, seeds, positions, output, stride, size,
     TILE: tl.constexpr,  # noqa: N803

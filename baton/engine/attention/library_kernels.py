@@ -5,6 +5,7 @@ Baton's own kernel, so that one call serves decode, prefill and both together.
 """
 
 import inspect
+import logging
 from collections.abc import Callable
 from importlib import import_module
 from typing import Any
@@ -58,14 +59,16 @@ class _LibraryStep:
 
 def flash_attention_3() -> VarlenAttention:
     """flash-attn 3 (package `flash_attn_interface`). Raises Unavailable."""
-    function = _function("flash_attn_interface", "flash_attn_varlen_func", ("page_table", "seqused_k"))
+    function = _function(
+        "flash_attn_interface", "flash_attn_with_kvcache", ("page_table", "cache_seqlens", "cu_seqlens_q")
+    )
 
     def attend(query: Tensor, pages: LayerPages, rows: PagedRows, window: int | None) -> Tensor:
         output = function(
             query, pages.key, pages.value,
-            cu_seqlens_q=rows.row_bounds, cu_seqlens_k=None, seqused_k=rows.context_lens,
-            max_seqlen_q=rows.max_row_len, max_seqlen_k=rows.max_context_len,
-            page_table=rows.block_tables, causal=True, window_size=_window(window, -1),
+            cache_seqlens=rows.context_lens, page_table=rows.block_tables,
+            cu_seqlens_q=rows.row_bounds, max_seqlen_q=rows.max_row_len,
+            causal=True, window_size=_window(window, -1),
         )  # fmt: skip
         # Some versions return the log-sum-exp as well.
         first: Tensor = output[0] if isinstance(output, tuple) else output
@@ -95,6 +98,8 @@ def flash_attention_2() -> VarlenAttention:
 def torch_varlen() -> VarlenAttention:
     """`torch.nn.attention.varlen.varlen_attn`, where this torch's takes a block table. Raises Unavailable."""
     function = _function("torch.nn.attention.varlen", "varlen_attn", ("block_table", "seqused_k"))
+    # It says at every call, so in every layer of every step, which kernels it uses.
+    logging.getLogger("torch.nn.attention.varlen").setLevel(logging.WARNING)
 
     def attend(query: Tensor, pages: LayerPages, rows: PagedRows, window: int | None) -> Tensor:
         output: Tensor = function(
