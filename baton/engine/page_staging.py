@@ -1,7 +1,7 @@
 """Pages on a GPU to and from host memory that a network can read and write, beside the steps that go on.
 
-Whole pages, or some layers of them, are gathered by one kernel into a buffer on the device and leave it in one
-copy, and the other way round; both on a stream of their own, so that decode steps do not wait for them.
+Whole pages, or some layers of them, are gathered by one kernel into a buffer on the device and leave it in
+one copy, and the other way round; both on a stream of their own, so that decode steps do not wait for them.
 """
 
 from collections.abc import Sequence
