@@ -9,6 +9,7 @@ from baton.core.plan import SampleTask, ScheduledRow, StepPlan
 from baton.core.sampling import SamplingParams
 from baton.engine import devices
 from baton.engine.attention.own_kernels import KernelAttention
+from baton.engine.attention.registry import attention_backend
 from baton.engine.device_sampler import sample_on_device
 from baton.engine.factory import load_engine
 from baton.engine.gpu_runner import GpuRunner, largest_step
@@ -157,7 +158,7 @@ def test_padded_rows_change_nothing(checkpoint):
     """The inputs of a graph of 4 rows, filled with steps of 3 and then 2: the rows' own states."""
     engine = load_engine(checkpoint("llama"), EngineConfig(kv_cache_bytes=4 * MIB, device="cpu"))
     store, decoder, cpu = engine.page_store, engine.runner._decoder, torch.device("cpu")
-    attention = type(engine.runner._attention)(store.pool, engine.config.windows)
+    attention = attention_backend(store.pool, engine.config.windows)
     made = [GraphInputs.of(4, 16, 16, store.padding_block, cpu) for _ in range(2)]
     for starts in ([40, 3, 17], [5, 90]):
         rows = tuple(
