@@ -11,6 +11,18 @@ from baton.core.reservation import TransferDeadlines
 EngineDtype = Annotated[str, typer.Option("--dtype", help="bf16, fp16, fp32, or auto: as stored.")]
 BlockSize = Annotated[int, typer.Option("--block-size", help="Tokens in a page of KV cache.")]
 KVCacheMemory = Annotated[str, typer.Option("--kv-cache-memory", help="Per worker, such as 512MiB or 4GiB.")]
+Device = Annotated[
+    str, typer.Option("--device", metavar="NAME", help="auto, cpu or cuda; auto: cuda where there is one.")
+]
+GpuMemoryUtilization = Annotated[
+    float,
+    typer.Option(
+        "--gpu-memory-utilization",
+        metavar="SHARE",
+        help="On a GPU, of its memory for weights, steps and KV cache; takes the place of --kv-cache-memory.",
+    ),
+]
+EnforceEager = Annotated[bool, typer.Option("--enforce-eager", help="On a GPU: without CUDA graphs.")]
 MaxNumSeqs = Annotated[int, typer.Option("--max-num-seqs", help="Sequences that a worker runs at once.")]
 MaxNumBatchedTokens = Annotated[int, typer.Option("--max-num-batched-tokens", help="Tokens in one step.")]
 MaxModelLen = Annotated[
@@ -66,6 +78,9 @@ def engine_config(
     max_num_batched_tokens: int,
     max_model_len: int | None,
     num_threads: int,
+    device: str = EngineConfig.device,
+    gpu_memory_utilization: float = EngineConfig.gpu_memory_utilization,
+    enforce_eager: bool = EngineConfig.enforce_eager,
 ) -> EngineConfig:
     """The engine settings that the options spell; raises StartupError."""
     return EngineConfig(
@@ -76,6 +91,9 @@ def engine_config(
         max_num_batched_tokens=max_num_batched_tokens,
         max_model_len=max_model_len,
         num_threads=num_threads,
+        device=device,
+        gpu_memory_utilization=gpu_memory_utilization,
+        enforce_eager=enforce_eager,
     )
 
 
@@ -88,7 +106,11 @@ def engine_arguments(engine: EngineConfig) -> list[str]:
         f"--max-num-seqs={engine.max_num_seqs}",
         f"--max-num-batched-tokens={engine.max_num_batched_tokens}",
         f"--threads={engine.num_threads}",
+        f"--device={engine.device}",
+        f"--gpu-memory-utilization={engine.gpu_memory_utilization}",
     ]
+    if engine.enforce_eager:
+        arguments.append("--enforce-eager")
     if engine.max_model_len is not None:
         arguments.append(f"--max-model-len={engine.max_model_len}")
     return arguments

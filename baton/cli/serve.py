@@ -78,6 +78,9 @@ def serve(
     kv_cache_memory: options.KVCacheMemory = options.DEFAULT_KV_CACHE_MEMORY,
     max_num_seqs: options.MaxNumSeqs = DEFAULT_ENGINE.max_num_seqs,
     max_num_batched_tokens: options.MaxNumBatchedTokens = DEFAULT_ENGINE.max_num_batched_tokens,
+    device: options.Device = DEFAULT_ENGINE.device,
+    gpu_memory_utilization: options.GpuMemoryUtilization = DEFAULT_ENGINE.gpu_memory_utilization,
+    enforce_eager: options.EnforceEager = False,
     kv_transport: options.KVTransport = WorkerConfig.kv_transport,
 ) -> None:
     """Serve a model on this machine, until Ctrl-C: a router, prefill servers and decode servers."""
@@ -92,6 +95,9 @@ def serve(
         max_num_batched_tokens,
         max_model_len,
         max(1, available_cores() // sum(counts.values())),
+        device,
+        gpu_memory_utilization,
+        enforce_eager,
     )
     if port == grpc_port:
         raise StartupError(f"HTTP and gRPC can't share port {port}: choose another with --grpc-port")

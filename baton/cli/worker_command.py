@@ -47,6 +47,9 @@ def worker_command(fixed_role: Role | None = None) -> Callable[..., None]:
         max_num_batched_tokens: options.MaxNumBatchedTokens = DEFAULT_ENGINE.max_num_batched_tokens,
         max_model_len: options.MaxModelLen = None,
         threads: Threads = None,
+        device: options.Device = DEFAULT_ENGINE.device,
+        gpu_memory_utilization: options.GpuMemoryUtilization = DEFAULT_ENGINE.gpu_memory_utilization,
+        enforce_eager: options.EnforceEager = False,
         kv_transport: options.KVTransport = WorkerConfig.kv_transport,
         transfer_stall_timeout: options.TransferStallTimeout = WorkerConfig.transfer_stall_timeout_s,
         transfer_deadline: options.TransferDeadline = options.DEFAULT_TRANSFER_DEADLINE_S,
@@ -62,6 +65,9 @@ def worker_command(fixed_role: Role | None = None) -> Callable[..., None]:
             max_num_batched_tokens,
             max_model_len,
             threads or available_cores(),
+            device,
+            gpu_memory_utilization,
+            enforce_eager,
         )
         transfers = (kv_transport, transfer_stall_timeout, transfer_deadline)
         # What is no role, WorkerConfig refuses.

@@ -11,15 +11,17 @@ from baton.config import EngineConfig
 from baton.core.errors import StartupError
 from baton.core.kv_layout import KVLayout
 from baton.core.plan import SampleTask, ScheduledRow, StepPlan
+from baton.core.ports import Runner
 from baton.core.sampling import SamplingParams
 from baton.engine.attention.registry import attention_backend
+from baton.engine.devices import require_dtype, resolve_device
 from baton.engine.kv_cache import KVCache
 from baton.engine.layers import Placement
 from baton.engine.memory import num_blocks_for
 from baton.engine.models.decoder import Decoder, DecoderConfig
 from baton.engine.models.registry import decoder_config
 from baton.engine.runner import ModelRunner
-from baton.engine.weights import load_weights, resolve_dtype
+from baton.engine.weights import load_weights, progress, resolve_dtype
 from baton.model_files import eos_token_ids, model_fingerprint, read_config
 
 _logger = logging.getLogger(__name__)
@@ -29,7 +31,7 @@ _logger = logging.getLogger(__name__)
 class Engine:
     """A loaded model, ready to run steps, and the facts about it that others need."""
 
-    runner: ModelRunner
+    runner: Runner
     page_store: KVCache
     config: DecoderConfig
     max_model_len: int
@@ -48,14 +50,26 @@ def load_engine(model_dir: Path, options: EngineConfig) -> Engine:
     hf_config = read_config(model_dir)
     config = decoder_config(hf_config)
     max_model_len = _max_model_len(config, options.max_model_len)
-    placement = Placement(resolve_dtype(options.dtype, hf_config), torch.device("cpu"))
+    placement = Placement(resolve_dtype(options.dtype, hf_config), resolve_device(options.device))
+    require_dtype(placement.dtype, placement.device)
     layout = _layout(config, options.block_size, placement.dtype)
-    num_blocks = num_blocks_for(layout, options.kv_cache_bytes, max_model_len)
+    kv_cache_bytes, sized_by = options.kv_cache_bytes, "--kv-cache-memory"
+    if placement.device.type == "cpu":
+        num_blocks_for(layout, kv_cache_bytes, max_model_len)  # refuses
     decoder = Decoder(config, placement)
     load_weights(model_dir, decoder.checkpoint_tensors())
     decoder.pack()
+    if placement.device.type == "cuda":
+        from baton.engine.gpu_runner import size_pool
+
+        sized_by = "--gpu-memory-utilization"
+        kv_cache_bytes = size_pool(
+            decoder, layout, options.max_num_batched_tokens, options.max_num_seqs,
+            options.gpu_memory_utilization, config.windows, placement.device,
+        )  # fmt: skip
+    num_blocks = num_blocks_for(layout, kv_cache_bytes, max_model_len, sized_by)
     page_store = KVCache(layout, num_blocks, placement.device)
-    runner = ModelRunner(decoder, page_store, attention_backend(page_store.pool, config.windows))
+    runner = _runner(decoder, page_store, options, max_model_len)
     _warm_up(runner, page_store)
     _logger.info(
         "model ready in %.1f s: %s, %s, %d pages of %d tokens, requests of at most %d tokens",
@@ -88,7 +102,30 @@ def _layout(config: DecoderConfig, block_size: int, dtype: torch.dtype) -> KVLay
     )
 
 
-def _warm_up(runner: ModelRunner, page_store: KVCache) -> None:
+def _runner(decoder: Decoder, page_store: KVCache, options: EngineConfig, max_model_len: int) -> Runner:
+    attention = attention_backend(page_store.pool, decoder.config.windows)
+    device, layout = page_store.pool.device, page_store.layout
+    if device.type == "cpu":
+        return ModelRunner(decoder, page_store, attention)
+    from baton.engine.gpu_runner import GpuRunner
+    from baton.engine.graphs import DecodeGraphs, GraphInputs, graph_batch_sizes
+
+    if options.enforce_eager:
+        _logger.info("CUDA graphs are off: every step launches its kernels one by one")
+        return GpuRunner(decoder, page_store, attention, None)
+    sizes = graph_batch_sizes(options.max_num_seqs)
+    num_blocks = layout.blocks_for(max_model_len)
+
+    def inputs() -> GraphInputs:
+        return GraphInputs.of(sizes[-1], num_blocks, layout.block_size, page_store.padding_block, device)
+
+    graphs = DecodeGraphs(decoder, attention, inputs, sizes, max_model_len)
+    with torch.inference_mode(), progress("Capturing graphs", len(sizes)) as advance:
+        graphs.capture(lambda _: advance())
+    return GpuRunner(decoder, page_store, attention, graphs)
+
+
+def _warm_up(runner: Runner, page_store: KVCache) -> None:
     """A prefill row and a decode row, greedy and drawn, all in the padding page."""
     block_table = [page_store.padding_block]
     greedy = SampleTask(SamplingParams(temperature=0.0), 0, 2, [0], [])

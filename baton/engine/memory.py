@@ -4,8 +4,10 @@ from baton.core.errors import StartupError
 from baton.core.kv_layout import KVLayout
 
 
-def num_blocks_for(layout: KVLayout, kv_cache_bytes: int, max_model_len: int) -> int:
-    """Pages that fit in `kv_cache_bytes`, besides the one that is reserved for padding.
+def num_blocks_for(
+    layout: KVLayout, kv_cache_bytes: int, max_model_len: int, option: str = "--kv-cache-memory"
+) -> int:
+    """Pages that fit in `kv_cache_bytes`, which `option` sets, besides the one that is reserved for padding.
 
     Raises StartupError unless one request of `max_model_len` tokens fits.
     """
@@ -15,10 +17,29 @@ def num_blocks_for(layout: KVLayout, kv_cache_bytes: int, max_model_len: int) ->
         return num_blocks
     needed_bytes = (needed + 1) * layout.bytes_per_block
     longest = max(0, num_blocks) * layout.block_size
+    # A share of a GPU's memory says nothing in MiB.
+    how_far = f" to {_mebibytes(needed_bytes)}" if option == "--kv-cache-memory" else ""
     raise StartupError(
         f"One request of {max_model_len} tokens needs {_mebibytes(needed_bytes)} of KV cache, but there are "
-        f"{_mebibytes(kv_cache_bytes)} (room for {longest} tokens); raise --kv-cache-memory to "
-        f"{_mebibytes(needed_bytes)} or lower --max-model-len{f' to {longest}' if longest else ''}."
+        f"{_mebibytes(kv_cache_bytes)} (room for {longest} tokens); raise {option}"
+        f"{how_far} or lower --max-model-len{f' to {longest}' if longest else ''}."
+    )
+
+
+def kv_cache_bytes_on_gpu(total: int, elsewhere: int, peak: int, utilization: float) -> int:
+    """Bytes of a GPU's memory that are left for KV pages.
+
+    total: the GPU's memory. elsewhere: what others and CUDA itself use of it. peak: the most that weights and
+    the largest step have used together. utilization: the share of `total` that all of these and the pages
+    may use. Raises StartupError if nothing is left.
+    """
+    left = int(total * utilization) - elsewhere - peak
+    if left > 0:
+        return left
+    raise StartupError(
+        f"Weights and the largest step take {_mebibytes(peak)} and other programs {_mebibytes(elsewhere)} of "
+        f"the {_mebibytes(int(total * utilization))} that --gpu-memory-utilization {utilization} allows; "
+        "raise it, lower --max-num-batched-tokens, or stop the other programs."
     )
 
 

@@ -37,7 +37,7 @@ def sample(logits: Tensor, tasks: Sequence[Task]) -> list[SampledToken]:
         chosen = _choose(_finite(logits, [tasks[index][0] for index in group]), [tasks[i][1] for i in group])
         for index, token_id in zip(group, chosen, strict=True):
             token_ids[index] = token_id
-    return _with_logprobs(logits, tasks, token_ids)
+    return with_logprobs(logits, tasks, token_ids)
 
 
 def _likeliest(logits: Tensor) -> Tensor:
@@ -137,7 +137,8 @@ def _greatest(values: Tensor, smallest_kept: Tensor, counts: Tensor) -> Tensor:
     return above | (equal & (equal.cumsum(dim=-1) <= counts - above.sum(dim=-1, keepdim=True)))
 
 
-def _with_logprobs(logits: Tensor, tasks: Sequence[Task], token_ids: list[int]) -> list[SampledToken]:
+def with_logprobs(logits: Tensor, tasks: Sequence[Task], token_ids: list[int]) -> list[SampledToken]:
+    """The chosen tokens of the tasks, with the log probabilities that they ask for."""
     tokens = [SampledToken(token_id) for token_id in token_ids]
     asked = [index for index, (_, task) in enumerate(tasks) if task.params.num_logprobs is not None]
     for group in _groups(asked):

@@ -3,13 +3,12 @@
 import logging
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import Progress
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -94,13 +93,22 @@ def _tensors(files: tuple[Path, ...]) -> Iterator[tuple[str, Tensor]]:
             ) from error
 
 
-def _with_progress(tensors: Iterator[tuple[str, Tensor]], total: int) -> Iterator[tuple[str, Tensor]]:
-    """A progress bar on stderr if a person is watching it."""
+@contextmanager
+def progress(label: str, total: int) -> Iterator[Callable[[], None]]:
+    """A progress bar on stderr if a person is watching it; what it yields moves it on by one."""
     if not sys.stderr.isatty():
-        yield from tensors
+        yield lambda: None
         return
-    with Progress(console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("Loading weights", total=total)
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(label, total=total)
+        yield lambda: bar.advance(task)
+
+
+def _with_progress(tensors: Iterator[tuple[str, Tensor]], total: int) -> Iterator[tuple[str, Tensor]]:
+    with progress("Loading weights", total) as advance:
         for item in tensors:
             yield item
-            progress.advance(task)
+            advance()

@@ -1,0 +1,116 @@
+"""The logic of `bench.gpu_check`, with parts of the tests' own; nothing here needs a GPU."""
+
+import dataclasses
+import json
+import sys
+
+import pytest
+import torch
+
+from bench import gpu_check, gpu_parts
+from bench.gpu_check import Outcome, Part, check, exit_code, run_part, table
+from bench.gpu_model import LLAMA_8B, random_decoder, runner_for, step_of
+from bench.gpu_parts import Figure, write_figures
+
+WRITES_ONE_AND_A_HALF = """
+import sys
+from pathlib import Path
+Path(sys.argv[1]).write_text('{"name": "a", "value": 1.5, "unit": "ms"}\\n{"name": "b", "val')
+"""
+HANGS = WRITES_ONE_AND_A_HALF + "import threading\nthreading.Event().wait()\n"
+
+
+def program(name, text, out, limit_s=60.0):
+    return Part(name, limit_s, (sys.executable, "-c", text, str(out / f"{name}.jsonl")))
+
+
+def test_a_part_that_hangs_is_stopped_and_keeps_its_figures(tmp_path):
+    outcome = run_part(program("slow", HANGS, tmp_path, limit_s=3.0), tmp_path, left_s=100.0)
+    assert outcome.status == "stopped after 3 s"
+    assert [figure["name"] for figure in outcome.figures] == ["a"]
+
+
+def test_a_part_that_fails_says_why_and_the_next_one_runs(tmp_path):
+    fails = program("fails", WRITES_ONE_AND_A_HALF + "raise ValueError('no such kernel')", tmp_path)
+    works = program("works", WRITES_ONE_AND_A_HALF, tmp_path)
+    outcomes = check(tmp_path, [fails, works], 100.0)
+    assert [outcome.status for outcome in outcomes] == ["failed (1)", "done"]
+    assert "no such kernel" in outcomes[0].last_lines[-1]
+    assert exit_code(outcomes) == 1
+    assert exit_code(outcomes[1:]) == 0
+    written = json.loads((tmp_path / "gpu_check.json").read_text())
+    assert [part["status"] for part in written["parts"]] == ["failed (1)", "done"]
+    assert written["machine"]["torch"] == torch.__version__
+
+
+def test_no_part_starts_after_the_time_is_up(tmp_path):
+    outcomes = check(tmp_path, [program("late", "raise SystemExit(9)", tmp_path)], 0.0)
+    assert outcomes[0].status == "no time left"
+    assert not (tmp_path / "late.log").exists()
+
+
+def test_all_parts_together_keep_to_the_limit(tmp_path):
+    chosen = gpu_check.parts(tmp_path)
+    assert sum(part.limit_s for part in chosen) <= gpu_check.TOTAL_S <= 540
+    known = {part.name for part in chosen if "bench.gpu_parts" in part.command}
+    assert known == set(gpu_parts.PARTS)
+
+
+def test_the_table_shows_bars_and_what_went_wrong():
+    figures = [Figure("step", 3.21, "ms", at_most=4.0).as_json(), Figure("rate", 50.0, "GB/s").as_json()]
+    outcomes = [Outcome("model", "done", 9.0, figures, []), Outcome("tests", "failed (1)", 2.0, [], ["x"])]
+    lines = [line.split() for line in table(outcomes).splitlines()]
+    assert lines[1:] == [
+        ["model", "step", "3.21", "ms", "<=", "4", "yes"],
+        ["model", "rate", "50", "GB/s"],
+        ["tests", "failed", "(1)", "2.0", "s"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("figure", "met"),
+    [
+        (Figure("a", 2.0, "x", at_least=2.0), True),
+        (Figure("a", 1.9, "x", at_least=2.0), False),
+        (Figure("a", 1.9, "x", at_most=2.0), True),
+        (Figure("a", float("nan"), "x", at_most=2.0), False),
+        (Figure("a", 1.0, "x"), None),
+    ],
+)
+def test_bars(figure, met):
+    assert figure.as_json().get("met") is met
+
+
+def test_figures_are_on_disk_before_the_next_is_measured(tmp_path):
+    path = tmp_path / "part.jsonl"
+
+    def figures():
+        yield Figure("copy bandwidth", 4000.0, "GB/s")
+        assert json.loads(path.read_text())["value"] == 4000.0
+        yield Figure("bf16 matrix product", 700.0, "TFLOP/s")
+
+    write_figures(figures(), path)
+    path.rename(tmp_path / "limits.jsonl")
+    assert gpu_parts.read_limits(tmp_path) == gpu_parts.Limits(4e12, 7e14)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
+def test_without_a_device_it_says_so_and_measures_nothing(tmp_path, capsys):
+    assert gpu_check.main(["--out", str(tmp_path / "new")]) == 2
+    assert capsys.readouterr().err.startswith("no CUDA device: none of limits, ")
+    written = json.loads((tmp_path / "new" / "gpu_check.json").read_text())
+    assert {part["status"] for part in written["parts"]} == {"no CUDA device"}
+    assert all(part["figures"] == [] for part in written["parts"])
+
+
+def test_benchmark_models_run_the_steps_that_are_timed():
+    """The same code as on a GPU, small, on the CPU, without graphs."""
+    small = dataclasses.replace(
+        LLAMA_8B, vocab_size=1000, hidden_size=64, intermediate_size=96, num_layers=2, num_heads=4,
+        num_kv_heads=2, head_dim=16, windows=(None, None),
+    )  # fmt: skip
+    cpu = torch.device("cpu")
+    runner = runner_for(random_decoder(small, cpu), cpu, num_blocks=20, batch_sizes=())
+    for rows, tokens, start in ((2, 1, 40), (1, 70, 0)):
+        result = runner.run(step_of(rows, tokens, start))
+        assert [len(samples) for samples in result.samples] == [1] * rows

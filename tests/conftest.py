@@ -1,0 +1,34 @@
+"""GPU kernels run under Triton's interpreter where there is no GPU; tests that need one are skipped there."""
+
+import os
+from importlib.util import find_spec
+
+import pytest
+import torch
+
+HAS_CUDA = torch.cuda.is_available()
+if not HAS_CUDA:
+    os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel's module is imported
+
+
+if find_spec("triton") is None:  # there is none for this system
+    collect_ignore = ["kernels/gpu", "engine/gpu", "bench/test_gpu_check.py"]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if find_spec("triton") is None:
+        terminalreporter.write_line("Triton is not installed: the tests of GPU kernels were left out")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if HAS_CUDA:
+        return
+    for item in items:
+        if item.get_closest_marker("gpu") is not None:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device, and this machine has none"))
+
+
+@pytest.fixture(scope="session")
+def device() -> torch.device:
+    """Where kernels run: the GPU, or the CPU under Triton's interpreter."""
+    return torch.device("cuda" if HAS_CUDA else "cpu")

@@ -1,0 +1,250 @@
+"""What a GPU's engine does besides kernels; all but the marked ones run without a GPU too."""
+
+import pytest
+import torch
+
+from baton.config import EngineConfig, WorkerConfig
+from baton.core.errors import StartupError
+from baton.core.kv_layout import KVLayout
+from baton.core.plan import SampleTask, ScheduledRow, StepPlan
+from baton.core.sampling import SamplingParams
+from baton.engine import devices
+from baton.engine.attention.own_kernels import KernelAttention
+from baton.engine.attention.registry import attention_backend
+from baton.engine.device_sampler import sample_on_device
+from baton.engine.factory import load_engine
+from baton.engine.gpu_runner import GpuRunner, largest_step
+from baton.engine.graphs import GraphInputs, graph_batch_sizes, graph_for
+from baton.engine.inputs import build_inputs
+from baton.engine.memory import kv_cache_bytes_on_gpu, num_blocks_for
+from baton.engine.sampler import sample
+from tests.engine.driver import Driver, Request, make_prompt
+
+MIB = 1 << 20
+
+
+@pytest.mark.parametrize(
+    ("most", "sizes"),
+    [
+        (1, (1,)),
+        (3, (1, 2, 3)),
+        (16, (1, 2, 4, 8, 16)),
+        (17, (1, 2, 4, 8, 16, 17)),
+        (64, (1, 2, 4, 8, 16, 32, 48, 64)),
+        (70, (1, 2, 4, 8, 16, 32, 48, 64, 70)),
+    ],
+)
+def test_graph_batch_sizes(most, sizes):
+    assert graph_batch_sizes(most) == sizes
+    for rows in range(1, most + 1):
+        chosen = graph_for(rows, sizes)
+        assert chosen == min(size for size in sizes if size >= rows)
+    assert graph_for(most + 1, sizes) is None
+
+
+def test_memory_left_for_pages():
+    assert kv_cache_bytes_on_gpu(total=1000, elsewhere=100, peak=300, utilization=0.9) == 500
+    with pytest.raises(
+        StartupError, match=r"--gpu-memory-utilization 0.5 allows; raise it, lower --max-num-b"
+    ):
+        kv_cache_bytes_on_gpu(total=1000 * MIB, elsewhere=100 * MIB, peak=400 * MIB, utilization=0.5)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "seqs", "lengths"), [(10, 4, [1, 1, 1, 7]), (3, 9, [1, 1, 1]), (5, 1, [5])]
+)
+def test_the_largest_step_has_all_tokens_and_rows(tokens, seqs, lengths):
+    plan = largest_step(4, tokens, seqs)
+    assert [len(row.token_ids) for row in plan.rows] == lengths
+    assert all(len(row.block_table) * 4 >= len(row.token_ids) for row in plan.rows)
+
+
+@pytest.mark.parametrize(
+    ("message", "says"),
+    [
+        ("The NVIDIA driver on your system is too old (found version 11040).", "update the driver"),
+        ("Found no NVIDIA driver on your system.\nPlease check", "no NVIDIA driver is found; install one"),
+        ("CUDA unknown error\nmore", "CUDA unknown error. Or use --device cpu."),
+    ],
+)
+def test_no_cuda_says_what_to_do(monkeypatch, message, says):
+    def fail():
+        raise RuntimeError(message)
+
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "init", fail)
+    with pytest.raises(StartupError, match=says) as raised:
+        devices.resolve_device("cuda")
+    assert "\n" not in str(raised.value)
+    assert devices.resolve_device("auto").type == "cpu"
+
+
+def test_torch_without_cuda_says_so(monkeypatch):
+    monkeypatch.setattr(torch.version, "cuda", None)
+    with pytest.raises(StartupError, match="built without CUDA; install one"):
+        devices.resolve_device("cuda")
+
+
+def test_bfloat16_needs_a_device_that_has_it(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Old GPU")
+    with pytest.raises(StartupError, match="use --dtype fp16"):
+        devices.require_dtype(torch.bfloat16, torch.device("cuda"))
+    devices.require_dtype(torch.float16, torch.device("cuda"))
+
+
+def test_pages_on_a_gpu_do_not_travel_yet(tmp_path):
+    where = (tmp_path, "127.0.0.1:1", "127.0.0.1:1", "id")
+    with pytest.raises(StartupError, match="use --device cpu, or --role both"):
+        WorkerConfig("prefill", *where, engine=EngineConfig(device="cuda"))
+    assert WorkerConfig("decode", *where).engine.device == "cpu"
+    assert WorkerConfig("both", *where).engine.device == "auto"
+
+
+def test_device_options_are_checked():
+    with pytest.raises(StartupError, match="unknown device 'gpu': use auto, cpu, cuda"):
+        EngineConfig(device="gpu")
+    with pytest.raises(StartupError, match="gpu-memory-utilization"):
+        EngineConfig(gpu_memory_utilization=1.5)
+
+
+def test_a_pool_too_small_names_the_option_that_set_it():
+    layout = KVLayout(16, 2, 2, 16, "bfloat16")
+    with pytest.raises(
+        StartupError, match=r"raise --gpu-memory-utilization or lower --max-model-len to 32\."
+    ):
+        num_blocks_for(layout, 3 * layout.bytes_per_block, 4096, "--gpu-memory-utilization")
+    with pytest.raises(StartupError, match="raise --kv-cache-memory to 2MiB or lower"):
+        num_blocks_for(layout, 3 * layout.bytes_per_block, 4096)
+
+
+def mixed_tasks():
+    kinds = [
+        SamplingParams(temperature=0.0),
+        SamplingParams(temperature=0.7, top_k=9, logit_bias=((3, 4.0), (3, 1.0), (999, 5.0))),
+        SamplingParams(top_p=0.8, presence_penalty=1.0, num_logprobs=4),
+        SamplingParams(temperature=0.0, repetition_penalty=1.3),
+        SamplingParams(min_p=0.02, temperature=1.4, min_tokens=4, stop_token_ids=(1, 2, 999)),
+    ]
+    return [
+        (line % 4, SampleTask(kinds[line % 5], 2**64 - 1 - line, 10 + line, [1, 2, 3, 999], [4, 4, line]))
+        for line in range(10)
+    ]
+
+
+def test_samples_as_the_cpu_does(device):
+    logits = torch.randn(4, 50, generator=torch.Generator().manual_seed(0)) * 3
+    logits[2, 7] = float("nan")
+    expected = sample(logits, mixed_tasks())
+    tokens = sample_on_device(logits.to(device), mixed_tasks())
+    assert [token.token_id for token in tokens] == [token.token_id for token in expected]
+    for ours, theirs in zip(tokens, expected, strict=True):
+        assert (ours.logprob is None) == (theirs.logprob is None)
+        assert [token for token, _ in ours.top_logprobs] == [token for token, _ in theirs.top_logprobs]
+
+
+def test_runs_steps_as_the_cpu_does(device, checkpoint):
+    """Without graphs, prefill in chunks beside decode, drawn and greedy: the CPU runner's tokens."""
+    outputs = []
+    for on_device in (False, True):
+        engine = load_engine(checkpoint("llama"), EngineConfig(kv_cache_bytes=4 * MIB, device="cpu"))
+        if on_device:
+            runner = gpu_runner(engine, device)
+            object.__setattr__(engine, "runner", runner)
+        drawn = SamplingParams(temperature=0.6, top_k=30, seed=7)
+        requests = [Request(make_prompt(20)), Request(make_prompt(9), drawn)]
+        Driver(engine).generate(requests, 4, chunk=8)
+        outputs.append([request.output for request in requests])
+    assert outputs[0] == outputs[1]
+
+
+def gpu_runner(engine, device):
+    if device.type == "cuda":
+        pytest.skip("the whole engine runs on the GPU in the tests that are marked so")
+    backend = KernelAttention(engine.page_store.pool, engine.config.windows)
+    return GpuRunner(engine.runner._decoder, engine.page_store, backend, None)
+
+
+def test_padded_rows_change_nothing(checkpoint):
+    """The inputs of a graph of 4 rows, filled with steps of 3 and then 2: the rows' own states."""
+    engine = load_engine(checkpoint("llama"), EngineConfig(kv_cache_bytes=4 * MIB, device="cpu"))
+    store, decoder, cpu = engine.page_store, engine.runner._decoder, torch.device("cpu")
+    attention = attention_backend(store.pool, engine.config.windows)
+    made = [GraphInputs.of(4, 16, 16, store.padding_block, cpu) for _ in range(2)]
+    for starts in ([40, 3, 17], [5, 90]):
+        rows = tuple(
+            ScheduledRow(
+                [7 + i], start, list(range(10 * i, 10 * i + 7)), (SampleTask(SamplingParams(), 0, 1, [], []),)
+            )
+            for i, start in enumerate(starts)
+        )
+        inputs = build_inputs(StepPlan(rows), 16, store.padding_block, cpu)
+        made[0].fill(inputs, made[1], 4)
+        with torch.inference_mode():
+            step = attention.begin_step(made[0].metadata(4, 256))
+            padded = decoder.forward(made[0].token_ids, made[0].positions, step)
+            step = attention.begin_step(inputs.attention)
+            alone = decoder.forward(inputs.token_ids, inputs.positions, step)
+        torch.testing.assert_close(padded[: len(starts)], alone, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["llama", "mistral-window", "qwen3"])
+def test_graphs_and_eager_are_bit_equal(checkpoint, name):
+    """The same tokens with the same log probabilities, at batch sizes that graphs were captured for."""
+    sampled = []
+    for eager in (False, True):
+        options = EngineConfig(
+            dtype="bfloat16", device="cuda", gpu_memory_utilization=0.1, enforce_eager=eager, max_num_seqs=4
+        )
+        engine = load_engine(checkpoint(name), options)
+        params = SamplingParams(temperature=0.0, num_logprobs=3)
+        requests = [Request(make_prompt(length), params) for length in (5, 37, 20, 64)]
+        Driver(engine).generate(requests, 32)
+        sampled.append([request.sampled for request in requests])
+    assert sampled[0] == sampled[1]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["llama", "mistral-window", "qwen3"])
+def test_gpu_gives_the_cpus_tokens(checkpoint, name):
+    """float32 on both: the same greedy tokens."""
+    outputs = []
+    for device in ("cpu", "cuda"):
+        options = EngineConfig(
+            dtype="float32", device=device, kv_cache_bytes=4 * MIB, gpu_memory_utilization=0.1, max_num_seqs=4
+        )
+        requests = [Request(make_prompt(length)) for length in (5, 37)]
+        Driver(load_engine(checkpoint(name), options)).generate(requests, 32, chunk=16)
+        outputs.append([request.output for request in requests])
+    matches = [
+        a == b for ours, theirs in zip(*outputs, strict=True) for a, b in zip(ours, theirs, strict=True)
+    ]
+    assert sum(matches) >= 60 / 64 * len(matches)
+
+
+@pytest.mark.gpu
+def test_a_decode_step_waits_for_the_device_once(checkpoint, monkeypatch):
+    """Everything but the copy of the sampled ids goes on without the host."""
+    engine = load_engine(
+        checkpoint("llama"), EngineConfig(device="cuda", gpu_memory_utilization=0.1, max_num_seqs=2)
+    )
+    driver, request = Driver(engine), Request(make_prompt(20))
+    driver.generate([request], 3)
+    waits = []
+    to_list = torch.Tensor.tolist
+
+    def counted(tensor):
+        waits.append(tensor.device.type)
+        torch.cuda.set_sync_debug_mode("default")
+        values = to_list(tensor)
+        torch.cuda.set_sync_debug_mode("error")
+        return values
+
+    monkeypatch.setattr(torch.Tensor, "tolist", counted)
+    torch.cuda.set_sync_debug_mode("error")  # any other wait raises
+    try:
+        driver.step([(request, 1)])
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert waits.count("cuda") == 1

@@ -1,0 +1,67 @@
+"""One launch of every kernel at the shapes that it is for: Llama 8B's, and some that need masks."""
+
+import torch
+
+from kernels.gpu import (
+    page_copies,
+    paged_decode,
+    paged_prefill,
+    penalties,
+    rotary_store,
+    row_functions,
+    sample_tokens,
+)
+
+_LLAMA = (torch.bfloat16, 128, 4, {})
+_OTHERS = (
+    (torch.float16, 64, 7, {"window": 100, "soft_cap": 30.0}),
+    (torch.bfloat16, 96, 1, {"window": 100}),
+    (torch.float32, 128, 4, {"soft_cap": 30.0}),
+    (torch.bfloat16, 256, 2, {}),
+)
+
+
+def launch_all(device: str = "cpu", llama_only: bool = False) -> None:
+    """Values do not matter, only shapes and dtypes; pages are few."""
+    for dtype, head_dim, group, options in (_LLAMA,) if llama_only else (_LLAMA, *_OTHERS):
+        _attend(dtype, head_dim, group, device, **options)
+    _rows(device)
+    _sample(device)
+
+
+def _attend(dtype: torch.dtype, head_dim: int, group: int, device: str, **options: float) -> None:
+    pool = torch.zeros(4, 2, 2, 2, 16, head_dim, dtype=dtype, device=device)
+    key, value = pool[:, 1, 0], pool[:, 1, 1]
+    tables = torch.zeros(2, 4, dtype=torch.int32, device=device)
+    lengths = torch.tensor([40, 8], dtype=torch.int32, device=device)
+    bounds = torch.tensor([0, 20, 23], dtype=torch.int32, device=device)
+    qkv = torch.zeros(23, 2 * group + 4, head_dim, dtype=dtype, device=device)
+    angles = torch.zeros(23, 1, head_dim, dtype=dtype, device=device)
+    slots = torch.arange(23, device=device)
+    query = rotary_store.rotate_and_store(qkv, angles, angles, key, value, slots)
+    rotary_store.store(qkv[:, -4:-2], qkv[:, -2:], key, value, slots)
+    for num_splits in (1, 8):
+        paged_decode.attend_one_token_rows(
+            query[:2], key, value, tables, lengths, num_splits=num_splits, **options
+        )
+    paged_prefill.attend_long_rows(query, key, value, tables, lengths, bounds, 20, **options)
+    blocks = torch.tensor([3, 1], device=device)
+    page_copies.scatter_blocks(page_copies.gather_blocks(pool, blocks, 0, 2), pool, blocks, 0)
+
+
+def _rows(device: str) -> None:
+    states = torch.ones(3, 4096, dtype=torch.bfloat16, device=device)
+    row_functions.rms_norm(states, states[0], 1e-5)
+    row_functions.add_rms_norm(states, states.clone(), states[0], 1e-5)
+    row_functions.gated_silu(torch.ones(3, 2 * 14336, dtype=torch.bfloat16, device=device))
+
+
+def _sample(device: str) -> None:
+    logits = torch.zeros(2, 128_256, dtype=torch.bfloat16, device=device)
+    ones = torch.ones(2, device=device)
+    long = torch.zeros(2, dtype=torch.int64, device=device)
+    rows = sample_tokens.SamplingRows(long, ones, long.int(), ones.double(), 0 * ones, long, long)
+    sample_tokens.sample_tokens(logits, rows)
+    sample_tokens.sample_tokens(logits.float(), rows)
+    counts = torch.zeros(2, 128_256, dtype=torch.int32, device=device)
+    penalties.penalise(logits.float(), counts, counts, ones, ones, ones)

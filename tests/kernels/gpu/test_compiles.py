@@ -1,0 +1,28 @@
+"""Every kernel compiles for a Hopper GPU, at Llama 8B's shapes, on a machine that has none."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[3]
+SHARED_MEMORY = 227 << 10  # of a Hopper multiprocessor, for one block
+
+
+def test_kernels_compile_to_the_instructions_they_are_written_for(tmp_path):
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    ended = subprocess.run(
+        [sys.executable, "-m", "tests.kernels.gpu.compiling", "--llama"],
+        env=environment | {"TRITON_CACHE_DIR": str(tmp_path)}, cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    kernels = json.loads(ended.stdout)
+    assert {name.partition("#")[0] for name in kernels} == {
+        "_rotate_and_store", "_store", "_attend_split", "_combine_splits", "_attend_tile", "_copy_pieces",
+        "_rms_norm", "_gated_silu", "_sample", "_penalise",
+    }  # fmt: skip
+    assert all(kernel["shared"] <= SHARED_MEMORY for kernel in kernels.values())
+    assert kernels["_attend_tile#0"]["wgmma"]
+    for name in ("_attend_tile#0", "_attend_split#0", "_attend_split#1"):
+        assert kernels[name]["cp_async"]  # pages are fetched while the ones before them are computed
