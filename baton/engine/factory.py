@@ -58,6 +58,7 @@ def load_engine(model_dir: Path, options: EngineConfig) -> Engine:
         num_blocks_for(layout, kv_cache_bytes, max_model_len)  # refuses
     decoder = Decoder(config, placement)
     load_weights(model_dir, decoder.checkpoint_tensors())
+    decoder.pack()
     if placement.device.type == "cuda":
         from baton.engine.gpu_runner import size_pool
 

@@ -9,6 +9,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from baton.engine.packing import Packed, pack
+from kernels.cpu.linear import Normalise, PackedLinear, SiluGate
+
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
     "gelu": F.gelu,
@@ -37,20 +40,51 @@ class Layer(Protocol):
 
 
 class Linear:
-    """`y = x W^T + b`, where W may hold several matrices of the checkpoint, one below the other."""
+    """`y = reads(x) W^T + b`, where W may hold several matrices of the checkpoint, one below the other."""
 
-    def __init__(self, in_features: int, parts: dict[str, int], bias: bool, placement: Placement) -> None:
-        """`parts`: name in the checkpoint and number of outputs of each matrix, in order."""
+    def __init__(
+        self,
+        in_features: int,
+        parts: dict[str, int],
+        bias: bool,
+        placement: Placement,
+        reads: "RMSNorm | Gate | None" = None,
+    ) -> None:
+        """`parts`: name in the checkpoint and number of outputs of each matrix, in order.
+
+        `reads`: what is done to the states before they are multiplied; kernels may do both at once.
+        """
         self._parts = parts
-        self.weight = placement.empty(sum(parts.values()), in_features)
+        self._reads = reads
+        self._packed: Packed | None = None
+        self.weight: Tensor | None = placement.empty(sum(parts.values()), in_features)
         self.bias = placement.empty(sum(parts.values())) if bias else None
 
-    def __call__(self, states: Tensor) -> Tensor:
-        """`[..., in_features]` to `[..., sum of the parts' outputs]`."""
-        return F.linear(states, self.weight, self.bias)
+    def __call__(self, states: Tensor, residual: Tensor | None = None) -> Tensor:
+        """`[T, what reads takes]` to `[T, sum of the parts' outputs]`, plus `residual` of that shape."""
+        if self._reads is not None:
+            states = self._reads(states)
+        if self._packed is not None:
+            return self._packed(states, residual)
+        assert self.weight is not None
+        output = F.linear(states, self.weight, self.bias)
+        return output if residual is None else residual + output
+
+    def pack(self) -> None:
+        """Put the loaded weights into the layout that is multiplied fastest; their plain copy is let go."""
+        assert self.weight is not None
+        fused = self._reads.fused() if self._reads is not None else None
+        packed = pack(self.weight, self.bias, fused)
+        if packed is None:
+            return
+        self._packed, reads_itself = packed
+        if fused is not None and reads_itself:
+            self._reads = None
+        self.weight = None
 
     def checkpoint_tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """(name in the checkpoint, the view of a parameter to load it into)."""
+        """(name in the checkpoint, the view of a parameter to load it into); before `pack`."""
+        assert self.weight is not None
         first = 0
         for name, size in self._parts.items():
             yield f"{name}.weight", self.weight[first : first + size]
@@ -59,40 +93,86 @@ class Linear:
             first += size
 
 
+class OutputProjection(Linear):
+    """Hidden states to logits; where embeddings are tied to it, tokens to hidden states as well."""
+
+    def embed(self, token_ids: Tensor) -> Tensor:
+        """int64 `[T]` to `[T, in_features]`: those tokens' rows of the weights."""
+        if isinstance(self._packed, PackedLinear):
+            return self._packed.rows(token_ids)
+        assert self.weight is not None
+        return F.embedding(token_ids, self.weight)
+
+    def pack(self) -> None:
+        """See `Linear.pack`; the plain copy is kept where tokens can't be looked up in the packed one."""
+        weight = self.weight
+        super().pack()
+        if not isinstance(self._packed, PackedLinear):
+            self.weight = weight
+
+
 class RMSNorm:
     """Root mean square normalisation over the last axis (Zhang and Sennrich, 2019), summed in float32."""
 
     def __init__(self, name: str, size: int, eps: float, placement: Placement) -> None:
         self._name = name
-        self._eps = eps
+        self.eps = eps
         self.weight = placement.empty(size)
+
+    def fused(self) -> Normalise:
+        """The same for kernels that do it as they read the states."""
+        return Normalise(self.weight, self.eps)
 
     def __call__(self, states: Tensor) -> Tensor:
         """`[..., size]` to the same shape and dtype."""
-        return F.rms_norm(states, self.weight.shape, self.weight, self._eps)
+        return F.rms_norm(states, self.weight.shape, self.weight, self.eps)
 
     def checkpoint_tensors(self) -> Iterator[tuple[str, Tensor]]:
         """(name in the checkpoint, the parameter to load it into)."""
         yield f"{self._name}.weight", self.weight
 
 
-class GatedMLP:
-    """`down(activation(gate(x)) * up(x))`; SwiGLU (Shazeer, 2020) where the activation is SiLU."""
+class Gate:
+    """`activation(gate) * up` of states that hold both, gate first."""
 
-    def __init__(
-        self, hidden_size: int, intermediate_size: int, activation: str, bias: bool, placement: Placement
-    ) -> None:
+    def __init__(self, activation: str) -> None:
+        self._name = activation
         self._activation = ACTIVATIONS[activation]
-        gate_up = {"mlp.gate_proj": intermediate_size, "mlp.up_proj": intermediate_size}
-        self._gate_up = Linear(hidden_size, gate_up, bias, placement)
-        self._down = Linear(intermediate_size, {"mlp.down_proj": hidden_size}, bias, placement)
+
+    def fused(self) -> SiluGate | None:
+        """The same for kernels that do it as they read the states; None: they don't know the activation."""
+        return SiluGate() if self._name == "silu" else None
 
     def __call__(self, states: Tensor) -> Tensor:
+        """`[..., 2 * size]` to `[..., size]`."""
+        gate, up = states.chunk(2, dim=-1)
+        return self._activation(gate) * up
+
+
+class GatedMLP:
+    """`x + down(activation(gate(n)) * up(n))` of n = norm(x); SwiGLU (Shazeer, 2020) where that is SiLU."""
+
+    def __init__(
+        self, norm: RMSNorm, sizes: tuple[int, int], activation: str, bias: bool, placement: Placement
+    ) -> None:
+        """`sizes`: of the hidden states, and between the matrices."""
+        hidden_size, intermediate_size = sizes
+        self._norm = norm
+        gate_up = {"mlp.gate_proj": intermediate_size, "mlp.up_proj": intermediate_size}
+        self._gate_up = Linear(hidden_size, gate_up, bias, placement, reads=norm)
+        down = {"mlp.down_proj": hidden_size}
+        self._down = Linear(intermediate_size, down, bias, placement, reads=Gate(activation))
+
+    def __call__(self, hidden: Tensor) -> Tensor:
         """`[T, hidden_size]` to `[T, hidden_size]`."""
-        gate, up = self._gate_up(states).chunk(2, dim=-1)
-        return self._down(self._activation(gate) * up)
+        return self._down(self._gate_up(hidden), residual=hidden)
+
+    def pack(self) -> None:
+        """See `Linear.pack`."""
+        self._gate_up.pack()
+        self._down.pack()
 
     def checkpoint_tensors(self) -> Iterator[tuple[str, Tensor]]:
         """(name in the checkpoint, the view of a parameter to load it into)."""
-        yield from self._gate_up.checkpoint_tensors()
-        yield from self._down.checkpoint_tensors()
+        for part in (self._norm, self._gate_up, self._down):
+            yield from part.checkpoint_tensors()

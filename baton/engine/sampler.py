@@ -12,6 +12,8 @@ from torch import Tensor
 from baton.core.plan import SampleTask
 from baton.core.sampling import SampledToken, SamplingParams, uniform
 from baton.engine.logit_rules import apply_rules, has_rules
+from kernels.cpu.argmax import argmax
+from kernels.cpu.library import DTYPES, cpu_kernels
 
 _TASKS_AT_A_TIME = 32  # bounds the sampler's memory: about 32 bytes * vocabulary each
 _LIKELIEST_LOOKED_AT = 1024  # top_p sorts more than these only where they don't reach it
@@ -40,6 +42,8 @@ def sample(logits: Tensor, tasks: Sequence[Task]) -> list[SampledToken]:
 
 def _likeliest(logits: Tensor) -> Tensor:
     """The likeliest token of each row, the lowest id of equals, int64 `[rows]`."""
+    if logits.device.type == "cpu" and logits.dtype in DTYPES and (library := cpu_kernels()) is not None:
+        return argmax(library, logits)
     token_ids = logits.argmax(dim=-1)
     # argmax takes NaN for the greatest, so its own value tells whether a row has any.
     broken = logits.gather(-1, token_ids[:, None]).isnan().squeeze(-1)

@@ -5,6 +5,8 @@ from typing import Protocol
 
 from torch import Tensor
 
+from kernels.cpu.attention import Rotation
+
 
 @dataclass(frozen=True, slots=True)
 class AttentionMetadata:
@@ -38,6 +40,21 @@ class AttentionStep(Protocol):
         query `[T, H, D]`, key and value `[T, K, D]`, rotated. Returns `[T, H, D]`.
         """
         ...
+
+
+class RotatingAttentionStep:
+    """An AttentionStep that also rotates queries and keys, where a kernel does all of it at once."""
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """See `AttentionStep`."""
+        raise NotImplementedError
+
+    def rotate_and_attend(self, layer: int, states: Tensor, rotation: Rotation) -> Tensor:
+        """As `attend`, with each token's queries, keys and values in `[T, H + 2 * K, D]`, not rotated yet.
+
+        The queries in `states` are overwritten.
+        """
+        raise NotImplementedError
 
 
 class AttentionBackend(Protocol):

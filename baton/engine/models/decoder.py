@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from baton.engine.attention.base import AttentionStep
-from baton.engine.layers import GatedMLP, Layer, Linear, Placement, RMSNorm
+from baton.engine.attention.base import AttentionStep, RotatingAttentionStep
+from baton.engine.layers import GatedMLP, Layer, Linear, OutputProjection, Placement, RMSNorm
 from baton.engine.rope import RopeConfig, RotaryEmbedding, rotate
+from kernels.cpu.attention import Rotation
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,13 +47,21 @@ class Decoder:
     def __init__(self, config: DecoderConfig, placement: Placement) -> None:
         self.config = config
         self._rotary = RotaryEmbedding(config.rope, config.head_dim, placement.dtype, placement.device)
-        self._embedding = placement.empty(config.vocab_size, config.hidden_size)
         self._layers = [_DecoderLayer(config, index, placement) for index in range(config.num_layers)]
         self._norm = RMSNorm("model.norm", config.hidden_size, config.rms_norm_eps, placement)
-        if config.tied_embeddings:
-            self._output = self._embedding
-        else:
-            self._output = placement.empty(config.vocab_size, config.hidden_size)
+        name = "model.embed_tokens" if config.tied_embeddings else "lm_head"
+        self._output = OutputProjection(
+            config.hidden_size, {name: config.vocab_size}, False, placement, reads=self._norm
+        )
+        self._embedding: Tensor | None = None
+        if not config.tied_embeddings:
+            self._embedding = placement.empty(config.vocab_size, config.hidden_size)
+
+    def pack(self) -> None:
+        """Put the loaded weights into the layout that is multiplied fastest, one matrix after the other."""
+        for layer in self._layers:
+            layer.pack()
+        self._output.pack()
 
     def forward(
         self,
@@ -67,7 +76,7 @@ class Decoder:
         with the number of layers that are done, after each.
         Returns `[T, hidden_size]` in the model's dtype.
         """
-        hidden = F.embedding(token_ids, self._embedding)
+        hidden = self._embed(token_ids)
         cosines, sines = self._rotary.angles(positions)
         for num_done, layer in enumerate(self._layers, start=1):
             hidden = layer(hidden, cosines, sines, attention)
@@ -77,13 +86,18 @@ class Decoder:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits `[rows, V]` of hidden states `[rows, hidden_size]`, both in the model's dtype."""
-        return F.linear(self._norm(hidden), self._output)
+        return self._output(hidden)
+
+    def _embed(self, token_ids: Tensor) -> Tensor:
+        if self._embedding is None:
+            return self._output.embed(token_ids)
+        return F.embedding(token_ids, self._embedding)
 
     def checkpoint_tensors(self) -> dict[str, Tensor]:
         """The tensors that a checkpoint must have: name, and (part of a) parameter to load it into."""
-        tensors = {"model.embed_tokens.weight": self._embedding}
-        if not self.config.tied_embeddings:
-            tensors["lm_head.weight"] = self._output
+        tensors = dict(self._output.checkpoint_tensors())
+        if self._embedding is not None:
+            tensors["model.embed_tokens.weight"] = self._embedding
         for index, layer in enumerate(self._layers):
             tensors |= {f"model.layers.{index}.{name}": part for name, part in layer.checkpoint_tensors()}
         tensors.update(self._norm.checkpoint_tensors())
@@ -92,52 +106,77 @@ class Decoder:
 
 class _DecoderLayer:
     def __init__(self, config: DecoderConfig, index: int, placement: Placement) -> None:
-        hidden_size, eps = config.hidden_size, config.rms_norm_eps
-        self._attention_norm = RMSNorm("input_layernorm", hidden_size, eps, placement)
-        self._attention = _Attention(config, index, placement)
-        self._mlp_norm = RMSNorm("post_attention_layernorm", hidden_size, eps, placement)
+        def norm(name: str) -> RMSNorm:
+            return RMSNorm(name, config.hidden_size, config.rms_norm_eps, placement)
+
+        self._attention = _Attention(config, index, norm("input_layernorm"), placement)
+        sizes = config.hidden_size, config.intermediate_size
         self._mlp = GatedMLP(
-            hidden_size, config.intermediate_size, config.activation, config.mlp_bias, placement
+            norm("post_attention_layernorm"), sizes, config.activation, config.mlp_bias, placement
         )
 
     def __call__(self, hidden: Tensor, cosines: Tensor, sines: Tensor, attention: AttentionStep) -> Tensor:
-        hidden = hidden + self._attention(self._attention_norm(hidden), cosines, sines, attention)
-        return hidden + self._mlp(self._mlp_norm(hidden))
+        return self._mlp(self._attention(hidden, cosines, sines, attention))
+
+    def pack(self) -> None:
+        self._attention.pack()
+        self._mlp.pack()
 
     def checkpoint_tensors(self) -> Iterator[tuple[str, Tensor]]:
-        for part in (self._attention_norm, self._attention, self._mlp_norm, self._mlp):
+        for part in (self._attention, self._mlp):
             yield from part.checkpoint_tensors()
 
 
 class _Attention:
-    def __init__(self, config: DecoderConfig, index: int, placement: Placement) -> None:
+    """`x + output(attention(norm(x)))`."""
+
+    def __init__(self, config: DecoderConfig, index: int, norm: RMSNorm, placement: Placement) -> None:
         self._config = config
         self._index = index
+        self._norm = norm
         query_size, kv_size = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
         parts = {"self_attn.q_proj": query_size, "self_attn.k_proj": kv_size, "self_attn.v_proj": kv_size}
-        self._qkv = Linear(config.hidden_size, parts, config.qkv_bias, placement)
+        self._qkv = Linear(config.hidden_size, parts, config.qkv_bias, placement, reads=norm)
         self._output = Linear(
             query_size, {"self_attn.o_proj": config.hidden_size}, config.output_bias, placement
         )
         self._head_norms = []
+        self._norm_weights: tuple[Tensor, Tensor, float] | None = None  # in float32, for kernels
         if config.qk_norm:
             self._head_norms = [
                 RMSNorm(f"self_attn.{name}", config.head_dim, config.rms_norm_eps, placement)
                 for name in ("q_norm", "k_norm")
             ]
 
-    def __call__(self, states: Tensor, cosines: Tensor, sines: Tensor, attention: AttentionStep) -> Tensor:
+    def __call__(self, hidden: Tensor, cosines: Tensor, sines: Tensor, attention: AttentionStep) -> Tensor:
         heads, kv_heads = self._config.num_heads, self._config.num_kv_heads
-        qkv = self._qkv(states).view(-1, heads + 2 * kv_heads, self._config.head_dim)  # [T, H + 2K, D]
-        query_key, value = qkv.split_with_sizes((heads + kv_heads, kv_heads), dim=1)
+        states = self._qkv(hidden).view(-1, heads + 2 * kv_heads, self._config.head_dim)  # [T, H + 2K, D]
+        if isinstance(attention, RotatingAttentionStep):
+            rotation = Rotation(cosines, sines, self._norm_weights)
+            output = attention.rotate_and_attend(self._index, states, rotation)
+        else:
+            query, key, value = self._rotated(states, cosines, sines)
+            output = attention.attend(self._index, query, key, value)
+        return self._output(output.flatten(1), residual=hidden)
+
+    def _rotated(self, states: Tensor, cosines: Tensor, sines: Tensor) -> tuple[Tensor, ...]:
+        """Query, key and value of `[T, H + 2K, D]`."""
+        heads, kv_heads = self._config.num_heads, self._config.num_kv_heads
+        query_key, value = states.split_with_sizes((heads + kv_heads, kv_heads), dim=1)
         if self._head_norms:
             parts = query_key.split_with_sizes((heads, kv_heads), dim=1)
             query_key = torch.cat([norm(part) for norm, part in zip(self._head_norms, parts, strict=True)], 1)
         query, key = rotate(query_key, cosines, sines).split_with_sizes((heads, kv_heads), dim=1)
-        output = attention.attend(self._index, query, key, value)  # [T, H, D]
-        return self._output(output.flatten(1))
+        return query, key, value
+
+    def pack(self) -> None:
+        self._qkv.pack()
+        self._output.pack()
+        if self._head_norms:
+            query_norm, key_norm = self._head_norms
+            self._norm_weights = (query_norm.weight.float(), key_norm.weight.float(), query_norm.eps)
 
     def checkpoint_tensors(self) -> Iterator[tuple[str, Tensor]]:
-        parts: tuple[Layer, ...] = (self._qkv, self._output, *self._head_norms)
+        parts: tuple[Layer, ...] = (self._norm, self._qkv, self._output, *self._head_norms)
         for part in parts:
             yield from part.checkpoint_tensors()

@@ -1,0 +1,47 @@
+"""Attention in C kernels on the CPU."""
+
+import ctypes
+
+import torch
+from torch import Tensor
+
+from baton.engine.attention.base import AttentionMetadata, RotatingAttentionStep
+from kernels.cpu.attention import PagedAttention, Rotation
+
+
+class CpuKernelAttention:
+    """All rows of a layer in one call, which rotates queries and keys and stores keys and values as well."""
+
+    def __init__(self, library: ctypes.CDLL, pool: Tensor, windows: tuple[int | None, ...]) -> None:
+        """`pool` as in `kernels.reference`; `windows`: each layer's sliding window; None: all."""
+        self._library = library
+        self._pool = pool
+        self._windows = windows
+
+    def begin_step(self, metadata: AttentionMetadata) -> RotatingAttentionStep:
+        """See `AttentionBackend`."""
+        attention = PagedAttention(
+            self._library,
+            self._pool,
+            metadata.slot_mapping,
+            metadata.block_tables,
+            metadata.context_lens,
+            torch.tensor(metadata.row_bounds),
+            metadata.num_one_token_rows,
+        )
+        return _CpuKernelStep(attention, self._windows)
+
+
+class _CpuKernelStep(RotatingAttentionStep):
+    def __init__(self, attention: PagedAttention, windows: tuple[int | None, ...]) -> None:
+        self._attention = attention
+        self._windows = windows
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """See `AttentionStep`."""
+        states = torch.cat((query, key, value), dim=1)
+        return self._attention.attend(layer, states, self._windows[layer], None)
+
+    def rotate_and_attend(self, layer: int, states: Tensor, rotation: Rotation) -> Tensor:
+        """See `RotatingAttentionStep`."""
+        return self._attention.attend(layer, states, self._windows[layer], rotation)

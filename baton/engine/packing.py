@@ -1,0 +1,67 @@
+"""Chooses what multiplies a model's weights once they are loaded, and packs them for it."""
+
+import logging
+from collections.abc import Callable
+from functools import cache
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from kernels.cpu.library import DTYPES, computes_bfloat16, cpu_kernels, has_wide_vectors
+from kernels.cpu.linear import Normalise, PackedLinear, SiluGate
+
+_logger = logging.getLogger(__name__)
+
+Reads = Normalise | SiluGate
+
+
+class Packed(Protocol):
+    """A packed weight matrix `[out_features, in_features]`."""
+
+    def __call__(self, states: Tensor, residual: Tensor | None = None) -> Tensor:
+        """`[T, in_features]` to `[T, out_features]`, plus `residual`."""
+        ...
+
+
+class OneDnnLinear:
+    """A weight matrix in the layout that oneDNN chose for it, computed by torch."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight)
+        self._bias = bias
+
+    def __call__(self, states: Tensor, residual: Tensor | None = None) -> Tensor:
+        """See `Packed`."""
+        output: Tensor = torch.ops.mkldnn._linear_pointwise(states, self._weight, self._bias, "none", [], "")
+        return output if residual is None else output.add_(residual)
+
+
+def pack(weight: Tensor, bias: Tensor | None, reads: Reads | None) -> tuple[Packed, bool] | None:
+    """The packed weight, and whether it does what `reads` says itself; None: nothing is gained by packing.
+
+    oneDNN has no match where the CPU multiplies bfloat16 itself; elsewhere it converts bfloat16 at every
+    step, which costs several times the C kernels' whole work. Compiled for just any CPU, these gain nothing.
+    """
+    if weight.device.type != "cpu" or weight.dtype not in DTYPES:
+        return None
+    native = weight.dtype == torch.bfloat16 and computes_bfloat16()
+    library = cpu_kernels() if has_wide_vectors() and not native else None
+    if library is not None:
+        return PackedLinear(library, weight, bias, reads), True
+    if _has_onednn() and weight.dtype != torch.float16:
+        return OneDnnLinear(weight, bias), False
+    return None
+
+
+@cache
+def _has_onednn() -> bool:
+    """Whether torch was built with the operators, and they work; one warning if not."""
+    try:
+        weight: Callable[..., Tensor] = torch.ops.mkldnn._reorder_linear_weight
+        torch.ops.mkldnn._linear_pointwise(torch.ones(1, 8), weight(torch.ones(8, 8)), None, "none", [], "")
+    except (AttributeError, RuntimeError, NotImplementedError) as error:
+        reason = str(error).partition("\n")[0]
+        _logger.warning("oneDNN packs no weights (%s): steps of few rows take about twice as long", reason)
+        return False
+    return True

@@ -1,0 +1,127 @@
+/* One layer's attention of a step: rotate queries and keys, store keys and values, attend; one team of threads. */
+#include "attention.h"
+
+struct work {
+    const struct attention *attention;
+    int64_t *item_bounds;   /* [num_rows + 1] items of a row: parts of it times kv heads */
+    int64_t *record_bounds; /* [num_rows + 1] splits whose results are joined afterwards */
+    float *records;         /* [splits][num_heads] of decode_record numbers */
+    int64_t next_item, next_joined;
+    int failed;
+};
+
+static int64_t num_parts(const struct attention *a, int64_t row) {
+    return row < a->num_one_token_rows ? num_splits(a, row) : num_query_blocks(a, row);
+}
+
+/* One head's numbers, normalised if the model does, rotated by the token's angles (Su et al., 2021). */
+static void rotate(const struct attention *a, int64_t token, const float *norm, float *head, float *rotated) {
+    size_t size = (size_t)a->head_dim, half = size / 2, at = (size_t)token * size;
+    if (norm) normalise_row(head, norm, size, a->norm_eps);
+    for (size_t i = 0; i < size; i++) {
+        float other = head[i < half ? i + half : i - half];
+        rotated[i] = head[i] * load_one(a->cosines, at + i, a->dtype) +
+                     other * load_one(a->sines, at + i, a->dtype);
+    }
+}
+
+static void prepare_token(const struct attention *a, int64_t token, float *memory) {
+    size_t size = (size_t)a->head_dim, bytes = size * bytes_of(a->dtype);
+    float *rotated = memory + size;
+    size_t at = (size_t)(token * a->states_stride) * bytes_of(a->dtype);
+    for (int64_t head = 0; a->cosines && head < a->num_heads; head++) {
+        char *query = (char *)a->query + at + (size_t)head * bytes;
+        read_row(memory, query, size, a->dtype);
+        rotate(a, token, a->query_norm, memory, rotated);
+        write_row(query, rotated, size, a->dtype);
+    }
+    int64_t page = a->slot_mapping[token] / a->block_size, slot = a->slot_mapping[token] % a->block_size;
+    for (int64_t head = 0; head < a->num_kv_heads; head++) {
+        const char *key = (const char *)a->key + at + (size_t)head * bytes;
+        const char *value = (const char *)a->value + at + (size_t)head * bytes;
+        if (a->cosines) {
+            read_row(memory, key, size, a->dtype);
+            rotate(a, token, a->key_norm, memory, rotated);
+            write_row(slot_address(a, page, 0, head, slot), rotated, size, a->dtype);
+        } else {
+            memcpy(slot_address(a, page, 0, head, slot), key, bytes);
+        }
+        memcpy(slot_address(a, page, 1, head, slot), value, bytes);
+    }
+}
+
+static void compute_item(const struct work *work, int64_t row, int64_t item, char *memory) {
+    const struct attention *a = work->attention;
+    int64_t kv_head = item % a->num_kv_heads, part = item / a->num_kv_heads;
+    if (row >= a->num_one_token_rows) {
+        prefill_block(a, row, kv_head, part, memory);
+        return;
+    }
+    float *partial = NULL;
+    if (num_splits(a, row) > 1) {
+        int64_t record = (work->record_bounds[row] + part) * a->num_heads + kv_head * group_size(a);
+        partial = work->records + (size_t)record * decode_record(a);
+    }
+    decode_split(a, row, kv_head, part, memory, partial);
+}
+
+static void join_splits(struct work *work, char *memory) {
+    const struct attention *a = work->attention;
+    for (int64_t item; (item = NEXT_ITEM(&work->next_joined)) < a->num_one_token_rows * a->num_heads;) {
+        int64_t row = item / a->num_heads, head = item % a->num_heads, first = work->record_bounds[row];
+        int64_t splits = work->record_bounds[row + 1] - first;
+        if (!splits) continue;
+        const float *partial = work->records + (size_t)(first * a->num_heads + head) * decode_record(a);
+        combine_splits(a, row, head, splits, partial, (float *)memory);
+    }
+}
+
+static void attend_share(void *argument) {
+    struct work *work = argument;
+    const struct attention *a = work->attention;
+    size_t bytes = decode_bytes(a);
+    if (a->num_rows > a->num_one_token_rows && prefill_bytes(a) > bytes) bytes = prefill_bytes(a);
+    char *memory = scratch(PRIVATE_SLOT, bytes);
+    int64_t index = team_index(), size = team_size();
+    if (!memory) __atomic_store_n(&work->failed, 1, __ATOMIC_RELAXED);
+    for (int64_t t = a->num_tokens * index / size; memory && t < a->num_tokens * (index + 1) / size; t++) {
+        prepare_token(a, t, (float *)memory);
+    }
+    team_barrier();
+    int64_t last = work->item_bounds[a->num_rows] - 1, row = a->num_rows - 1;
+    /* Backwards: the longest rows come last, and the end of a prompt sees the longest context. */
+    for (int64_t item; memory && (item = last - NEXT_ITEM(&work->next_item)) >= 0;) {
+        while (work->item_bounds[row] > item) row--;
+        compute_item(work, row, item - work->item_bounds[row], memory);
+    }
+    if (work->record_bounds[a->num_one_token_rows]) {
+        team_barrier();
+        if (memory) join_splits(work, memory);
+    }
+}
+
+/* 0, or 1 where there is no memory to work in. */
+EXPORT int baton_attend(const struct attention *a) {
+    struct work work = {.attention = a};
+    size_t num_bounds = (size_t)a->num_rows + 1;
+    int64_t items = 0, records = 0;
+    for (int64_t row = 0; row < a->num_one_token_rows; row++) {
+        if (num_splits(a, row) > 1) records += num_splits(a, row);
+    }
+    size_t bytes = (size_t)(records * a->num_heads) * decode_record(a) * sizeof(float);
+    work.item_bounds = scratch(SHARED_SLOT, 2 * num_bounds * sizeof(int64_t) + bytes);
+    if (!work.item_bounds) return 1;
+    work.record_bounds = work.item_bounds + num_bounds;
+    work.records = (float *)(work.record_bounds + num_bounds);
+    records = 0;
+    for (int64_t row = 0; row < a->num_rows; row++) {
+        work.item_bounds[row] = items;
+        work.record_bounds[row] = records;
+        items += num_parts(a, row) * a->num_kv_heads;
+        if (row < a->num_one_token_rows && num_splits(a, row) > 1) records += num_splits(a, row);
+    }
+    work.item_bounds[a->num_rows] = items;
+    work.record_bounds[a->num_rows] = records;
+    run_team(attend_share, &work, a->num_threads);
+    return work.failed;
+}

@@ -1,0 +1,129 @@
+"""Attention over the paged pool in C (attention.c); shapes as in `kernels.reference`."""
+
+import ctypes
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kernels.cpu.library import DTYPES
+
+
+class _Attention(ctypes.Structure):
+    """struct attention"""
+
+    _fields_ = [
+        ("pool", ctypes.c_void_p),
+        ("num_layers", ctypes.c_int64),
+        ("num_heads", ctypes.c_int64),
+        ("num_kv_heads", ctypes.c_int64),
+        ("block_size", ctypes.c_int64),
+        ("head_dim", ctypes.c_int64),
+        ("dtype", ctypes.c_int32),
+        ("num_threads", ctypes.c_int32),
+        ("num_tokens", ctypes.c_int64),
+        ("num_rows", ctypes.c_int64),
+        ("num_one_token_rows", ctypes.c_int64),
+        ("table_width", ctypes.c_int64),
+        ("slot_mapping", ctypes.c_void_p),
+        ("block_tables", ctypes.c_void_p),
+        ("context_lens", ctypes.c_void_p),
+        ("row_bounds", ctypes.c_void_p),
+        ("cosines", ctypes.c_void_p),
+        ("sines", ctypes.c_void_p),
+        ("layer", ctypes.c_int64),
+        ("window", ctypes.c_int64),
+        ("states_stride", ctypes.c_int64),
+        ("query", ctypes.c_void_p),
+        ("key", ctypes.c_void_p),
+        ("value", ctypes.c_void_p),
+        ("query_norm", ctypes.c_void_p),
+        ("key_norm", ctypes.c_void_p),
+        ("norm_eps", ctypes.c_float),
+        ("output", ctypes.c_void_p),
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class Rotation:
+    """How queries and keys are rotated: cosines and signed sines `[T, 1, D]` in the pool's dtype.
+
+    norms: float32 `[D]` weights of RMSNorms of each head of the query and of the key before that, and eps.
+    """
+
+    cosines: Tensor
+    sines: Tensor
+    norms: tuple[Tensor, Tensor, float] | None = None
+
+
+class PagedAttention:
+    """Stores K and V of a step's tokens in their slots and attends, layer by layer. Not for several threads.
+
+    Rows of one token come first. A slot that is not of a row's own context is never read.
+    """
+
+    def __init__(
+        self,
+        library: ctypes.CDLL,
+        pool: Tensor,
+        slot_mapping: Tensor,
+        block_tables: Tensor,
+        context_lens: Tensor,
+        row_bounds: Tensor,
+        num_one_token_rows: int,
+    ) -> None:
+        """int64 `[T]`, `[R, B]`, `[R]` and `[R + 1]`, as in `baton.engine.attention.base`; all on the CPU."""
+        _, num_layers, _, num_kv_heads, block_size, head_dim = pool.shape
+        self._library = library
+        # Also keeps the memory that the arguments point to.
+        self._tensors = (pool, slot_mapping, block_tables.contiguous(), context_lens, row_bounds)
+        self._arguments = _Attention(
+            pool=pool.data_ptr(),
+            num_layers=num_layers,
+            num_kv_heads=num_kv_heads,
+            block_size=block_size,
+            head_dim=head_dim,
+            dtype=DTYPES[pool.dtype],
+            num_threads=torch.get_num_threads(),
+            num_tokens=slot_mapping.shape[0],
+            num_rows=context_lens.shape[0],
+            num_one_token_rows=num_one_token_rows,
+            table_width=block_tables.shape[1],
+            slot_mapping=slot_mapping.data_ptr(),
+            block_tables=self._tensors[2].data_ptr(),
+            context_lens=context_lens.data_ptr(),
+            row_bounds=row_bounds.data_ptr(),
+        )
+
+    def attend(self, layer: int, states: Tensor, window: int | None, rotation: Rotation | None) -> Tensor:
+        """Attention of one layer: `[T, H, D]` in the pool's dtype.
+
+        states: `[T, H + 2 * K, D]`, each token's queries, keys and values, contiguous; with a `rotation` they
+        are not rotated yet, and the queries are overwritten. window: last tokens a query sees; None: all.
+        Raises MemoryError.
+        """
+        arguments, pool = self._arguments, self._tensors[0]
+        num_tokens, num_states, head_dim = states.shape
+        num_heads = num_states - 2 * arguments.num_kv_heads
+        output = torch.empty(num_tokens, num_heads, head_dim, dtype=pool.dtype)
+        head_bytes = head_dim * pool.itemsize
+        query = states.data_ptr()
+        arguments.layer, arguments.window = layer, window or 0
+        arguments.num_heads, arguments.states_stride = num_heads, num_states * head_dim
+        arguments.query = query
+        arguments.key = query + num_heads * head_bytes
+        arguments.value = query + (num_heads + arguments.num_kv_heads) * head_bytes
+        arguments.output = output.data_ptr()
+        if rotation is not None:
+            self._rotate(rotation)
+        if self._library.baton_attend(ctypes.byref(arguments)):
+            raise MemoryError("There is no memory for attention to work in.")
+        return output
+
+    def _rotate(self, rotation: Rotation) -> None:
+        arguments = self._arguments
+        arguments.cosines, arguments.sines = rotation.cosines.data_ptr(), rotation.sines.data_ptr()
+        if rotation.norms is not None:
+            query_norm, key_norm, eps = rotation.norms
+            arguments.query_norm, arguments.key_norm = query_norm.data_ptr(), key_norm.data_ptr()
+            arguments.norm_eps = eps

@@ -1,0 +1,127 @@
+"""Builds the C kernels with the system's compiler, once for each kind of CPU, into the user's cache."""
+
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+SOURCES = Path(__file__).parent
+_FLAGS = ("-std=c11", "-O2", "-fPIC", "-shared", "-fvisibility=hidden", "-D_GNU_SOURCE", "-pthread")
+# Products and sums become one instruction, as -std=c11 alone would forbid; nothing else of -ffast-math.
+_ARITHMETIC = ("-ffp-contract=fast", "-fno-math-errno")
+_TIMEOUT_S = 300
+
+
+class KernelsUnavailable(Exception):
+    """There are no C kernels, for the reason that the message gives in one line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """A kind of CPU: what it must have, in the words of /proc/cpuinfo, and how to compile for it."""
+
+    name: str
+    needs: tuple[str, ...]
+    flags: tuple[str, ...]
+
+
+_AVX2 = ("avx2", "fma", "f16c")
+_AVX512 = (*_AVX2, "avx512f", "avx512bw", "avx512dq", "avx512vl")
+
+
+def _compiled_for(features: Iterable[str]) -> tuple[str, ...]:
+    return tuple(f"-m{feature}" for feature in features)
+
+
+# The best first.
+LEVELS = (
+    Level("avx512", _AVX512, (*_compiled_for(_AVX512), "-mprefer-vector-width=512")),
+    Level("avx2", _AVX2, _compiled_for(_AVX2)),
+    Level("portable", (), ()),
+)
+
+
+def cpu_features() -> frozenset[str]:
+    """What the CPU can do, in the words of /proc/cpuinfo; nothing where the system has no such file."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return frozenset()
+    flags = [line.partition(":")[2] for line in text.splitlines() if line.startswith("flags")]
+    return frozenset(flags[0].split()) if flags else frozenset()
+
+
+def supported_levels() -> list[Level]:
+    """The levels that this CPU can run, the best first."""
+    features = cpu_features()
+    return [level for level in LEVELS if features.issuperset(level.needs)]
+
+
+def build(level: Level) -> Path:
+    """The library for that level, compiled if the cache has none of these sources, flags and compiler.
+
+    Safe in many processes at once: each compiles into a file of its own and renames it into place.
+    Raises KernelsUnavailable.
+    """
+    compiler = _compiler()
+    flags = (*_FLAGS, *_ARITHMETIC, *level.flags)
+    library = cache_directory() / f"kernels-{level.name}-{_fingerprint(compiler, flags)}.so"
+    if library.exists():
+        return library
+    try:
+        library.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=library.parent, prefix="build-") as directory:
+            built = Path(directory) / library.name
+            _run((*compiler, *flags, *map(str, sources("*.c")), "-o", str(built)))
+            built.replace(library)
+    except OSError as error:
+        raise KernelsUnavailable(f"'{library.parent}' can't be written to ({error.strerror})") from error
+    return library
+
+
+def sources(pattern: str) -> list[Path]:
+    """The C files of that pattern, in order."""
+    return sorted(SOURCES.glob(pattern))
+
+
+def cache_directory() -> Path:
+    """Where built libraries are kept: `baton/kernels` in XDG_CACHE_HOME or in ~/.cache."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "baton" / "kernels"
+
+
+def _compiler() -> tuple[str, ...]:
+    """The command in CC, else `cc`."""
+    command = shlex.split(os.environ.get("CC", "")) or ["cc"]
+    if shutil.which(command[0]) is None:
+        raise KernelsUnavailable(f"there is no C compiler '{command[0]}'; install one, or name it with CC")
+    return tuple(command)
+
+
+def _fingerprint(compiler: tuple[str, ...], flags: tuple[str, ...]) -> str:
+    """Names a build by all that it is made from."""
+    digest = hashlib.blake2b(digest_size=10)
+    for text in (*compiler, *flags, _run((*compiler, "--version")), platform.machine()):
+        digest.update(text.encode() + b"\0")
+    for file in sources("*.[ch]"):
+        digest.update(file.name.encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()
+
+
+def _run(command: tuple[str, ...]) -> str:
+    """What the command prints. Raises KernelsUnavailable with the first line that speaks of an error."""
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise KernelsUnavailable(f"'{command[0]}' can't be run ({error})") from error
+    if result.returncode == 0:
+        return result.stdout
+    lines = result.stderr.splitlines() or [f"exit status {result.returncode}"]
+    reason = next((line for line in lines if "error" in line.lower()), lines[0])
+    raise KernelsUnavailable(f"'{command[0]}' failed: {reason.strip()}")

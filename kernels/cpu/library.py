@@ -1,0 +1,78 @@
+"""The built kernels in this process, on torch's own OpenMP threads."""
+
+import ctypes
+import logging
+from functools import cache
+from pathlib import Path
+from typing import Final
+
+import torch
+
+from kernels.cpu.build import KernelsUnavailable, build, cpu_features, supported_levels
+
+_logger = logging.getLogger(__name__)
+
+_Pointer = ctypes.c_void_p
+_Size = ctypes.c_int64
+_Int = ctypes.c_int32
+
+DTYPES: Final = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # enum dtype of vector.h
+_SIGNATURES: Final = {
+    "baton_use_threads": (None, (_Pointer,) * 4),
+    "baton_packed_bytes": (_Size, (_Size, _Size, _Int)),
+    "baton_pack": (None, (_Pointer, _Pointer, _Size, _Size, _Int, _Int)),
+    "baton_packed_rows": (None, (_Pointer, _Pointer, _Pointer, _Size, _Size, _Int)),
+    "baton_argmax": (ctypes.c_int, (_Pointer, _Pointer, _Size, _Size, _Int, _Int)),
+    "baton_attend": (ctypes.c_int, (_Pointer,)),
+    "baton_linear": (ctypes.c_int, (_Pointer,)),
+}
+# What a team of threads needs of an OpenMP runtime; GNU's, LLVM's and Intel's all have these.
+_OPENMP_FUNCTIONS: Final = ("GOMP_parallel", "GOMP_barrier", "omp_get_thread_num", "omp_get_num_threads")
+
+
+@cache
+def cpu_kernels() -> ctypes.CDLL | None:
+    """The kernels for this CPU, built if need be; None, after one warning, where there can be none."""
+    level = supported_levels()[0]
+    try:
+        library = load(build(level))
+    except KernelsUnavailable as reason:
+        _logger.warning(
+            "no C kernels: %s. Torch computes instead, which is several times slower on CPUs.", reason
+        )
+        return None
+    _logger.info("C kernels for %s CPUs", level.name)
+    return library
+
+
+def load(path: Path) -> ctypes.CDLL:
+    """A library that `build` made. Raises KernelsUnavailable."""
+    try:
+        library = ctypes.CDLL(str(path))
+        for name, (result, arguments) in _SIGNATURES.items():
+            function = getattr(library, name)
+            function.restype, function.argtypes = result, arguments
+        library.baton_use_threads(*openmp_functions())
+    except (OSError, AttributeError) as error:
+        raise KernelsUnavailable(f"'{path}' can't be loaded ({error})") from error
+    return library
+
+
+def openmp_functions() -> list[int | None]:
+    """Addresses of the functions of the OpenMP runtime that torch runs on.
+
+    Torch's own calls find them the same way: in what was preloaded, else in the runtime that torch brings.
+    Raises AttributeError where torch has no OpenMP.
+    """
+    everything = ctypes.CDLL(None)
+    return [ctypes.cast(getattr(everything, name), _Pointer).value for name in _OPENMP_FUNCTIONS]
+
+
+def has_wide_vectors() -> bool:
+    """Whether the kernels are compiled for a CPU whose vectors they know, and not for just any."""
+    return bool(supported_levels()[0].needs)
+
+
+def computes_bfloat16() -> bool:
+    """Whether this CPU multiplies bfloat16 itself, so that oneDNN need not emulate it."""
+    return not cpu_features().isdisjoint({"avx512_bf16", "amx_bf16"})

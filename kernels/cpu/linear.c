@@ -1,0 +1,260 @@
+/* y = x W^T + b (+ residual), x read as it is, normalised or gated; float32 sums whatever the dtype.
+ *
+ * Weights are packed once, in panels of 32 outputs. A bfloat16 panel holds [inputs / 2][32][2]: as 32-bit words,
+ * the even input is the word shifted up and the odd one the word with its lower half cleared, one instruction each.
+ * Panels of the other dtypes hold [inputs][32]. Missing outputs and inputs are zero.
+ *
+ * A block of rows is read, transformed and transposed by all threads, then each thread takes panels as it is free.
+ * Few rows are thereby bound by reading the weights once; many by multiplication (Goto and van de Geijn, 2008).
+ */
+#include "rows.h"
+#include "threads.h"
+#include "tile.h"
+
+#define PANEL 32
+#define ROWS_BYTES (512 << 10) /* of a block of rows as float32: it has to stay in a core's own cache */
+
+#define PREFETCH_BYTES 2048 /* ahead: the processor's own prefetching stops at each page */
+
+enum transform { PLAIN = 0, NORMALISE = 1, GATE = 2 };
+
+struct linear {
+    const void *weights; /* packed */
+    const void *bias;    /* [num_outputs] or NULL */
+    const float *norm;   /* [num_inputs], where transform is NORMALISE */
+    int64_t num_inputs, num_outputs;
+    int32_t dtype, transform;
+    float eps;
+    int32_t num_threads;
+    /* of each call: */
+    int64_t num_rows;
+    const void *states;   /* [num_rows][num_inputs]; gate and up beside each other, twice as long, where GATE */
+    const void *residual; /* [num_rows][num_outputs] or NULL */
+    void *output;         /* [num_rows][num_outputs] */
+};
+
+struct work {
+    const struct linear *linear;
+    float *rows; /* of each tile of rows: [inputs, to an even number][rows of the tile] */
+    size_t depth;
+    int64_t block_rows;
+    int64_t next_panel;
+    int failed;
+};
+
+static size_t even(int64_t size) { return (size_t)(size + 1) / 2 * 2; }
+
+EXPORT int64_t baton_packed_bytes(int64_t num_outputs, int64_t num_inputs, int32_t dtype) {
+    int64_t panels = (num_outputs + PANEL - 1) / PANEL;
+    return panels * PANEL * (int64_t)even(num_inputs) * (int64_t)bytes_of(dtype);
+}
+
+/* Where weight (output, input) lies in packed weights, in elements. */
+INLINE size_t place(size_t output, size_t input, size_t depth, enum dtype dtype) {
+    size_t panel = output / PANEL * PANEL * depth, column = output % PANEL;
+    if (dtype == BFLOAT16) return panel + input / 2 * 2 * PANEL + 2 * column + input % 2;
+    return panel + input * PANEL + column;
+}
+
+struct packing {
+    char *packed;
+    const char *weights;
+    size_t num_outputs, num_inputs;
+    enum dtype dtype;
+    size_t next_panel;
+};
+
+INLINE void pack_panel(const struct packing *p, size_t first, const enum dtype dtype) {
+    size_t bytes = bytes_of(dtype), depth = even((int64_t)p->num_inputs), left = p->num_outputs - first;
+    for (size_t input = 0; input < p->num_inputs; input++) {
+        for (size_t output = first; output < first + (left < PANEL ? left : PANEL); output++) {
+            const char *from = p->weights + (output * p->num_inputs + input) * bytes;
+            memcpy(p->packed + place(output, input, depth, dtype) * bytes, from, bytes);
+        }
+    }
+}
+
+static void pack_share(void *argument) {
+    struct packing *p = argument;
+    for (size_t first; (first = PANEL * NEXT_ITEM(&p->next_panel)) < p->num_outputs;) {
+        switch (p->dtype) {
+            case FLOAT32: pack_panel(p, first, FLOAT32); break;
+            case BFLOAT16: pack_panel(p, first, BFLOAT16); break;
+            default: pack_panel(p, first, FLOAT16); break;
+        }
+    }
+}
+
+/* weights: [num_outputs][num_inputs]; packed: zeroed, baton_packed_bytes. */
+EXPORT void baton_pack(void *packed, const void *weights, int64_t num_outputs, int64_t num_inputs, int32_t dtype,
+                       int32_t num_threads) {
+    struct packing p = {packed, weights, (size_t)num_outputs, (size_t)num_inputs, (enum dtype)dtype, 0};
+    run_team(pack_share, &p, num_threads);
+}
+
+/* Rows `ids` of packed weights, as an embedding: output [num_ids][num_inputs]. */
+EXPORT void baton_packed_rows(void *output, const void *packed, const int64_t *ids, int64_t num_ids,
+                              int64_t num_inputs, int32_t dtype) {
+    size_t depth = even(num_inputs), bytes = bytes_of(dtype);
+    for (int64_t row = 0; row < num_ids; row++) {
+        char *to = (char *)output + (size_t)(row * num_inputs) * bytes;
+        for (size_t input = 0; input < (size_t)num_inputs; input++) {
+            memcpy(to + input * bytes, (const char *)packed + place((size_t)ids[row], input, depth, dtype) * bytes,
+                   bytes);
+        }
+    }
+}
+
+/* Tiles share the rows of a block evenly, as no tile should have few. */
+static int64_t num_tiles(int64_t rows) { return (rows + TILE_ROWS - 1) / TILE_ROWS; }
+
+static int64_t tile_start(int64_t tile, int64_t rows) { return tile * rows / num_tiles(rows); }
+
+static void read_transformed(const struct linear *linear, float *row, float *other, int64_t index) {
+    size_t size = (size_t)linear->num_inputs, bytes = bytes_of(linear->dtype);
+    size_t stride = linear->transform == GATE ? 2 * size : size;
+    const char *from = (const char *)linear->states + (size_t)index * stride * bytes;
+    read_row(row, from, size, linear->dtype);
+    if (linear->transform == NORMALISE) normalise_row(row, linear->norm, size, linear->eps);
+    if (linear->transform == GATE) {
+        read_row(other, from + size * bytes, size, linear->dtype);
+        gate_row(row, other, size);
+    }
+}
+
+/* Transposes the block's rows into tiles; each thread takes its share of the rows. */
+static void prepare_rows(struct work *work, int64_t first_row, int64_t num_rows, float *row) {
+    float *other = row + work->depth;
+    row[work->depth - 1] = 0.0f; /* there may be one input more than the row has */
+    int64_t index = team_index(), size = team_size();
+    int64_t tile = 0;
+    for (int64_t r = num_rows * index / size; r < num_rows * (index + 1) / size; r++) {
+        while (tile_start(tile + 1, num_rows) <= r) tile++;
+        int64_t start = tile_start(tile, num_rows), height = tile_start(tile + 1, num_rows) - start;
+        read_transformed(work->linear, row, other, first_row + r);
+        float *to = work->rows + (size_t)start * work->depth + (size_t)(r - start);
+        for (size_t k = 0; k < work->depth; k++) to[k * (size_t)height] = row[k];
+    }
+}
+
+/* Columns of two vectors of one panel with a tile of rows; `dtype` and `height` are constants. */
+INLINE void multiply(const int height, const enum dtype dtype, vfloat sums[][2], const float *rows,
+                     const void *panel, size_t column, size_t depth) {
+    const size_t step = dtype == BFLOAT16 ? 2 : 1; /* inputs at a time */
+    const char *weights = (const char *)panel + column * step * bytes_of(dtype);
+    for (size_t k = 0; k < depth; k += step) {
+        vfloat parts[2][2]; /* of each input */
+        __builtin_prefetch(weights + PREFETCH_BYTES);
+        if (step * bytes_of(dtype) > 2) __builtin_prefetch(weights + PREFETCH_BYTES + 64);
+        for (size_t half = 0; half < 2; half++) {
+            if (dtype == BFLOAT16) {
+                vuint words;
+                memcpy(&words, weights + half * sizeof words, sizeof words);
+                parts[0][half] = (vfloat)(words << 16);
+                parts[1][half] = (vfloat)(words & 0xffff0000u);
+            } else {
+                parts[0][half] = load_as(weights, LANES * half, dtype);
+            }
+        }
+        for (size_t part = 0; part < step; part++) {
+            UNROLL for (int r = 0; r < height; r++) {
+                vfloat number = splat(rows[part * (size_t)height + (size_t)r]);
+                sums[r][0] += number * parts[part][0];
+                sums[r][1] += number * parts[part][1];
+            }
+        }
+        rows += step * (size_t)height;
+        weights += step * PANEL * bytes_of(dtype);
+    }
+}
+
+/* Two vectors of one row's outputs, with bias and residual. */
+INLINE void finish(const struct linear *linear, int64_t row, size_t first, vfloat sums[2], enum dtype dtype) {
+    size_t num_outputs = (size_t)linear->num_outputs, at = (size_t)row * num_outputs + first;
+    for (size_t half = 0; half < 2; half++) {
+        size_t column = half * LANES, left = num_outputs - first;
+        if (column + LANES <= left) {
+            vfloat sum = sums[half];
+            if (linear->bias) sum += load_as(linear->bias, first + column, dtype);
+            if (linear->residual) sum += load_as(linear->residual, at + column, dtype);
+            store_as(linear->output, at + column, sum, dtype);
+            continue;
+        }
+        for (size_t lane = 0; column + lane < left && lane < LANES; lane++) {
+            float sum = sums[half][lane];
+            if (linear->bias) sum += load_one(linear->bias, first + column + lane, dtype);
+            if (linear->residual) sum += load_one(linear->residual, at + column + lane, dtype);
+            store_one(linear->output, at + column + lane, sum, dtype);
+        }
+    }
+}
+
+INLINE void multiply_panel(struct work *work, int64_t panel, int64_t first_row, int64_t num_rows,
+                           const enum dtype dtype) {
+    const struct linear *linear = work->linear;
+    const char *weights = (const char *)linear->weights + (size_t)panel * PANEL * work->depth * bytes_of(dtype);
+    for (int64_t tile = 0; tile < num_tiles(num_rows); tile++) {
+        int64_t start = tile_start(tile, num_rows);
+        int height = (int)(tile_start(tile + 1, num_rows) - start);
+        const float *rows = work->rows + (size_t)start * work->depth;
+        for (size_t column = 0; column < PANEL; column += TILE_COLUMNS) {
+            size_t first = (size_t)panel * PANEL + column;
+            if (first >= (size_t)linear->num_outputs) break;
+#define MULTIPLY(n)                                                                                           \
+    {                                                                                                         \
+        vfloat sums[n][2] = {0};                                                                              \
+        multiply(n, dtype, sums, rows, weights, column, work->depth);                                         \
+        for (int r = 0; r < n; r++) finish(linear, first_row + start + r, first, sums[r], dtype);             \
+    }
+            FOR_TILE_ROWS(height, MULTIPLY)
+        }
+    }
+}
+
+static void multiply_float32(struct work *work, int64_t panel, int64_t first_row, int64_t num_rows) {
+    multiply_panel(work, panel, first_row, num_rows, FLOAT32);
+}
+
+static void multiply_bfloat16(struct work *work, int64_t panel, int64_t first_row, int64_t num_rows) {
+    multiply_panel(work, panel, first_row, num_rows, BFLOAT16);
+}
+
+static void multiply_float16(struct work *work, int64_t panel, int64_t first_row, int64_t num_rows) {
+    multiply_panel(work, panel, first_row, num_rows, FLOAT16);
+}
+
+static void multiply_share(void *argument) {
+    struct work *work = argument;
+    const struct linear *linear = work->linear;
+    int64_t panels = (linear->num_outputs + PANEL - 1) / PANEL;
+    float *row = scratch(PRIVATE_SLOT, 2 * work->depth * sizeof(float));
+    if (!row) __atomic_store_n(&work->failed, 1, __ATOMIC_RELAXED);
+    for (int64_t first = 0; first < linear->num_rows; first += work->block_rows) {
+        int64_t left = linear->num_rows - first, rows = left < work->block_rows ? left : work->block_rows;
+        if (row) prepare_rows(work, first, rows, row);
+        if (team_index() == 0) __atomic_store_n(&work->next_panel, 0, __ATOMIC_RELAXED);
+        team_barrier();
+        for (int64_t panel; (panel = NEXT_ITEM(&work->next_panel)) < panels;) {
+            switch (linear->dtype) {
+                case FLOAT32: multiply_float32(work, panel, first, rows); break;
+                case BFLOAT16: multiply_bfloat16(work, panel, first, rows); break;
+                default: multiply_float16(work, panel, first, rows); break;
+            }
+        }
+        if (first + rows < linear->num_rows) team_barrier();
+    }
+}
+
+/* 0, or 1 where there is no memory to work in. */
+EXPORT int baton_linear(const struct linear *linear) {
+    struct work work = {.linear = linear, .depth = even(linear->num_inputs)};
+    int64_t most = ROWS_BYTES / (int64_t)(sizeof(float) * work.depth) / TILE_ROWS * TILE_ROWS;
+    if (most < TILE_ROWS) most = TILE_ROWS;
+    int64_t blocks = (linear->num_rows + most - 1) / most;
+    if (blocks == 0) return 0;
+    work.block_rows = (linear->num_rows + blocks - 1) / blocks;
+    work.rows = scratch(SHARED_SLOT, (size_t)work.block_rows * work.depth * sizeof(float));
+    if (!work.rows) return 1;
+    run_team(multiply_share, &work, linear->num_threads);
+    return work.failed;
+}

@@ -1,0 +1,215 @@
+/* Vectors of floats in GCC's and Clang's vector extensions: one source for every instruction set.
+ *
+ * A file that includes this is compiled for one level of CPU (see compiler.py), which sets the width.
+ * Numbers in memory are float32, bfloat16 or float16; all arithmetic is in float32.
+ */
+#ifndef BATON_VECTOR_H
+#define BATON_VECTOR_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+#if defined(__AVX512F__)
+#define LANES 16
+#elif defined(__AVX2__)
+#define LANES 8
+#else
+#define LANES 4
+#endif
+
+#define INLINE static inline __attribute__((always_inline))
+#define EXPORT __attribute__((visibility("default")))
+
+/* Before loops over vectors that are to stay in registers; their counts are constants. */
+#define UNROLL _Pragma("GCC unroll 16")
+
+typedef float vfloat __attribute__((vector_size(4 * LANES)));
+typedef int32_t vint __attribute__((vector_size(4 * LANES)));
+typedef uint32_t vuint __attribute__((vector_size(4 * LANES)));
+typedef uint16_t vhalf __attribute__((vector_size(2 * LANES)));
+
+enum dtype { FLOAT32 = 0, BFLOAT16 = 1, FLOAT16 = 2 };
+
+INLINE size_t bytes_of(enum dtype dtype) { return dtype == FLOAT32 ? 4 : 2; }
+
+INLINE vfloat splat(float value) { return value - (vfloat){0}; }
+
+INLINE vfloat load(const float *from) {
+    vfloat vector;
+    memcpy(&vector, from, sizeof vector);
+    return vector;
+}
+
+INLINE void store(float *to, vfloat vector) { memcpy(to, &vector, sizeof vector); }
+
+/* Elements of `yes` where `mask` is all ones, of `no` where it is zero. */
+INLINE vfloat choose(vint mask, vfloat yes, vfloat no) {
+    return (vfloat)((mask & (vint)yes) | (~mask & (vint)no));
+}
+
+/* The greater of each two; the right one where either is NaN. */
+INLINE vfloat vmax(vfloat left, vfloat right) {
+#if LANES == 16
+    return (vfloat)_mm512_max_ps((__m512)left, (__m512)right);
+#elif LANES == 8
+    return (vfloat)_mm256_max_ps((__m256)left, (__m256)right);
+#else
+    return choose(left > right, left, right);
+#endif
+}
+
+INLINE float bits_to_float(uint32_t bits) {
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+INLINE uint32_t float_to_bits(float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    return bits;
+}
+
+INLINE float half_to_float(uint16_t half) {
+    uint32_t sign = (uint32_t)(half & 0x8000) << 16, rest = (uint32_t)(half & 0x7fff) << 13;
+    if (rest >= 0x0f800000) return bits_to_float(sign | rest | 0x7f800000); /* infinity, NaN */
+    return bits_to_float(sign | float_to_bits(bits_to_float(rest) * 0x1p112f));
+}
+
+/* To the nearest, ties to even. */
+INLINE uint16_t float_to_half(float value) {
+    uint32_t bits = float_to_bits(value), rest = bits & 0x7fffffff;
+    uint16_t sign = (uint16_t)((bits >> 16) & 0x8000);
+    if (rest > 0x7f800000) return sign | 0x7e00;
+    if (rest >= 0x477ff000) return sign | 0x7c00;
+    if (rest < 0x38800000) { /* subnormal: adding 0.5 leaves its bits at the bottom of the mantissa */
+        return sign | (uint16_t)(float_to_bits(bits_to_float(rest) + 0.5f) - 0x3f000000);
+    }
+    return sign | (uint16_t)((rest - 0x38000000 + 0xfff + ((rest >> 13) & 1)) >> 13);
+}
+
+INLINE uint16_t float_to_bfloat(float value) {
+    uint32_t bits = float_to_bits(value);
+    if (value != value) return (uint16_t)((bits >> 16) | 0x40);
+    return (uint16_t)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
+INLINE float load_one(const void *from, size_t index, enum dtype dtype) {
+    if (dtype == FLOAT32) return ((const float *)from)[index];
+    uint16_t half = ((const uint16_t *)from)[index];
+    return dtype == BFLOAT16 ? bits_to_float((uint32_t)half << 16) : half_to_float(half);
+}
+
+INLINE void store_one(void *to, size_t index, float value, enum dtype dtype) {
+    if (dtype == FLOAT32) {
+        ((float *)to)[index] = value;
+    } else {
+        ((uint16_t *)to)[index] = dtype == BFLOAT16 ? float_to_bfloat(value) : float_to_half(value);
+    }
+}
+
+/* LANES numbers from index on; `dtype` is a constant where this is inlined. */
+INLINE vfloat load_as(const void *from, size_t index, enum dtype dtype) {
+    if (dtype == FLOAT32) return load((const float *)from + index);
+    vhalf halves;
+    memcpy(&halves, (const uint16_t *)from + index, sizeof halves);
+#if LANES == 16
+    if (dtype == BFLOAT16) return (vfloat)((vuint)_mm512_cvtepu16_epi32((__m256i)halves) << 16);
+    return (vfloat)_mm512_cvtph_ps((__m256i)halves);
+#elif LANES == 8
+    if (dtype == BFLOAT16) return (vfloat)((vuint)_mm256_cvtepu16_epi32((__m128i)halves) << 16);
+    return (vfloat)_mm256_cvtph_ps((__m128i)halves);
+#else
+    if (dtype == BFLOAT16) return (vfloat)(__builtin_convertvector(halves, vuint) << 16);
+    vfloat vector;
+    for (int lane = 0; lane < LANES; lane++) vector[lane] = half_to_float(halves[lane]);
+    return vector;
+#endif
+}
+
+INLINE void store_as(void *to, size_t index, vfloat vector, enum dtype dtype) {
+    if (dtype == FLOAT32) {
+        store((float *)to + index, vector);
+        return;
+    }
+    vhalf halves;
+    if (dtype == BFLOAT16) {
+        vuint bits = (vuint)vector, rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+        vuint is_nan = (vuint)(vector != vector);
+        halves = __builtin_convertvector((is_nan & ((bits >> 16) | 0x40)) | (~is_nan & rounded), vhalf);
+    } else {
+#if LANES == 16
+        halves = (vhalf)_mm512_cvtps_ph((__m512)vector, _MM_FROUND_TO_NEAREST_INT);
+#elif LANES == 8
+        halves = (vhalf)_mm256_cvtps_ph((__m256)vector, _MM_FROUND_TO_NEAREST_INT);
+#else
+        for (int lane = 0; lane < LANES; lane++) halves[lane] = float_to_half(vector[lane]);
+#endif
+    }
+    memcpy((uint16_t *)to + index, &halves, sizeof halves);
+}
+
+/* e to each element, none above 0, within 2 units in the last place; 0 below -87.7; NaN stays NaN.
+ * Cephes' polynomial. */
+INLINE vfloat vexp_negative(vfloat x) {
+    x = vmax(splat(-88.0f), x);
+    vfloat shifted = x * 1.44269504f + 12582912.0f; /* adding 1.5 * 2^23 rounds to a whole number */
+    vfloat whole = shifted - 12582912.0f;
+    vfloat rest = x - whole * 0.693359375f - whole * -2.12194440e-4f;
+    vfloat power = rest * 1.9875691500e-4f + 1.3981999507e-3f;
+    power = power * rest + 8.3334519073e-3f;
+    power = power * rest + 4.1665795894e-2f;
+    power = power * rest + 1.6666665459e-1f;
+    power = power * rest + 5.0000001201e-1f;
+    power = power * rest * rest + rest + 1.0f;
+    return power * (vfloat)(((vuint)shifted << 23) + 0x3f800000u);
+}
+
+/* The same for any elements; those above 88 count as 88. */
+INLINE vfloat vexp(vfloat x) { return vexp_negative(choose(x > splat(88.0f), splat(88.0f), x)); }
+
+#if defined(__clang__)
+#define SHUFFLE(x, y, ...) __builtin_shufflevector(x, y, __VA_ARGS__)
+#else
+#define SHUFFLE(x, y, ...) __builtin_shuffle(x, y, (vint){__VA_ARGS__})
+#endif
+/* A vector with lanes i and i ^ distance changed for each other. */
+#define SWAP4(d, o) (0 + (o)) ^ (d), (1 + (o)) ^ (d), (2 + (o)) ^ (d), (3 + (o)) ^ (d)
+#if LANES == 16
+#define SWAPPED(x, d) SHUFFLE(x, x, SWAP4(d, 0), SWAP4(d, 4), SWAP4(d, 8), SWAP4(d, 12))
+#elif LANES == 8
+#define SWAPPED(x, d) SHUFFLE(x, x, SWAP4(d, 0), SWAP4(d, 4))
+#else
+#define SWAPPED(x, d) SHUFFLE(x, x, SWAP4(d, 0))
+#endif
+
+/* In every lane, the sum of all lanes. */
+INLINE vfloat sum_lanes(vfloat vector) {
+#if LANES == 16
+    vector += SWAPPED(vector, 8);
+#endif
+#if LANES >= 8
+    vector += SWAPPED(vector, 4);
+#endif
+    vector += SWAPPED(vector, 2);
+    return vector + SWAPPED(vector, 1);
+}
+
+/* In every lane, the greatest of all lanes. */
+INLINE vfloat max_lanes(vfloat vector) {
+#if LANES == 16
+    vector = vmax(vector, SWAPPED(vector, 8));
+#endif
+#if LANES >= 8
+    vector = vmax(vector, SWAPPED(vector, 4));
+#endif
+    vector = vmax(vector, SWAPPED(vector, 2));
+    return vmax(vector, SWAPPED(vector, 1));
+}
+
+#endif

@@ -1,0 +1,182 @@
+"""Random cases for the C kernels, and what `kernels.reference` and torch in float64 say of them."""
+
+import ctypes
+import random
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from kernels import reference
+from kernels.cpu.argmax import argmax
+from kernels.cpu.attention import PagedAttention, Rotation
+from kernels.cpu.linear import Normalise, PackedLinear, SiluGate
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+# Of one rounding to the dtype; sums are in float32.
+TOLERANCE = {torch.float32: 3e-6, torch.bfloat16: 1e-2, torch.float16: 1.5e-3}
+EPS = 1e-5
+
+
+def numbers(generator: torch.Generator, dtype: torch.dtype, *shape: int) -> Tensor:
+    """Normally distributed."""
+    return torch.randn(shape, generator=generator).to(dtype)
+
+
+def check_close(ours: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
+    """Within the dtype's rounding of float64 `expected`, relative to the greatest."""
+    assert ours.dtype == dtype
+    assert not ours.isnan().any()
+    error = (ours.double() - expected).abs().max() / expected.abs().max().clamp(min=1e-3)
+    assert error < TOLERANCE[dtype], f"off by {error:.2e}"
+
+
+def check_linear(library: ctypes.CDLL, seed: int) -> None:
+    """One matrix of random size, dtype, bias, residual and transformation."""
+    choose, generator = random.Random(seed), torch.Generator().manual_seed(seed)
+    dtype = choose.choice(DTYPES)
+    num_rows, inputs, outputs = (choose.choice([1, 2, choose.randint(3, 90)]) for _ in range(3))
+    if choose.random() < 0.1:
+        num_rows, inputs = 150, 2049  # more rows than one block has
+    weight = numbers(generator, dtype, outputs, inputs) * inputs**-0.5
+    bias = numbers(generator, dtype, outputs) if choose.random() < 0.5 else None
+    residual = numbers(generator, dtype, num_rows, outputs) if choose.random() < 0.5 else None
+    reads = choose.choice([None, Normalise(numbers(generator, dtype, inputs), EPS), SiluGate()])
+    states = numbers(generator, dtype, num_rows, inputs * (2 if isinstance(reads, SiluGate) else 1))
+    packed = PackedLinear(library, weight, bias, reads)
+    read = states.double()
+    if isinstance(reads, Normalise):
+        read = F.rms_norm(read, (inputs,), reads.weight.double(), EPS)
+    elif isinstance(reads, SiluGate):
+        read = F.silu(read[:, :inputs]) * read[:, inputs:]
+    expected = F.linear(read, weight.double(), None if bias is None else bias.double())
+    if residual is not None:
+        expected += residual.double()
+    check_close(packed(states, residual), expected, dtype)
+    ids = torch.randint(outputs, (num_rows,), generator=generator)
+    assert torch.equal(packed.rows(ids), weight[ids])
+
+
+def check_argmax(library: ctypes.CDLL, seed: int) -> None:
+    """Few different numbers, so that many are equal, among them NaN and infinities."""
+    choose, generator = random.Random(seed), torch.Generator().manual_seed(seed)
+    dtype, size = choose.choice(DTYPES), choose.choice([1, 5, 100, 4096, 9000])
+    values = torch.tensor([float("nan"), float("-inf"), -3.0, 0.0, 2.0, choose.choice([2.0, float("inf")])])
+    logits = values[torch.randint(len(values), (6, size), generator=generator)]
+    logits[0] = float("nan")
+    logits[1, 1:] = float("-inf")
+    logits[2] = torch.randn(size, generator=generator)
+    expected = torch.nan_to_num(logits.to(dtype).float(), nan=torch.finfo(torch.float32).min).argmax(dim=-1)
+    assert torch.equal(argmax(library, logits.to(dtype)), expected)
+
+
+@dataclass
+class Pages:
+    """A pool of NaN in which only the rows' own context is finite."""
+
+    pool: Tensor
+    tables: Tensor
+    slots: Tensor
+    lengths: list[int]
+    starts: list[int]
+
+
+def make_pages(choose: random.Random, generator: torch.Generator, dtype: torch.dtype) -> Pages:
+    """Rows of one token by length, then longer ones, over pages in random order."""
+    lengths = sorted(choose.choices([1, 7, 40, 200, 1100, 2300], k=choose.randint(0, 3)))
+    rows = [(length - 1, 1) for length in lengths]
+    for _ in range(choose.randint(0 if rows else 1, 2)):
+        rows.append((choose.choice([0, 0, 5, 130]), choose.choice([2, 19, 150])))
+    block_size, head_dim = choose.choice([1, 3, 16, 40]), choose.choice([2, 8, 24, 64, 80, 128])
+    num_layers, kv_heads = choose.randint(1, 2), choose.randint(1, 3)
+    counts = [-(-(start + length) // block_size) for start, length in rows]
+    pages = torch.randperm(sum(counts) + 1, generator=generator)
+    pool = torch.full(
+        (len(pages) + 1, num_layers, 2, kv_heads, block_size, head_dim), float("nan"), dtype=dtype
+    )
+    tables = torch.full((len(rows), max(counts)), len(pages))
+    slots = []
+    for row, (start, length) in enumerate(rows):
+        tables[row, : counts[row]], pages = pages[: counts[row]], pages[counts[row] :]
+        positions = torch.arange(start + length)
+        in_pages = tables[row, positions // block_size]
+        context = numbers(generator, dtype, start + length, num_layers, 2, kv_heads, head_dim)
+        pool[in_pages[:start], :, :, :, positions[:start] % block_size] = context[:start]
+        slots.append((in_pages * block_size + positions % block_size)[start:])
+    starts = [start for start, _ in rows]
+    return Pages(pool, tables, torch.cat(slots), [length for _, length in rows], starts)
+
+
+def check_attention(library: ctypes.CDLL, seed: int) -> None:
+    """A step of random rows over one layer, stored and attended, rotated or not, against the reference."""
+    choose, generator = random.Random(seed), torch.Generator().manual_seed(seed)
+    dtype = choose.choice(DTYPES)
+    pages = make_pages(choose, generator, dtype)
+    _, num_layers, _, kv_heads, _, head_dim = pages.pool.shape
+    layer, heads = choose.randrange(num_layers), kv_heads * choose.choice([1, 3, 14])
+    window = choose.choice([None, None, choose.randint(1, 300)])
+    states = numbers(generator, dtype, len(pages.slots), heads + 2 * kv_heads, head_dim)
+    rotation = _rotation(choose, generator, dtype, len(pages.slots), head_dim)
+    plain = states.double()
+    if rotation is not None:
+        plain[:, : heads + kv_heads] = _rotated(plain[:, : heads + kv_heads], heads, rotation)
+    exact = pages.pool.double()
+    query, key, value = plain.to(dtype).double().split((heads, kv_heads, kv_heads), dim=1)
+    reference.store_kv(exact, layer, key, value, reference.token_lines(exact, pages.slots))
+    expected = _expected(exact, layer, query, pages, window)
+    lengths = torch.tensor(pages.lengths)
+    bounds = torch.cat((torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)))
+    attention = PagedAttention(
+        library, pages.pool, pages.slots, pages.tables, lengths + torch.tensor(pages.starts), bounds,
+        pages.lengths.count(1),
+    )  # fmt: skip
+    output = attention.attend(layer, states.clone(), window, rotation)
+    check_close(output, expected, dtype)
+    assert torch.equal(pages.pool.isnan(), exact.isnan())
+    check_close(pages.pool.nan_to_num(), exact.nan_to_num(), dtype)
+
+
+def _rotation(
+    choose: random.Random, generator: torch.Generator, dtype: torch.dtype, num_tokens: int, head_dim: int
+) -> Rotation | None:
+    if choose.random() < 0.5:
+        return None
+    angles = torch.randn(num_tokens, 1, head_dim, generator=generator)
+    norms = None
+    if choose.random() < 0.5:
+        norms = (*(torch.randn(head_dim, generator=generator) for _ in range(2)), EPS)
+    return Rotation(angles.cos().to(dtype), angles.sin().to(dtype), norms)
+
+
+def _rotated(states: Tensor, heads: int, rotation: Rotation) -> Tensor:
+    """float64 `[T, H + K, D]`, of which H are queries."""
+    if rotation.norms is not None:
+        query_norm, key_norm, eps = rotation.norms
+        size = (states.shape[2],)
+        states = torch.cat(
+            (
+                F.rms_norm(states[:, :heads], size, query_norm.double(), eps),
+                F.rms_norm(states[:, heads:], size, key_norm.double(), eps),
+            ),
+            dim=1,
+        )
+    turned = states.roll(states.shape[2] // 2, -1)
+    return states * rotation.cosines.double() + turned * rotation.sines.double()
+
+
+def _expected(pool: Tensor, layer: int, query: Tensor, pages: Pages, window: int | None) -> Tensor:
+    outputs, first = [], 0
+    for row, (length, start) in enumerate(zip(pages.lengths, pages.starts, strict=True)):
+        queries, table = query[first : first + length], pages.tables[row : row + 1]
+        if length == 1:
+            found = reference.one_token_rows(pool, table, torch.tensor([start + 1]), window)
+            outputs.append(reference.attend_one_token_rows(queries, pool, layer, found))
+        else:
+            num_blocks = -(-(start + length) // pool.shape[4])
+            lines = reference.page_lines(pool, table[:, :num_blocks])
+            if window is not None:  # it multiplies hidden slots by zero
+                pool = pool.nan_to_num()
+            outputs.append(reference.attend_long_row(queries, pool, layer, lines, start, window))
+        first += length
+    return torch.cat(outputs)

@@ -1,0 +1,24 @@
+"""Random cases on a library of any build: `python -m tests.kernels.run_cases LIBRARY COUNT`."""
+
+import sys
+from pathlib import Path
+
+import torch
+
+from kernels.cpu.library import load
+from tests.kernels.cases import check_argmax, check_attention, check_linear
+
+
+def main(path: str, count: str) -> None:
+    """Prints how many it has run."""
+    torch.set_num_threads(1)
+    library = load(Path(path))
+    for seed in range(1000, 1000 + int(count)):
+        check_argmax(library, seed)
+        check_linear(library, seed)
+        check_attention(library, seed)
+    print(count)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
