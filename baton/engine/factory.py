@@ -53,7 +53,7 @@ def load_engine(model_dir: Path, options: EngineConfig) -> Engine:
     placement = Placement(resolve_dtype(options.dtype, hf_config), resolve_device(options.device))
     require_dtype(placement.dtype, placement.device)
     layout = _layout(config, options.block_size, placement.dtype)
-    kv_cache_bytes = options.kv_cache_bytes
+    kv_cache_bytes, sized_by = options.kv_cache_bytes, "--kv-cache-memory"
     if placement.device.type == "cpu":
         num_blocks_for(layout, kv_cache_bytes, max_model_len)  # refuses
     decoder = Decoder(config, placement)
@@ -62,11 +62,12 @@ def load_engine(model_dir: Path, options: EngineConfig) -> Engine:
     if placement.device.type == "cuda":
         from baton.engine.gpu_runner import size_pool
 
+        sized_by = "--gpu-memory-utilization"
         kv_cache_bytes = size_pool(
             decoder, layout, options.max_num_batched_tokens, options.max_num_seqs,
             options.gpu_memory_utilization, config.windows, placement.device,
         )  # fmt: skip
-    num_blocks = num_blocks_for(layout, kv_cache_bytes, max_model_len)
+    num_blocks = num_blocks_for(layout, kv_cache_bytes, max_model_len, sized_by)
     page_store = KVCache(layout, num_blocks, placement.device)
     runner = _runner(decoder, page_store, options, max_model_len)
     _warm_up(runner, page_store)

@@ -4,8 +4,10 @@ from baton.core.errors import StartupError
 from baton.core.kv_layout import KVLayout
 
 
-def num_blocks_for(layout: KVLayout, kv_cache_bytes: int, max_model_len: int) -> int:
-    """Pages that fit in `kv_cache_bytes`, besides the one that is reserved for padding.
+def num_blocks_for(
+    layout: KVLayout, kv_cache_bytes: int, max_model_len: int, option: str = "--kv-cache-memory"
+) -> int:
+    """Pages that fit in `kv_cache_bytes`, which `option` sets, besides the one that is reserved for padding.
 
     Raises StartupError unless one request of `max_model_len` tokens fits.
     """
@@ -15,10 +17,12 @@ def num_blocks_for(layout: KVLayout, kv_cache_bytes: int, max_model_len: int) ->
         return num_blocks
     needed_bytes = (needed + 1) * layout.bytes_per_block
     longest = max(0, num_blocks) * layout.block_size
+    # A share of a GPU's memory says nothing in MiB.
+    how_far = f" to {_mebibytes(needed_bytes)}" if option == "--kv-cache-memory" else ""
     raise StartupError(
         f"One request of {max_model_len} tokens needs {_mebibytes(needed_bytes)} of KV cache, but there are "
-        f"{_mebibytes(kv_cache_bytes)} (room for {longest} tokens); raise --kv-cache-memory to "
-        f"{_mebibytes(needed_bytes)} or lower --max-model-len{f' to {longest}' if longest else ''}."
+        f"{_mebibytes(kv_cache_bytes)} (room for {longest} tokens); raise {option}"
+        f"{how_far} or lower --max-model-len{f' to {longest}' if longest else ''}."
     )
 
 

@@ -5,6 +5,7 @@ import torch
 
 from baton.config import EngineConfig, WorkerConfig
 from baton.core.errors import StartupError
+from baton.core.kv_layout import KVLayout
 from baton.core.plan import SampleTask, ScheduledRow, StepPlan
 from baton.core.sampling import SamplingParams
 from baton.engine import devices
@@ -15,7 +16,7 @@ from baton.engine.factory import load_engine
 from baton.engine.gpu_runner import GpuRunner, largest_step
 from baton.engine.graphs import GraphInputs, graph_batch_sizes, graph_for
 from baton.engine.inputs import build_inputs
-from baton.engine.memory import kv_cache_bytes_on_gpu
+from baton.engine.memory import kv_cache_bytes_on_gpu, num_blocks_for
 from baton.engine.sampler import sample
 from tests.engine.driver import Driver, Request, make_prompt
 
@@ -105,6 +106,16 @@ def test_device_options_are_checked():
         EngineConfig(device="gpu")
     with pytest.raises(StartupError, match="gpu-memory-utilization"):
         EngineConfig(gpu_memory_utilization=1.5)
+
+
+def test_a_pool_too_small_names_the_option_that_set_it():
+    layout = KVLayout(16, 2, 2, 16, "bfloat16")
+    with pytest.raises(
+        StartupError, match=r"raise --gpu-memory-utilization or lower --max-model-len to 32\."
+    ):
+        num_blocks_for(layout, 3 * layout.bytes_per_block, 4096, "--gpu-memory-utilization")
+    with pytest.raises(StartupError, match="raise --kv-cache-memory to 2MiB or lower"):
+        num_blocks_for(layout, 3 * layout.bytes_per_block, 4096)
 
 
 def mixed_tasks():
