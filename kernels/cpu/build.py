@@ -1,6 +1,7 @@
 """Builds the C kernels with the system's compiler, once for each kind of CPU, into the user's cache."""
 
 import hashlib
+import logging
 import os
 import platform
 import shlex
@@ -10,6 +11,8 @@ import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+
+_logger = logging.getLogger(__name__)
 
 SOURCES = Path(__file__).parent
 _FLAGS = ("-std=c11", "-O2", "-fPIC", "-shared", "-fvisibility=hidden", "-D_GNU_SOURCE", "-pthread")
@@ -74,6 +77,7 @@ def build(level: Level) -> Path:
     library = cache_directory() / f"kernels-{level.name}-{_fingerprint(compiler, flags)}.so"
     if library.exists():
         return library
+    _logger.info("building C kernels for %s CPUs, once, with %s", level.name, compiler[0])
     try:
         library.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=library.parent, prefix="build-") as directory:

@@ -5,8 +5,18 @@ import ctypes
 import torch
 from torch import Tensor
 
-from baton.engine.attention.base import AttentionMetadata, RotatingAttentionStep
+from baton.engine.attention.base import AttentionBackend, AttentionMetadata, RotatingAttentionStep
+from baton.engine.attention.cpu import CpuAttention
 from kernels.cpu.attention import PagedAttention, Rotation
+from kernels.cpu.library import cpu_kernels
+
+
+def cpu_attention(pool: Tensor, windows: tuple[int | None, ...]) -> AttentionBackend:
+    """The C kernels' attention, or torch's where there are none."""
+    library = cpu_kernels()
+    if library is None:
+        return CpuAttention(pool, windows)
+    return CpuKernelAttention(library, pool, windows)
 
 
 class CpuKernelAttention:

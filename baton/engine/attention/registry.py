@@ -1,11 +1,19 @@
 """Chooses the attention backend, once, at start."""
 
 import logging
+from importlib import import_module
 
 from torch import Tensor
 
 from baton.core.errors import StartupError
 from baton.engine.attention.base import AttentionBackend
+
+# Device type -> module and what makes the backend; imported when chosen, so that one device's packages are no
+# other's need.
+_BACKENDS = {
+    "cpu": ("baton.engine.attention.cpu_kernels", "cpu_attention"),
+    "cuda": ("baton.engine.attention.cuda", "cuda_attention"),
+}
 
 _logger = logging.getLogger(__name__)
 
@@ -17,29 +25,7 @@ def attention_backend(pool: Tensor, windows: tuple[int | None, ...]) -> Attentio
         raise StartupError(
             f"There is no attention for device '{device}' yet; choose one of: {', '.join(_BACKENDS)}."
         )
-    backend = _BACKENDS[device](pool, windows)
+    module, name = _BACKENDS[device]
+    backend: AttentionBackend = getattr(import_module(module), name)(pool, windows)
     _logger.info("attention: %s on %s", type(backend).__name__, pool.device)
     return backend
-
-
-# Modules are imported when chosen, so that one device's packages are no other's need.
-def _cpu(pool: Tensor, windows: tuple[int | None, ...]) -> AttentionBackend:
-    from kernels.cpu.library import cpu_kernels
-
-    library = cpu_kernels()
-    if library is None:
-        from baton.engine.attention.cpu import CpuAttention
-
-        return CpuAttention(pool, windows)
-    from baton.engine.attention.cpu_kernels import CpuKernelAttention
-
-    return CpuKernelAttention(library, pool, windows)
-
-
-def _cuda(pool: Tensor, windows: tuple[int | None, ...]) -> AttentionBackend:
-    from baton.engine.attention.cuda import cuda_attention
-
-    return cuda_attention(pool, windows)
-
-
-_BACKENDS = {"cpu": _cpu, "cuda": _cuda}
