@@ -1,6 +1,7 @@
 """GPU kernels run under Triton's interpreter where there is no GPU; tests that need one are skipped there."""
 
 import os
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -8,6 +9,15 @@ import torch
 HAS_CUDA = torch.cuda.is_available()
 if not HAS_CUDA:
     os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel's module is imported
+
+
+if find_spec("triton") is None:  # there is none for this system
+    collect_ignore = ["kernels/gpu", "engine/gpu", "bench/test_gpu_check.py"]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if find_spec("triton") is None:
+        terminalreporter.write_line("Triton is not installed: the tests of GPU kernels were left out")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -109,7 +109,6 @@ def test_benchmark_models_run_the_steps_that_are_timed():
         LLAMA_8B, vocab_size=1000, hidden_size=64, intermediate_size=96, num_layers=2, num_heads=4,
         num_kv_heads=2, head_dim=16, windows=(None, None),
     )  # fmt: skip
-    pytest.importorskip("triton")
     cpu = torch.device("cpu")
     runner = runner_for(random_decoder(small, cpu), cpu, num_blocks=20, batch_sizes=())
     for rows, tokens, start in ((2, 1, 40), (1, 70, 0)):
