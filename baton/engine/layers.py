@@ -145,6 +145,10 @@ class Gate:
 
     def __call__(self, states: Tensor) -> Tensor:
         """`[..., 2 * size]` to `[..., size]`."""
+        if states.is_cuda and self._name == "silu":
+            from kernels.gpu.row_functions import gated_silu
+
+            return gated_silu(states)
         gate, up = states.chunk(2, dim=-1)
         return self._activation(gate) * up
 

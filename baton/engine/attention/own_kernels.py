@@ -3,10 +3,12 @@
 from typing import Any
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from baton.engine.attention.base import AttentionMetadata, AttentionStep
+from baton.engine.attention.base import AttentionMetadata, AttentionStep, RotatingAttentionStep
 from baton.engine.attention.paged import PagedRows, layer_pages
+from kernels.cpu.attention import Rotation
 from kernels.gpu import paged_decode, paged_prefill, rotary_store
 
 _INTERPRETED_MULTIPROCESSORS = 4  # so that small contexts are split too
@@ -58,17 +60,28 @@ class KernelAttention:
         pages = self._pages[layer]
         rotary_store.store(key, value, pages.key, pages.value, rows.slot_mapping)
 
-    def rotate_and_store(
-        self, layer: int, states: Tensor, cosines: Tensor, sines: Tensor, rows: PagedRows
-    ) -> Tensor:
+    def rotate_and_store(self, layer: int, states: Tensor, rotation: Rotation, rows: PagedRows) -> Tensor:
         """Rotate `[T, H + 2K, D]`, write K and V into their slots; returns the rotated queries."""
         pages = self._pages[layer]
+        if rotation.norms is not None:
+            states = _with_head_norms(states, rotation.norms, pages.key.shape[1])
         return rotary_store.rotate_and_store(
-            states, cosines, sines, pages.key, pages.value, rows.slot_mapping
+            states, rotation.cosines, rotation.sines, pages.key, pages.value, rows.slot_mapping
         )
 
 
-class _KernelStep:
+def _with_head_norms(states: Tensor, norms: tuple[Tensor, Tensor, float], kv_heads: int) -> Tensor:
+    """`[T, H + 2K, D]` with an RMSNorm of each head of the queries and of the keys."""
+    query_weight, key_weight, eps = norms
+    parts = states.split_with_sizes((states.shape[1] - 2 * kv_heads, kv_heads, kv_heads), dim=1)
+    normed = (
+        F.rms_norm(part, weight.shape, weight.to(part.dtype), eps)
+        for part, weight in zip(parts, (query_weight, key_weight), strict=False)
+    )
+    return torch.cat((*normed, parts[2]), dim=1)
+
+
+class _KernelStep(RotatingAttentionStep):
     def __init__(self, backend: KernelAttention, rows: PagedRows, num_splits: int) -> None:
         self._backend = backend
         self._rows = rows
@@ -79,7 +92,7 @@ class _KernelStep:
         self._backend.store(layer, key, value, self._rows)
         return self._backend.attend(layer, query, self._rows, self._num_splits)
 
-    def rotate_and_attend(self, layer: int, states: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
-        """As `attend`, of states `[T, H + 2K, D]` that are not rotated yet, in one launch less per part."""
-        query = self._backend.rotate_and_store(layer, states, cosines, sines, self._rows)
+    def rotate_and_attend(self, layer: int, states: Tensor, rotation: Rotation) -> Tensor:
+        """See `RotatingAttentionStep`; `states` are left as they are."""
+        query = self._backend.rotate_and_store(layer, states, rotation, self._rows)
         return self._backend.attend(layer, query, self._rows, self._num_splits)

@@ -8,8 +8,8 @@ from torch import Tensor
 from baton.core.errors import StartupError
 from baton.engine.attention.base import AttentionBackend
 
-# Device type -> module and what makes a backend there; imported when chosen, so that one device's packages
-# are no other's need.
+# Device type -> module and what makes the backend; imported when chosen, so that one device's packages are no
+# other's need.
 _BACKENDS = {
     "cpu": ("baton.engine.attention.cpu_kernels", "cpu_attention"),
     "cuda": ("baton.engine.attention.cuda", "cuda_attention"),
