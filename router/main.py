@@ -31,6 +31,10 @@ from router.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 
+# Longer than any usual client or proxy keeps an idle connection (httpx 5 s, aiohttp 15 s, most proxies 60 s):
+# whoever closes last never closes one that a request is on its way over.
+KEEP_ALIVE_S = 75
+
 
 def run(config: RouterConfig) -> None:
     """Serve until a signal. Raises StartupError."""
@@ -54,6 +58,7 @@ async def _main(config: RouterConfig) -> None:
             log_config=None,
             access_log=False,
             timeout_graceful_shutdown=int(DRAIN_TIMEOUT_S),
+            timeout_keep_alive=KEEP_ALIVE_S,
         )
     )
     gc.freeze()  # what start-up made lives as long as the process: collections need not walk it

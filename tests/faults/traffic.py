@@ -151,7 +151,7 @@ class Traffic:
 
 def _require_clean(error: openai.APIError) -> None:
     """An error of OpenAI's shape that says that trying again may help; 503 unless tokens came before it."""
-    assert isinstance(error.body, dict), error
+    assert isinstance(error.body, dict), (error, error.__cause__)
     assert error.body["message"]
     assert error.body["type"] == "server_error"
     assert error.body["code"] in ("unavailable", "overloaded"), error.body
