@@ -35,7 +35,10 @@ class EngineConfig:
     max_num_seqs: int = 64  # sequences that run at once
     max_num_batched_tokens: int = 512  # tokens of one step
     max_model_len: int | None = None  # None: as the model's config says
-    num_threads: int = 1  # CPU threads of one step
+    num_threads: int = 1  # CPU threads of one step, at most
+    cores_file: Path | None = (
+        None  # workers that name the same share those cores; None: not shared
+    )
     device: str = "auto"  # "auto": cuda where there is one; else one of DEVICES
     gpu_memory_utilization: float = 0.9  # share of a GPU's memory for weights, steps and KV cache
     enforce_eager: bool = False  # no CUDA graphs

@@ -1,6 +1,7 @@
 """Command-line options that more than one command has, and what becomes of them."""
 
 import os
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -63,6 +64,15 @@ ServedModelName = Annotated[
 HttpHost = Annotated[str, typer.Option("--host", help="Address that clients connect to; 0.0.0.0 for all.")]
 HttpPort = Annotated[int, typer.Option("--port", min=1, max=65535, help="Port of the HTTP API.")]
 GrpcPort = Annotated[int, typer.Option("--grpc-port", min=1, max=65535, help="Port of the gRPC API.")]
+ShareCores = Annotated[
+    Path | None,
+    typer.Option(
+        "--share-cores",
+        metavar="FILE",
+        help="Share the CPU threads of --threads with the workers of this machine that name the same file.",
+        show_default="not shared",
+    ),
+]
 ExitWithParent = Annotated[int | None, typer.Option("--exit-with-parent", hidden=True, metavar="PID")]
 
 DEFAULT_ENGINE = EngineConfig()
@@ -81,6 +91,7 @@ def engine_config(
     device: str = EngineConfig.device,
     gpu_memory_utilization: float = EngineConfig.gpu_memory_utilization,
     enforce_eager: bool = EngineConfig.enforce_eager,
+    cores_file: Path | None = None,
 ) -> EngineConfig:
     """The engine settings that the options spell; raises StartupError."""
     return EngineConfig(
@@ -94,6 +105,7 @@ def engine_config(
         device=device,
         gpu_memory_utilization=gpu_memory_utilization,
         enforce_eager=enforce_eager,
+        cores_file=cores_file,
     )
 
 
@@ -111,6 +123,8 @@ def engine_arguments(engine: EngineConfig) -> list[str]:
     ]
     if engine.enforce_eager:
         arguments.append("--enforce-eager")
+    if engine.cores_file is not None:
+        arguments.append(f"--share-cores={engine.cores_file}")
     if engine.max_model_len is not None:
         arguments.append(f"--max-model-len={engine.max_model_len}")
     return arguments

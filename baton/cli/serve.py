@@ -9,7 +9,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -94,7 +94,7 @@ def serve(
         max_num_seqs,
         max_num_batched_tokens,
         max_model_len,
-        max(1, available_cores() // sum(counts.values())),
+        available_cores(),
         device,
         gpu_memory_utilization,
         enforce_eager,
@@ -165,10 +165,13 @@ def child_specs(plan: ServePlan, sockets: dict[str, Path]) -> list["ChildSpec"]:
     environment = {**os.environ, "BATON_CLUSTER_TOKEN": secrets.token_urlsafe(32)}
     common = [f"--model={plan.model.directory}", f"--exit-with-parent={os.getpid()}"]
     children = {"router": ["router", *common, *router_arguments(plan, sockets)]}
+    engine = plan.engine
+    if len(sockets) > 1:
+        engine = replace(engine, cores_file=next(iter(sockets.values())).with_name("cores"))
     for name, socket in sockets.items():
         command = name.partition("-")[0]
         own = [f"--listen=unix:{socket}", f"--worker-id={name}", f"--kv-transport={plan.kv_transport}"]
-        children[name] = [command, *common, *own, *options.engine_arguments(plan.engine)]
+        children[name] = [command, *common, *own, *options.engine_arguments(engine)]
     program = (sys.executable, "-m", "baton.cli.main")
     return [ChildSpec(name, (*program, *arguments), environment) for name, arguments in children.items()]
 

@@ -50,6 +50,7 @@ def worker_command(fixed_role: Role | None = None) -> Callable[..., None]:
         device: options.Device = DEFAULT_ENGINE.device,
         gpu_memory_utilization: options.GpuMemoryUtilization = DEFAULT_ENGINE.gpu_memory_utilization,
         enforce_eager: options.EnforceEager = False,
+        share_cores: options.ShareCores = None,
         kv_transport: options.KVTransport = WorkerConfig.kv_transport,
         transfer_stall_timeout: options.TransferStallTimeout = WorkerConfig.transfer_stall_timeout_s,
         transfer_deadline: options.TransferDeadline = options.DEFAULT_TRANSFER_DEADLINE_S,
@@ -68,6 +69,7 @@ def worker_command(fixed_role: Role | None = None) -> Callable[..., None]:
             device,
             gpu_memory_utilization,
             enforce_eager,
+            share_cores,
         )
         transfers = (kv_transport, transfer_stall_timeout, transfer_deadline)
         # What is no role, WorkerConfig refuses.

@@ -20,6 +20,10 @@ class Runner(Protocol):
         """
         ...
 
+    def idle(self) -> None:
+        """There is nothing to compute until the next `run`."""
+        ...
+
 
 class PageStore(Protocol):
     """The bytes of the KV pool, for transfers."""

@@ -21,6 +21,7 @@ from baton.engine.memory import num_blocks_for
 from baton.engine.models.decoder import Decoder, DecoderConfig
 from baton.engine.models.registry import decoder_config
 from baton.engine.runner import ModelRunner
+from baton.engine.shared_cores import SharedCores
 from baton.engine.weights import load_weights, progress, resolve_dtype
 from baton.model_files import eos_token_ids, model_fingerprint, read_config
 
@@ -106,7 +107,7 @@ def _runner(decoder: Decoder, page_store: KVCache, options: EngineConfig, max_mo
     attention = attention_backend(page_store.pool, decoder.config.windows)
     device, layout = page_store.pool.device, page_store.layout
     if device.type == "cpu":
-        return ModelRunner(decoder, page_store, attention)
+        return ModelRunner(decoder, page_store, attention, _shared_cores(options))
     from baton.engine.gpu_runner import GpuRunner
     from baton.engine.graphs import DecodeGraphs, GraphInputs, graph_batch_sizes
 
@@ -125,6 +126,12 @@ def _runner(decoder: Decoder, page_store: KVCache, options: EngineConfig, max_mo
     return GpuRunner(decoder, page_store, attention, graphs)
 
 
+def _shared_cores(options: EngineConfig) -> SharedCores | None:
+    if options.cores_file is None:
+        return None
+    return SharedCores(options.cores_file, options.num_threads, torch.set_num_threads, time.monotonic_ns)
+
+
 def _warm_up(runner: Runner, page_store: KVCache) -> None:
     """A prefill row and a decode row, greedy and drawn, all in the padding page."""
     block_table = [page_store.padding_block]
@@ -132,3 +139,4 @@ def _warm_up(runner: Runner, page_store: KVCache) -> None:
     drawn = SampleTask(SamplingParams(top_k=2, top_p=0.5), 0, 1, [0], [])
     long_row = ScheduledRow([0] * min(2, page_store.layout.block_size), 0, block_table, (greedy,))
     runner.run(StepPlan((long_row, ScheduledRow([0], 0, block_table, (drawn,)))))
+    runner.idle()

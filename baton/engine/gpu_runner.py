@@ -40,6 +40,9 @@ class GpuRunner:
         self._attention = attention
         self._graphs = graphs
 
+    def idle(self) -> None:
+        """See Runner."""
+
     @torch.inference_mode()
     def run(self, plan: StepPlan, layers_done: LayersDone | None = None) -> StepResult:
         """Copy pages, compute all rows in one forward pass, sample. Token ids must be below vocab_size."""

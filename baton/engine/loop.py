@@ -84,6 +84,8 @@ class EngineLoop:
                 self._report(EngineOutput(self._scheduler.load(), reserved=reserved, failures=failures))
             if step is not None:
                 self._report(self._compute(step))
+            else:
+                self._runner.idle()
             must_wait = step is None
 
     def _take_commands(self, must_wait: bool) -> list[EngineCommand | None]:

@@ -10,6 +10,7 @@ from baton.engine.inputs import build_inputs
 from baton.engine.kv_cache import KVCache
 from baton.engine.models.decoder import Decoder
 from baton.engine.sampler import sample
+from baton.engine.shared_cores import SharedCores
 
 # The pages that a prompt's last step completes leave in groups of layers while it goes on: more groups leave
 # less to wait for, and cost a message or more each.
@@ -20,10 +21,18 @@ _MIN_GROUP_BYTES = 256 << 10
 class ModelRunner:
     """Implements `core.ports.Runner`; not thread-safe, it belongs to the engine loop's thread."""
 
-    def __init__(self, decoder: Decoder, cache: KVCache, attention: AttentionBackend) -> None:
+    def __init__(
+        self,
+        decoder: Decoder,
+        cache: KVCache,
+        attention: AttentionBackend,
+        cores: SharedCores | None = None,
+    ) -> None:
+        """`cores`: that it shares with other workers; None: it has its own."""
         self._decoder = decoder
         self._cache = cache
         self._attention = attention
+        self._cores = cores
 
     @torch.inference_mode()
     def run(self, plan: StepPlan, layers_done: LayersDone | None = None) -> StepResult:
@@ -31,6 +40,8 @@ class ModelRunner:
 
         `layers_done` hears of groups of layers that are worth a transfer of their own.
         """
+        if self._cores is not None:
+            self._cores.working()
         self._cache.copy_blocks(plan.block_copies)
         cache = self._cache
         inputs = build_inputs(plan, cache.layout.block_size, cache.padding_block, cache.pool.device)
@@ -47,23 +58,34 @@ class ModelRunner:
         tokens = sample(logits, tasks)
         return _result(plan, inputs.sampled_rows, tasks, tokens)
 
+    def idle(self) -> None:
+        """See Runner."""
+        if self._cores is not None:
+            self._cores.waiting()
+
     def _after_layer(self, plan: StepPlan, layers_done: LayersDone | None) -> LayersDone | None:
         """Tells `layers_done` after every group of layers but the last one."""
-        if layers_done is None:
+        ends = set() if layers_done is None else self._group_ends(plan)
+        cores = self._cores
+        if not ends and cores is None:
             return None
+
+        def after_layer(end_layer: int) -> None:
+            if cores is not None:
+                cores.working()
+            if layers_done is not None and end_layer in ends:
+                layers_done(end_layer)
+
+        return after_layer
+
+    def _group_ends(self, plan: StepPlan) -> set[int]:
         layout = self._cache.layout
         num_groups = min(
             _MAX_LAYER_GROUPS,
             layout.num_layers,
             plan.num_leaving_blocks * layout.bytes_per_block // _MIN_GROUP_BYTES,
         )
-        ends = {layout.num_layers * group // num_groups for group in range(1, num_groups)}
-
-        def after_layer(end_layer: int) -> None:
-            if end_layer in ends:
-                layers_done(end_layer)
-
-        return after_layer if ends else None
+        return {layout.num_layers * group // num_groups for group in range(1, num_groups)}
 
 
 def _result(

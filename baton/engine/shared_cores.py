@@ -15,9 +15,8 @@ from pathlib import Path
 from baton.core.errors import StartupError
 
 NUM_SLOTS = 64
-_SLOT = struct.Struct(
-    "<Q"
-)  # when it last said that it computes, by the machine's monotonic clock; 0: it waits
+# When a worker last said that it computes, by the machine's monotonic clock; 0: it waits.
+_SLOT = struct.Struct("<Q")
 # A worker that has not said so for this long is stopped, or computes a layer that takes forever.
 _STALE_NS = 5 * 10**9
 

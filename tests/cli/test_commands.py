@@ -122,10 +122,14 @@ def test_serve_shares_the_cores(
     assert plan.workers == {"prefill": 2, "decode": 1}
     assert (plan.http_port, plan.grpc_port) == free_ports
     assert (plan.model.directory, plan.served_model_name) == (model_dir, "a-model")
-    assert plan.engine == EngineConfig("float32", 32, 64 * 2**20, 8, 256, 1024, num_threads=3)
-    run(monkeypatch, "serve", str(model_dir), "--role=both", "--workers=2", *ports)
-    assert plans[1].workers == {"worker": 2}
-    assert plans[1].engine.num_threads == 5
+    assert plan.engine == EngineConfig("float32", 32, 64 * 2**20, 8, 256, 1024, num_threads=10)
+    workers = child_specs(plan, worker_sockets(plan, Path("/run/b")))[1:]
+    assert len(workers) == 3
+    assert all("--share-cores=/run/b/cores" in worker.arguments for worker in workers)
+    run(monkeypatch, "serve", str(model_dir), "--role=both", *ports)
+    assert plans[1].workers == {"worker": 1}
+    _, worker = child_specs(plans[1], worker_sockets(plans[1], Path("/run/b")))
+    assert not any("--share-cores" in argument for argument in worker.arguments)
 
 
 def test_the_children_of_serve_understand_their_options(
@@ -150,7 +154,8 @@ def test_the_children_of_serve_understand_their_options(
     assert prefill.listen_address == prefill.advertise_address == "unix:/run/b/prefill-0.sock"
     assert (prefill.role, decode.role) == ("prefill", "decode")
     # "auto" is the CPU for servers whose pages travel.
-    assert prefill.engine == decode.engine == replace(plans[0].engine, device="cpu")
+    shared = replace(plans[0].engine, device="cpu", cores_file=Path("/run/b/cores"))
+    assert prefill.engine == decode.engine == shared
     assert routers[0].prefill_addresses == ("unix:/run/b/prefill-0.sock",)
     assert routers[0].decode_addresses == ("unix:/run/b/decode-0.sock",)
     assert routers[0].served_model_name == "it's"

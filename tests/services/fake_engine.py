@@ -78,6 +78,9 @@ class FakeRunner:
         self.num_steps += 1
         return StepResult(tuple(self._sample(row) for row in plan.rows))
 
+    def idle(self) -> None:
+        """See Runner."""
+
     def _compute(self, row: ScheduledRow) -> None:
         state = self._read(row, row.start - 1) if row.start else _START
         for position, token_id in enumerate(row.token_ids, row.start):
