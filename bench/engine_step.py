@@ -1,11 +1,11 @@
 """Seconds of an engine's steps without a server: decode, prefill, and growth with the context.
 
-    python -m bench.engine_step [--models small medium] [--dtype bfloat16] [--threads 2] [--save]
+    python -m bench.engine_step [--models small medium] [--threads 2] [--llama-cpp] [--save]
 
 Random checkpoints; hand-made plans, so that no scheduler runs. "decode" is a step of one greedy token a row
 at a context of 256, "prefill" one prompt in one step, "growth" decode of 8 rows at contexts of 256 and 4,096.
 "GB/s" is weights and KV that the step reads, "GFLOP/s" its matrix products, each over the median step.
-With llama-cpp-python installed and `--llama-cpp GGUF`, the same decode steps in llama.cpp on that file.
+With llama-cpp-python and gguf installed and `--llama-cpp`, the same steps in llama.cpp, in bfloat16.
 """
 
 import argparse
@@ -99,15 +99,14 @@ def measure(name: str, dtype: str, num_threads: int, num_passes: int) -> list[di
     return rows
 
 
-def measure_llama_cpp(path: str, num_threads: int, num_passes: int) -> list[dict[str, Any]]:
-    """A decode step of llama.cpp at batch 1 on a GGUF file; raises ImportError without llama-cpp-python."""
-    from llama_cpp import Llama
+def measure_llama_cpp(name: str, num_threads: int, num_passes: int) -> list[dict[str, Any]]:
+    """The same steps in llama.cpp; raises ImportError where its packages are missing."""
+    from bench.llama_cpp_step import measure
 
-    model = Llama(path, n_ctx=2 * CONTEXT, n_threads=num_threads, verbose=False)
-    model.eval([7] * CONTEXT)
-    figures = summary(passes_ms(lambda: model.eval([7]), min(num_passes, CONTEXT // 2)))
-    row = {"model": path, "dtype": "of the file", "threads": num_threads}
-    return [row | {"step": "llama.cpp decode batch 1", **{f"{key} ms": v for key, v in figures.items()}}]
+    def milliseconds(work: Callable[[], object]) -> dict[str, Any]:
+        return {f"{key} ms": value for key, value in summary(passes_ms(work, num_passes)).items()}
+
+    return measure(SHAPES[name], BATCHES, PROMPTS, CONTEXT, num_threads, milliseconds)
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -117,7 +116,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--dtype", choices=DTYPE_BYTES, default="bfloat16")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--passes", type=int, default=15, help="of which the median is taken")
-    parser.add_argument("--llama-cpp", metavar="GGUF", help="also time llama.cpp on this file")
+    parser.add_argument(
+        "--llama-cpp", action="store_true", help="also time llama.cpp (needs llama-cpp-python and gguf)"
+    )
     parser.add_argument("--save", action="store_true", help="write the rows to bench/results/")
     return parser.parse_args(arguments)
 
@@ -131,8 +132,10 @@ def main() -> None:
         print_table(f"{name}, {arguments.dtype}, {arguments.threads} threads", measured)
         model = {"model": name, "dtype": arguments.dtype, "threads": arguments.threads}
         rows += [model | row for row in measured]
-    if arguments.llama_cpp:
-        print_table("llama.cpp", measure_llama_cpp(arguments.llama_cpp, arguments.threads, arguments.passes))
+        if arguments.llama_cpp:
+            peer = measure_llama_cpp(name, arguments.threads, arguments.passes)
+            print_table(f"{name}, llama.cpp", peer)
+            rows += [model | {"engine": "llama.cpp"} | row for row in peer]
     if arguments.save:
         print(save("engine-step", rows))
 
