@@ -1,9 +1,12 @@
 /* One layer's attention of a step: rotate queries and keys, store keys and values, attend; one team of threads. */
 #include "attention.h"
 
+#define SPLITS_A_THREAD 4
+
 struct work {
     const struct attention *attention;
-    int64_t *item_bounds;   /* [num_rows + 1] items of a row: parts of it times kv heads */
+    int64_t *item_bounds;   /* [num_rows + 1] items of a row: parts of it times sets of kv heads */
+    int64_t heads_of_split; /* kv heads of an item of a row of one token; of other rows it is one */
     int64_t *record_bounds; /* [num_rows + 1] splits whose results are joined afterwards */
     float *records;         /* [splits][num_heads] of decode_record numbers */
     int64_t next_item, next_joined;
@@ -52,17 +55,18 @@ static void prepare_token(const struct attention *a, int64_t token, float *memor
 
 static void compute_item(const struct work *work, int64_t row, int64_t item, char *memory) {
     const struct attention *a = work->attention;
-    int64_t kv_head = item % a->num_kv_heads, part = item / a->num_kv_heads;
     if (row >= a->num_one_token_rows) {
-        prefill_block(a, row, kv_head, part, memory);
+        prefill_block(a, row, item % a->num_kv_heads, item / a->num_kv_heads, memory);
         return;
     }
+    int64_t num_sets = a->num_kv_heads / work->heads_of_split, part = item / num_sets;
+    int64_t kv_head = item % num_sets * work->heads_of_split;
     float *partial = NULL;
     if (num_splits(a, row) > 1) {
         int64_t record = (work->record_bounds[row] + part) * a->num_heads + kv_head * group_size(a);
         partial = work->records + (size_t)record * decode_record(a);
     }
-    decode_split(a, row, kv_head, part, memory, partial);
+    decode_split(a, row, kv_head, work->heads_of_split, part, memory, partial);
 }
 
 static void join_splits(struct work *work, char *memory) {
@@ -104,10 +108,13 @@ static void attend_share(void *argument) {
 EXPORT int baton_attend(const struct attention *a) {
     struct work work = {.attention = a};
     size_t num_bounds = (size_t)a->num_rows + 1;
-    int64_t items = 0, records = 0;
+    int64_t items = 0, records = 0, splits = 0;
     for (int64_t row = 0; row < a->num_one_token_rows; row++) {
+        splits += num_splits(a, row);
         if (num_splits(a, row) > 1) records += num_splits(a, row);
     }
+    /* All heads of a page are read at once where that leaves every thread enough to do. */
+    work.heads_of_split = splits >= SPLITS_A_THREAD * a->num_threads ? a->num_kv_heads : 1;
     size_t bytes = (size_t)(records * a->num_heads) * decode_record(a) * sizeof(float);
     work.item_bounds = scratch(SHARED_SLOT, 2 * num_bounds * sizeof(int64_t) + bytes);
     if (!work.item_bounds) return 1;
@@ -117,7 +124,8 @@ EXPORT int baton_attend(const struct attention *a) {
     for (int64_t row = 0; row < a->num_rows; row++) {
         work.item_bounds[row] = items;
         work.record_bounds[row] = records;
-        items += num_parts(a, row) * a->num_kv_heads;
+        int64_t heads = row < a->num_one_token_rows ? work.heads_of_split : 1;
+        items += num_parts(a, row) * (a->num_kv_heads / heads);
         if (row < a->num_one_token_rows && num_splits(a, row) > 1) records += num_splits(a, row);
     }
     work.item_bounds[a->num_rows] = items;

@@ -108,9 +108,10 @@ static inline void write_output(const struct attention *a, int64_t token, int64_
 /* A row of one token is split over its context, so that a single long one keeps all threads at work. */
 int64_t num_splits(const struct attention *a, int64_t row);
 size_t decode_bytes(const struct attention *a);
-/* Without `partial` the output is written, else one record a head: see decode_record. */
-void decode_split(const struct attention *a, int64_t row, int64_t kv_head, int64_t split, char *memory,
-                  float *partial);
+/* Some kv heads, from kv_head on. Without `partial` the output is written, else one record a head: see
+ * decode_record. */
+void decode_split(const struct attention *a, int64_t row, int64_t kv_head, int64_t num_kv_heads, int64_t split,
+                  char *memory, float *partial);
 /* Numbers of one head's record of one split: the greatest score, the sum of weights, then the weighted values. */
 size_t decode_record(const struct attention *a);
 void combine_splits(const struct attention *a, int64_t row, int64_t head, int64_t splits, const float *partial,

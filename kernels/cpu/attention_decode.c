@@ -1,18 +1,33 @@
-/* Rows of one token: every query head of a kv head at once, so that K and V are read once (grouped queries).
+/* Rows of one token: the query heads of a kv head together, so that K and V are read once (grouped queries).
  *
- * Softmax is kept up to date slot by slot (Milakov and Gimelshein, 2018); parts of a long context are joined
+ * Softmax is kept up to date as slots go by (Milakov and Gimelshein, 2018); parts of a long context are joined
  * afterwards (flash-decoding: Dao et al., 2023). How a row is split depends on its length alone, so that a request's
  * tokens do not depend on the batch that it is in.
+ *
+ * Numbers go from the pages into registers; queries and sums are in the order in which `load_pair` has them.
  */
 #include "attention.h"
 
-#define SLOTS 32   /* at a time */
+#include <stdbool.h>
+
+#define SLOTS 64   /* at a time */
 #define SPLIT 1024 /* slots of a split */
+#define AHEAD 16   /* so many slots before it is read, a page is asked for: all at once would stop and wait */
+#define TILE_QUERIES 4
+#define WEIGHTS (SLOTS + LANES) /* a tile of scores may end behind the last slot */
 
 struct decode {
-    float *queries, *keys, *values, *sums; /* [group], [SLOTS], [SLOTS], [group] rows of `padded` */
-    float *weights;                        /* [group][SLOTS] */
-    float *greatest, *total;               /* [group] */
+    float *queries, *sums;   /* [group] rows of `padded` */
+    float *weights;          /* [group][WEIGHTS] */
+    float *greatest, *total; /* [group] */
+    char *keys, *values;     /* [SLOTS] rows of `padded`, used where rows in pages are not whole vectors */
+    size_t stride;           /* bytes from one slot to the next */
+};
+
+/* Slots beside each other, and what is read some time after them, or NULL. */
+struct stretch {
+    const char *keys, *values, *next_keys, *next_values;
+    int64_t count;
 };
 
 static int64_t context_start(const struct attention *a, int64_t row) {
@@ -23,77 +38,121 @@ int64_t num_splits(const struct attention *a, int64_t row) {
     return (a->context_lens[row] - context_start(a, row) + SPLIT - 1) / SPLIT;
 }
 
-size_t decode_bytes(const struct attention *a) {
-    size_t group = (size_t)group_size(a);
-    return sizeof(float) * (padded(a) * (2 * group + 2 * SLOTS) + (SLOTS + 2) * group);
+static bool reads_pages(const struct attention *a) { return padded(a) == (size_t)a->head_dim; }
+
+static size_t head_bytes(const struct attention *a) {
+    size_t group = (size_t)group_size(a), row = padded(a);
+    size_t copies = reads_pages(a) ? 0 : 2 * SLOTS * row * bytes_of(a->dtype);
+    return (sizeof(float) * group * (2 * row + WEIGHTS + 2) + copies + 63) / 64 * 64;
 }
 
-size_t decode_record(const struct attention *a) { return (size_t)a->head_dim + 2; }
+size_t decode_bytes(const struct attention *a) { return head_bytes(a) * (size_t)a->num_kv_heads; }
 
-static struct decode lay_out(const struct attention *a, char *memory) {
+size_t decode_record(const struct attention *a) { return padded(a) + 2; }
+
+/* What there is of the item's kv head `index`. */
+static struct decode decode_of(const struct attention *a, char *memory, int64_t index) {
     size_t group = (size_t)group_size(a), row = padded(a);
-    memset(memory, 0, decode_bytes(a));
-    struct decode d = {.queries = (float *)memory};
-    d.keys = d.queries + group * row;
-    d.values = d.keys + SLOTS * row;
-    d.sums = d.values + SLOTS * row;
+    struct decode d = {.stride = row * bytes_of(a->dtype)};
+    d.queries = (float *)(memory + (size_t)index * head_bytes(a));
+    d.sums = d.queries + group * row;
     d.weights = d.sums + group * row;
-    d.greatest = d.weights + group * SLOTS;
+    d.greatest = d.weights + group * WEIGHTS;
     d.total = d.greatest + group;
+    d.keys = (char *)(d.total + group);
+    d.values = d.keys + SLOTS * d.stride;
     return d;
 }
 
-/* Lane j of the pick: source j / (LANES / 2), of its groups of 2 * width lanes the first or second `width`. */
-#define LANE(j, width, second)                                                                                \
-    (((j) / (LANES / 2)) * LANES + ((j) % (LANES / 2)) / (width) * 2 * (width) + (j) % (width) + (second) * (width))
-#if LANES == 16
-#define PICK(w, s)                                                                                            \
-    LANE(0, w, s), LANE(1, w, s), LANE(2, w, s), LANE(3, w, s), LANE(4, w, s), LANE(5, w, s), LANE(6, w, s),   \
-        LANE(7, w, s), LANE(8, w, s), LANE(9, w, s), LANE(10, w, s), LANE(11, w, s), LANE(12, w, s),           \
-        LANE(13, w, s), LANE(14, w, s), LANE(15, w, s)
-#elif LANES == 8
-#define PICK(w, s)                                                                                            \
-    LANE(0, w, s), LANE(1, w, s), LANE(2, w, s), LANE(3, w, s), LANE(4, w, s), LANE(5, w, s), LANE(6, w, s),   \
-        LANE(7, w, s)
-#else
-#define PICK(w, s) LANE(0, w, s), LANE(1, w, s), LANE(2, w, s), LANE(3, w, s)
-#endif
-#define FOLD(w)                                                                                               \
-    UNROLL for (int i = 0; i < (w); i++) {                                                                    \
-        vfloat x = parts[2 * i], y = parts[2 * i + 1];                                                        \
-        parts[i] = SHUFFLE(x, y, PICK(w, 0)) + SHUFFLE(x, y, PICK(w, 1));                                     \
+/* Puts a row in the order of `load_pair`, or back. */
+static void reorder(float *row, float *other, size_t size, enum dtype dtype, bool back) {
+    if (dtype != BFLOAT16) return;
+    for (size_t first = 0; first < size; first += TILE_COLUMNS) {
+        for (size_t i = 0; i < TILE_COLUMNS; i++) {
+            size_t paired = i % 2 * LANES + i / 2;
+            other[back ? i : paired] = row[first + (back ? paired : i)];
+        }
+        memcpy(row + first, other, TILE_COLUMNS * sizeof(float));
     }
-
-/* Lane j of the result is the sum of the lanes of parts[j]; parts is overwritten. */
-INLINE vfloat sums_of(vfloat parts[LANES]) {
-#if LANES == 16
-    FOLD(8)
-#endif
-#if LANES >= 8
-    FOLD(4)
-#endif
-    FOLD(2)
-    FOLD(1)
-    return parts[0];
 }
 
-/* Scores of SLOTS slots with one query; those beyond `count` become minus infinity. */
-INLINE void score(const float *query, const float *keys, size_t row, int64_t count, float scores[SLOTS]) {
-    for (size_t first = 0; first < SLOTS; first += LANES) {
-        vfloat parts[LANES] = {0};
-        for (size_t i = 0; i < row; i += LANES) {
-            vfloat numbers = load(query + i);
-            UNROLL for (size_t slot = 0; slot < LANES; slot++) {
-                parts[slot] += numbers * load(keys + (first + slot) * row + i);
+/* Slots first .. end of a context that goes on to `last`; returns how many stretches they are. */
+static int64_t find_stretches(const struct attention *a, int64_t row, int64_t kv_head, int64_t first, int64_t end,
+                              int64_t last, struct stretch stretches[SLOTS]) {
+    int64_t num = 0;
+    for (; first < end; num++) {
+        struct run run = find_run(a, row, kv_head, first, end), next = {0};
+        if (first + AHEAD < last) next = find_run(a, row, kv_head, first + AHEAD, last);
+        stretches[num] = (struct stretch){run.keys, run.values, next.keys, next.values, run.count};
+        first += run.count;
+    }
+    return num;
+}
+
+/* The same slots as one stretch of rows of whole vectors. */
+static int64_t copy_stretches(const struct attention *a, const struct decode *d, struct stretch *stretches,
+                              int64_t num) {
+    size_t bytes = (size_t)a->head_dim * bytes_of(a->dtype), slot = 0;
+    for (int64_t s = 0; s < num; s++) {
+        for (size_t i = 0; i < (size_t)stretches[s].count; i++, slot++) {
+            memcpy(d->keys + slot * d->stride, stretches[s].keys + i * bytes, bytes);
+            memcpy(d->values + slot * d->stride, stretches[s].values + i * bytes, bytes);
+        }
+    }
+    stretches[0] = (struct stretch){.keys = d->keys, .values = d->values, .count = (int64_t)slot};
+    return 1;
+}
+
+/* Slots of a tile of scores: a vector has those of all its queries. */
+INLINE int tile_slots(const int queries) { return LANES / (queries == 3 ? 4 : queries); }
+
+/* Scores of up to tile_slots slots with so many queries, which are `row` numbers apart. */
+INLINE void score_tile(const int queries, const enum dtype dtype, const float *query, size_t row,
+                       const char *keys, size_t stride, int64_t count, const char *next, float *scores) {
+    const int slots = tile_slots(queries);
+    vfloat parts[LANES] = {0};
+    for (size_t i = 0; i < row; i += TILE_COLUMNS) {
+        vfloat numbers[TILE_QUERIES][2];
+        UNROLL for (int q = 0; q < queries; q++) {
+            numbers[q][0] = load(query + (size_t)q * row + i);
+            numbers[q][1] = load(query + (size_t)q * row + i + LANES);
+        }
+        UNROLL for (int s = 0; s < slots; s++) {
+            size_t slot = (size_t)(s < count ? s : count - 1) * stride; /* what is beyond is not ours to read */
+            vfloat key[2];
+            load_pair(key, keys + slot, i, dtype);
+            if (next) prefetch_pair(next + slot, i, dtype);
+            UNROLL for (int q = 0; q < queries; q++) {
+                parts[q * slots + s] += numbers[q][0] * key[0];
+                parts[q * slots + s] += numbers[q][1] * key[1];
             }
         }
-        store(scores + first, sums_of(parts));
     }
-    for (int64_t slot = count; slot < SLOTS; slot++) scores[slot] = -__builtin_inff();
+    float sums[LANES];
+    store(sums, sums_of(parts));
+    UNROLL for (int q = 0; q < queries; q++) {
+        memcpy(scores + q * WEIGHTS, sums + q * slots, (size_t)slots * sizeof(float));
+    }
+}
+
+INLINE void score_stretches(const int queries, const enum dtype dtype, const struct decode *d, int64_t head,
+                            size_t row, const struct stretch *stretches, int64_t num) {
+    const int slots = tile_slots(queries);
+    float *scores = d->weights + head * WEIGHTS;
+    for (const struct stretch *s = stretches; s < stretches + num; s++) {
+        for (int64_t slot = 0; slot < s->count; slot += slots) {
+            size_t at = (size_t)slot * d->stride;
+            const char *next = head == 0 && s->next_keys ? s->next_keys + at : NULL;
+            score_tile(queries, dtype, d->queries + (size_t)head * row, row, s->keys + at, d->stride,
+                       s->count - slot, next, scores + slot);
+        }
+        scores += s->count;
+    }
 }
 
 /* Turns scores into weights relative to the greatest score so far; returns what earlier sums are worth by now. */
-INLINE float weigh(float scores[SLOTS], float *greatest, float *total) {
+INLINE float weigh(float scores[SLOTS], int64_t count, float *greatest, float *total) {
+    for (int64_t slot = count; slot < SLOTS; slot++) scores[slot] = -__builtin_inff();
     vfloat most = splat(*greatest), sum = splat(0.0f);
     UNROLL for (int i = 0; i < SLOTS; i += LANES) most = vmax(most, load(scores + i));
     most = max_lanes(most);
@@ -108,109 +167,150 @@ INLINE float weigh(float scores[SLOTS], float *greatest, float *total) {
     return kept;
 }
 
-/* sums = sums * kept + weights * values, for as many heads as a tile has rows. */
-INLINE void add_values(const int heads, const struct decode *d, int64_t head, const float *kept, size_t row,
-                       int64_t count) {
-    for (size_t column = 0; column < row; column += TILE_COLUMNS) {
-        float *to = d->sums + (size_t)head * row + column;
-        vfloat sums[TILE_ROWS][2];
-        UNROLL for (int h = 0; h < heads; h++) {
-            sums[h][0] = load(to + (size_t)h * row) * kept[h];
-            sums[h][1] = load(to + (size_t)h * row + LANES) * kept[h];
+/* sums = sums * kept + weights * values, for so many heads and pairs of vectors from `column` on. */
+INLINE void add_columns(const int heads, const int pairs, const enum dtype dtype, const struct decode *d,
+                        int64_t head, const float *kept, size_t row, size_t column,
+                        const struct stretch *stretches, int64_t num) {
+    float *to = d->sums + (size_t)head * row + column;
+    const float *weights = d->weights + head * WEIGHTS;
+    vfloat sums[TILE_QUERIES][4], value[4];
+    UNROLL for (int h = 0; h < heads; h++) {
+        UNROLL for (int c = 0; c < 2 * pairs; c++) {
+            sums[h][c] = load(to + (size_t)h * row + c * LANES) * kept[h];
         }
-        multiply_tile(heads, sums, d->weights + head * SLOTS, SLOTS, 1, d->values + column, row, (size_t)count);
-        UNROLL for (int h = 0; h < heads; h++) {
-            store(to + (size_t)h * row, sums[h][0]);
-            store(to + (size_t)h * row + LANES, sums[h][1]);
+    }
+    for (const struct stretch *s = stretches; s < stretches + num; s++) {
+        const char *values = s->values, *next = head == 0 ? s->next_values : NULL;
+        for (int64_t slot = 0; slot < s->count; slot++, values += d->stride, weights++) {
+            UNROLL for (int p = 0; p < pairs; p++) {
+                load_pair(value + 2 * p, values, column + (size_t)p * TILE_COLUMNS, dtype);
+                if (next) {
+                    prefetch_pair(next + (size_t)slot * d->stride, column + (size_t)p * TILE_COLUMNS, dtype);
+                }
+            }
+            UNROLL for (int h = 0; h < heads; h++) {
+                vfloat weight = splat(weights[h * WEIGHTS]);
+                UNROLL for (int c = 0; c < 2 * pairs; c++) sums[h][c] += weight * value[c];
+            }
+        }
+    }
+    UNROLL for (int h = 0; h < heads; h++) {
+        UNROLL for (int c = 0; c < 2 * pairs; c++) store(to + (size_t)h * row + c * LANES, sums[h][c]);
+    }
+}
+
+/* Some heads with some slots; `heads` is a constant. */
+INLINE void attend_heads(const int heads, const enum dtype dtype, const struct decode *d, int64_t head, size_t row,
+                         const struct stretch *stretches, int64_t num, int64_t count) {
+    score_stretches(heads, dtype, d, head, row, stretches, num);
+    float kept[TILE_QUERIES];
+    for (int h = 0; h < heads; h++) {
+        kept[h] = weigh(d->weights + (head + h) * WEIGHTS, count, d->greatest + head + h, d->total + head + h);
+    }
+    size_t column = 0;
+#if LANES == 16
+    for (; column + 2 * TILE_COLUMNS <= row; column += 2 * TILE_COLUMNS) {
+        add_columns(heads, 2, dtype, d, head, kept, row, column, stretches, num);
+    }
+#endif
+    for (; column < row; column += TILE_COLUMNS) {
+        add_columns(heads, 1, dtype, d, head, kept, row, column, stretches, num);
+    }
+}
+
+INLINE void attend_slots(const enum dtype dtype, const struct decode *d, int64_t group, size_t row,
+                         const struct stretch *stretches, int64_t num, int64_t count) {
+    for (int64_t head = 0; head < group; head += TILE_QUERIES) {
+        switch (group - head) {
+            case 1: attend_heads(1, dtype, d, head, row, stretches, num, count); break;
+            case 2: attend_heads(2, dtype, d, head, row, stretches, num, count); break;
+            case 3: attend_heads(3, dtype, d, head, row, stretches, num, count); break;
+            default: attend_heads(4, dtype, d, head, row, stretches, num, count); break;
         }
     }
 }
 
-/* Slots of a row's context, from position `first` on. */
-struct slots {
-    int64_t row, kv_head, first, count;
-};
-
-/* Asks for share `index` of some slots' cache lines. */
-static void prefetch_share(const struct attention *a, const struct slots *slots, int64_t index, int64_t shares) {
-    int64_t first = slots->first + slots->count * index / shares;
-    int64_t end = slots->first + slots->count * (index + 1) / shares;
-    while (first < end) {
-        struct run run = find_run(a, slots->row, slots->kv_head, first, end);
-        size_t bytes = (size_t)(run.count * a->head_dim) * bytes_of(a->dtype);
-        for (size_t byte = 0; byte < bytes; byte += 64) {
-            __builtin_prefetch(run.keys + byte);
-            __builtin_prefetch(run.values + byte);
-        }
-        first += run.count;
+static void begin_head(const struct attention *a, int64_t token, int64_t kv_head, const struct decode *d) {
+    size_t size = padded(a);
+    for (int64_t g = 0; g < group_size(a); g++) {
+        read_query(a, token, kv_head * group_size(a) + g, d->queries + (size_t)g * size);
+        reorder(d->queries + (size_t)g * size, d->weights, size, a->dtype, false);
+        d->greatest[g] = -__builtin_inff();
     }
 }
 
-/* Reads the next slots ahead little by little: all at once would wait for the memory and then leave it idle. */
-static void attend_slots(const struct attention *a, const struct decode *d, int64_t count,
-                         const struct slots *next) {
-    size_t row = padded(a);
-    int64_t group = group_size(a);
-    for (int64_t g = 0; g < group; g++) {
-        prefetch_share(a, next, g, group);
-        score(d->queries + (size_t)g * row, d->keys, row, count, d->weights + g * SLOTS);
-    }
-    for (int64_t head = 0; head < group; head += TILE_ROWS) {
-        int64_t heads = group - head < TILE_ROWS ? group - head : TILE_ROWS;
-        float kept[TILE_ROWS];
-        for (int64_t h = 0; h < heads; h++) {
-            kept[h] = weigh(d->weights + (head + h) * SLOTS, d->greatest + head + h, d->total + head + h);
-        }
-#define ADD(n) add_values(n, d, head, kept, row, count)
-        FOR_TILE_ROWS(heads, ADD)
-    }
-}
-
-void decode_split(const struct attention *a, int64_t row, int64_t kv_head, int64_t split, char *memory,
-                  float *partial) {
-    struct decode d = lay_out(a, memory);
-    int64_t group = group_size(a), token = a->row_bounds[row], end = a->context_lens[row];
-    int64_t first = context_start(a, row) + split * SPLIT;
-    if (first + SPLIT < end) end = first + SPLIT;
-    for (int64_t g = 0; g < group; g++) {
-        read_query(a, token, kv_head * group + g, d.queries + (size_t)g * padded(a));
-        d.greatest[g] = -__builtin_inff();
-    }
-    for (; first < end; first += SLOTS) {
-        int64_t count = end - first < SLOTS ? end - first : SLOTS;
-        int64_t left = end - first - count;
-        struct slots next = {row, kv_head, first + count, left < SLOTS ? left : SLOTS};
-        read_context(a, row, kv_head, first, first + count, d.keys, d.values);
-        attend_slots(a, &d, count, &next);
-    }
-    for (int64_t g = 0; g < group; g++) {
-        float *sums = d.sums + (size_t)g * padded(a);
+static void end_head(const struct attention *a, int64_t token, int64_t kv_head, const struct decode *d,
+                     float *partial) {
+    size_t size = padded(a);
+    for (int64_t g = 0; g < group_size(a); g++) {
+        float *sums = d->sums + (size_t)g * size;
         if (!partial) {
-            write_output(a, token, kv_head * group + g, sums, d.total[g]);
+            reorder(sums, d->weights, size, a->dtype, true);
+            write_output(a, token, kv_head * group_size(a) + g, sums, d->total[g]);
             continue;
         }
         float *record = partial + (size_t)g * decode_record(a);
-        record[0] = d.greatest[g];
-        record[1] = d.total[g];
-        memcpy(record + 2, sums, (size_t)a->head_dim * sizeof(float));
+        record[0] = d->greatest[g];
+        record[1] = d->total[g];
+        memcpy(record + 2, sums, size * sizeof(float));
+    }
+}
+
+/* Slots first .. end, of a split that ends at `last`. */
+static void add_slots(const struct attention *a, const struct decode *d, int64_t row, int64_t kv_head, int64_t first,
+                      int64_t end, int64_t last) {
+    struct stretch stretches[SLOTS];
+    int64_t num = find_stretches(a, row, kv_head, first, end, last, stretches);
+    if (!reads_pages(a)) num = copy_stretches(a, d, stretches, num);
+    int64_t group = group_size(a), count = end - first;
+    switch (a->dtype) {
+        case FLOAT32: attend_slots(FLOAT32, d, group, padded(a), stretches, num, count); break;
+        case BFLOAT16: attend_slots(BFLOAT16, d, group, padded(a), stretches, num, count); break;
+        default: attend_slots(FLOAT16, d, group, padded(a), stretches, num, count); break;
+    }
+}
+
+/* Heads take turns, a few slots each: in a page they lie beside each other, and memory is fastest in order. */
+void decode_split(const struct attention *a, int64_t row, int64_t kv_head, int64_t num_kv_heads, int64_t split,
+                  char *memory, float *partial) {
+    int64_t token = a->row_bounds[row], last = a->context_lens[row];
+    int64_t first = context_start(a, row) + split * SPLIT;
+    if (first + SPLIT < last) last = first + SPLIT;
+    memset(memory, 0, head_bytes(a) * (size_t)num_kv_heads);
+    for (int64_t h = 0; h < num_kv_heads; h++) {
+        struct decode d = decode_of(a, memory, h);
+        begin_head(a, token, kv_head + h, &d);
+    }
+    for (int64_t end; first < last; first = end) {
+        end = last - first < SLOTS ? last : first + SLOTS;
+        for (int64_t h = 0; h < num_kv_heads; h++) {
+            struct decode d = decode_of(a, memory, h);
+            add_slots(a, &d, row, kv_head + h, first, end, last);
+        }
+    }
+    for (int64_t h = 0; h < num_kv_heads; h++) {
+        struct decode d = decode_of(a, memory, h);
+        float *record = partial ? partial + (size_t)(h * group_size(a)) * decode_record(a) : NULL;
+        end_head(a, token, kv_head + h, &d, record);
     }
 }
 
 /* partial: the head's record of the first split; those of the next splits are num_heads records apart. */
 void combine_splits(const struct attention *a, int64_t row, int64_t head, int64_t splits, const float *partial,
                     float *memory) {
-    size_t step = (size_t)a->num_heads * decode_record(a);
+    size_t step = (size_t)a->num_heads * decode_record(a), size = padded(a);
     float greatest = partial[0], total = 0.0f;
     for (int64_t s = 1; s < splits; s++) {
         float score = partial[(size_t)s * step];
         greatest = score > greatest ? score : greatest;
     }
-    memset(memory, 0, (size_t)a->head_dim * sizeof(float));
+    memset(memory, 0, size * sizeof(float));
     for (int64_t s = 0; s < splits; s++) {
         const float *record = partial + (size_t)s * step;
         float worth = vexp_negative(splat(record[0] - greatest))[0];
         total += worth * record[1];
-        for (int64_t i = 0; i < a->head_dim; i++) memory[i] += worth * record[2 + i];
+        for (size_t i = 0; i < size; i++) memory[i] += worth * record[2 + i];
     }
+    reorder(memory, memory + size, size, a->dtype, true);
     write_output(a, a->row_bounds[row], head, memory, total);
 }

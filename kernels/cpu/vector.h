@@ -154,6 +154,26 @@ INLINE void store_as(void *to, size_t index, vfloat vector, enum dtype dtype) {
     memcpy((uint16_t *)to + index, &halves, sizeof halves);
 }
 
+/* 2 * LANES numbers from index on, in two vectors: in order, but of bfloat16 those at even places come first, as
+ * one instruction makes a vector of either. */
+INLINE void load_pair(vfloat pair[2], const void *from, size_t index, enum dtype dtype) {
+    if (dtype == BFLOAT16) {
+        vuint words;
+        memcpy(&words, (const uint16_t *)from + index, sizeof words);
+        pair[0] = (vfloat)(words << 16);
+        pair[1] = (vfloat)(words & 0xffff0000u);
+    } else {
+        pair[0] = load_as(from, index, dtype);
+        pair[1] = load_as(from, index + LANES, dtype);
+    }
+}
+
+/* Asks for the cache lines that load_pair will read. */
+INLINE void prefetch_pair(const void *from, size_t index, enum dtype dtype) {
+    const char *at = (const char *)from + index * bytes_of(dtype);
+    UNROLL for (size_t byte = 0; byte < 2 * LANES * bytes_of(dtype); byte += 64) __builtin_prefetch(at + byte);
+}
+
 /* e to each element, none above 0, within 2 units in the last place; 0 below -87.7; NaN stays NaN.
  * Cephes' polynomial. */
 INLINE vfloat vexp_negative(vfloat x) {
@@ -210,6 +230,40 @@ INLINE vfloat max_lanes(vfloat vector) {
 #endif
     vector = vmax(vector, SWAPPED(vector, 2));
     return vmax(vector, SWAPPED(vector, 1));
+}
+
+/* Lane j of the pick: source j / (LANES / 2), of its groups of 2 * width lanes the first or second `width`. */
+#define LANE(j, width, second)                                                                                \
+    (((j) / (LANES / 2)) * LANES + ((j) % (LANES / 2)) / (width) * 2 * (width) + (j) % (width) + (second) * (width))
+#if LANES == 16
+#define PICK(w, s)                                                                                            \
+    LANE(0, w, s), LANE(1, w, s), LANE(2, w, s), LANE(3, w, s), LANE(4, w, s), LANE(5, w, s), LANE(6, w, s),   \
+        LANE(7, w, s), LANE(8, w, s), LANE(9, w, s), LANE(10, w, s), LANE(11, w, s), LANE(12, w, s),           \
+        LANE(13, w, s), LANE(14, w, s), LANE(15, w, s)
+#elif LANES == 8
+#define PICK(w, s)                                                                                            \
+    LANE(0, w, s), LANE(1, w, s), LANE(2, w, s), LANE(3, w, s), LANE(4, w, s), LANE(5, w, s), LANE(6, w, s),   \
+        LANE(7, w, s)
+#else
+#define PICK(w, s) LANE(0, w, s), LANE(1, w, s), LANE(2, w, s), LANE(3, w, s)
+#endif
+#define FOLD(w)                                                                                               \
+    UNROLL for (int i = 0; i < (w); i++) {                                                                    \
+        vfloat x = parts[2 * i], y = parts[2 * i + 1];                                                        \
+        parts[i] = SHUFFLE(x, y, PICK(w, 0)) + SHUFFLE(x, y, PICK(w, 1));                                     \
+    }
+
+/* Lane j of the result is the sum of the lanes of parts[j]; parts is overwritten. */
+INLINE vfloat sums_of(vfloat parts[LANES]) {
+#if LANES == 16
+    FOLD(8)
+#endif
+#if LANES >= 8
+    FOLD(4)
+#endif
+    FOLD(2)
+    FOLD(1)
+    return parts[0];
 }
 
 #endif
