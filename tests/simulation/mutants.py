@@ -47,6 +47,7 @@ def _replace(owner: Any, name: str, function: Callable[..., Any]) -> Callable[[P
 
 def _accept_in_any_state(self: Reservation, writer: int, place: FramePlace, now: float) -> None:
     self._writers[writer].take(place)
+    self._num_writes += 1
     self._touch(now)
 
 

@@ -19,6 +19,8 @@ def layout_of(block_size: int) -> KVLayout:
 class Pages:
     """Implements `baton.core.ports.PageStore`; fresh pages hold a pattern that is no state."""
 
+    device_pages = None
+
     def __init__(self, block_size: int, num_blocks: int) -> None:
         self.layout = layout_of(block_size)
         self.num_blocks = num_blocks
