@@ -89,7 +89,6 @@ class PairLink:
         self,
         address: str,
         metadata: tuple[tuple[str, str], ...],
-        device: str,
         max_bytes: int,
         stall_timeout_s: float,
         checksum: Callable[[Any], int] | None,
@@ -98,17 +97,20 @@ class PairLink:
         self._checksum = checksum
         self._address = address
         self._metadata = metadata
-        self._device = device
+        self._device = ""  # of the buffers on either side
         self._max_bytes = max_bytes
         self._stall_timeout_s = stall_timeout_s
         self._pair: Pair | None = None
         self._task: asyncio.Task[None] | None = None
         self._epoch = 0
 
-    def pair(self, epoch: int) -> Pair | None:
-        """The pair with the decode server of this epoch; None while there is none, and one is being made."""
+    def pair(self, epoch: int, device: str) -> Pair | None:
+        """The pair with the decode server of this epoch, with its buffers on `device`, "cpu" or "cuda".
+
+        None while there is none, and one is being made.
+        """
         if epoch != self._epoch:
-            self._epoch = epoch
+            self._epoch, self._device = epoch, device
             self._restart()
         return self._pair
 

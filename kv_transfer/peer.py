@@ -99,9 +99,9 @@ class Peer:
             from kv_transfer.pair_link import PairLink  # imports torch
 
             self._pair_link = PairLink(
-                self.address, self._metadata, device, longest_message(layout), stall_timeout_s, checksum
+                self.address, self._metadata, longest_message(layout), stall_timeout_s, checksum
             )
-        return self._pair_link.pair(epoch)
+        return self._pair_link.pair(epoch, device)
 
     def line(self) -> Line:
         """The connections for a new transfer: none on which another has failed."""
