@@ -17,6 +17,7 @@ from baton.core.errors import StartupError, TransferRefused
 
 _HANDLE_BYTES = 64
 _LAZY_ENABLE_PEER_ACCESS = 1
+_DEVICE_ORDINAL = 9  # CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
 
 
 class IpcMemory(Protocol):
@@ -77,16 +78,30 @@ class CudaIpc:
             )
         except RuntimeError as error:
             raise TransferRefused("cuda_ipc", str(error)) from None
-        _, size = self._range_of(base.value)
-        if offset < 0 or offset + num_bytes > size:
+        try:
+            _, size = self._range_of(base.value)
+            if offset < 0 or offset + num_bytes > size:
+                raise TransferRefused(
+                    "range", f"bytes {offset}..{offset + num_bytes} of an allocation of {size}"
+                )
+            memory = _tensor_at(base.value + offset, num_bytes, self._device_of(base.value))
+        except BaseException:
             self._call("cuIpcCloseMemHandle", base)
-            raise TransferRefused("range", f"bytes {offset}..{offset + num_bytes} of an allocation of {size}")
+            raise
         self._opened[base.value + offset] = base.value
-        return _tensor_at(base.value + offset, num_bytes, self._device)
+        return memory
 
     def close(self, memory: Tensor) -> None:
         """See IpcMemory."""
         self._call("cuIpcCloseMemHandle", ctypes.c_uint64(self._opened.pop(memory.data_ptr())))
+
+    def _device_of(self, address: int) -> torch.device:
+        """The GPU that memory lies on, which may be another than this server's. Raises TransferRefused."""
+        ordinal = ctypes.c_int(-1)
+        self._call("cuPointerGetAttribute", ctypes.byref(ordinal), _DEVICE_ORDINAL, ctypes.c_uint64(address))
+        if not 0 <= ordinal.value < torch.cuda.device_count():
+            raise TransferRefused("cuda_ipc", "the pages lie on a GPU that this server does not see")
+        return torch.device("cuda", ordinal.value)
 
     def _range_of(self, address: int) -> tuple[int, int]:
         """Where the allocation that holds an address begins, and its size."""
@@ -119,6 +134,7 @@ class _DeviceArray:
 
 
 def _tensor_at(address: int, num_bytes: int, device: torch.device) -> Tensor:
+    """On the device where the memory is: on any other it would become a copy of the whole."""
     return torch.as_tensor(_DeviceArray(address, num_bytes), device=device)
 
 

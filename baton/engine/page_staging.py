@@ -49,7 +49,8 @@ class Lane:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._is_gpu = device.type == "cuda"
-        self._stream = torch.cuda.Stream(device) if self._is_gpu else None
+        # First among the streams: a copy is short, and a request waits for it.
+        self._stream = torch.cuda.Stream(device, priority=-1) if self._is_gpu else None
         self._staging = self._host = torch.empty(0, dtype=torch.int32)
         self.remainder = torch.zeros(1, dtype=torch.int32, device=device)
 

@@ -43,11 +43,14 @@ def test_graph_batch_sizes(most, sizes):
 
 
 def test_memory_left_for_pages():
-    assert kv_cache_bytes_on_gpu(total=1000, elsewhere=100, peak=300, utilization=0.9) == 500
+    assert kv_cache_bytes_on_gpu(total=1000, elsewhere=100, peak=300, utilization=0.9) == 510
+    # Two engines on one GPU, each with its share, whichever comes first.
+    assert kv_cache_bytes_on_gpu(total=1000, elsewhere=10, peak=100, utilization=0.45) == 350
+    assert kv_cache_bytes_on_gpu(total=1000, elsewhere=470, peak=100, utilization=0.45) == 350
     with pytest.raises(
         StartupError, match=r"--gpu-memory-utilization 0.5 allows; raise it, lower --max-num-b"
     ):
-        kv_cache_bytes_on_gpu(total=1000 * MIB, elsewhere=100 * MIB, peak=400 * MIB, utilization=0.5)
+        kv_cache_bytes_on_gpu(total=1000 * MIB, elsewhere=100 * MIB, peak=600 * MIB, utilization=0.5)
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ class Driver:
     def __init__(self, allocations):
         self.allocations = allocations  # size by address
         self.opened = []
+        self.ordinal = 1
 
     def cuIpcGetMemHandle(self, handle, address):  # noqa: N802
         base = self._base_of(address.value)
@@ -48,6 +49,11 @@ class Driver:
         base._obj.value, size._obj.value = found, self.allocations[found]
         return 0
 
+    def cuPointerGetAttribute(self, value, attribute, address):  # noqa: N802
+        assert attribute == 9
+        value._obj.value = self.ordinal
+        return 0
+
     def cuGetErrorName(self, code, text):  # noqa: N802
         text._obj.value = b"CUDA_ERROR_INVALID_VALUE"
         return 0
@@ -59,8 +65,9 @@ class Driver:
 class Memory:
     """A tensor, as far as its address is asked for."""
 
-    def __init__(self, address):
+    def __init__(self, address, device=None):
         self.address = address
+        self.device = device
 
     def data_ptr(self):
         return self.address
@@ -69,7 +76,8 @@ class Memory:
 @pytest.fixture
 def driver(monkeypatch):
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
-    monkeypatch.setattr(ipc_memory, "_tensor_at", lambda address, num_bytes, device: Memory(address))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(ipc_memory, "_tensor_at", lambda address, num_bytes, device: Memory(address, device))
     return Driver({1 << 20: 4096})
 
 
@@ -79,6 +87,7 @@ def test_a_pool_inside_an_allocation_is_found_again(driver):
     assert (len(handle), offset) == (64, 512)
     memory = ipc.open(handle, offset, 3584)
     assert memory.data_ptr() == (1 << 20) + 512
+    assert memory.device == torch.device("cuda", 1)  # where it is, not where this server's own pages are
     assert driver.opened == [1 << 20]
     ipc.close(memory)
     assert not driver.opened
@@ -91,6 +100,14 @@ def test_a_pool_that_reaches_beyond_its_allocation_is_refused_and_unmapped(drive
         with pytest.raises(TransferRefused) as refused:
             ipc.open(handle, where, size)
         assert refused.value.reason == "range"
+    assert not driver.opened
+
+
+def test_a_gpu_that_is_not_visible_is_refused_and_unmapped(driver):
+    ipc = CudaIpc(CUDA, driver)
+    driver.ordinal = 2
+    with pytest.raises(TransferRefused, match="a GPU that this server does not see"):
+        ipc.open(*ipc.export(Memory(1 << 20)), 8)
     assert not driver.opened
 
 

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("crc32c", reason="servers need what Baton does: pip install .")
-httpx = pytest.importorskip("httpx", reason="servers need what Baton does: pip install .")
+WHY = "servers need what Baton does: pip install ."
+for package in ("crc32c", "uvloop", "typer", "fastapi", "grpc_health", "grpc_reflection"):
+    pytest.importorskip(package, reason=WHY)
+httpx = pytest.importorskip("httpx", reason=WHY)
 
 from baton.config import EngineConfig  # noqa: E402
 from baton.core.sampling import SamplingParams  # noqa: E402
