@@ -5,7 +5,7 @@ import math
 import os
 import re
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -15,7 +15,7 @@ from baton.core.reservation import TransferDeadlines
 
 Role = Literal["prefill", "decode", "both"]
 DEVICES = ("auto", "cpu", "cuda")
-KV_TRANSPORTS = ("auto", "grpc", "nccl", "nixl")
+KV_TRANSPORTS = ("auto", "cuda_ipc", "grpc", "nccl", "nixl")
 
 _DTYPES = {"auto": "auto", "fp32": "float32", "bf16": "bfloat16", "fp16": "float16"} | {
     name: name for name in DTYPE_BYTES
@@ -36,9 +36,7 @@ class EngineConfig:
     max_num_batched_tokens: int = 512  # tokens of one step
     max_model_len: int | None = None  # None: as the model's config says
     num_threads: int = 1  # CPU threads of one step, at most
-    cores_file: Path | None = (
-        None  # workers that name the same share those cores; None: not shared
-    )
+    cores_file: Path | None = None  # workers that name the same share those cores; None: not shared
     device: str = "auto"  # "auto": cuda where there is one; else one of DEVICES
     gpu_memory_utilization: float = 0.9  # share of a GPU's memory for weights, steps and KV cache
     enforce_eager: bool = False  # no CUDA graphs
@@ -87,13 +85,6 @@ class WorkerConfig:
         if self.role not in get_args(Role):
             raise StartupError(f"unknown role '{self.role}': use {', '.join(get_args(Role))}")
         require_kv_transport(self.kv_transport)
-        if self.role != "both" and self.engine.device == "auto":
-            object.__setattr__(self, "engine", replace(self.engine, device="cpu"))
-        if self.role != "both" and self.engine.device == "cuda":
-            raise StartupError(
-                f"a {self.role} server's pages travel, which they can't from a GPU yet: "
-                "use --device cpu, or --role both, whose requests stay where they are"
-            )
         if host_of(self.advertise_address) in _WILDCARD_HOSTS:
             raise StartupError(
                 f"other servers can't connect to {self.advertise_address}: "

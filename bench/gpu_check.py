@@ -1,9 +1,10 @@
 """All that a GPU can tell, in one command and within nine minutes: `python -m bench.gpu_check --out DIR`.
 
 Needs no network, and no package beyond torch, triton, transformers, safetensors, tokenizers, grpcio, protobuf
-and pytest. Each part runs in a process of its own under its own limit and writes each figure as it has it
-(`DIR/PART.jsonl`, its output in `DIR/PART.log`), so that a part that fails or hangs costs what it has not
-measured yet and no more. Last come a table, and all of it in `DIR/gpu_check.json`.
+and pytest, but for transfers between servers: these need what Baton does (`pip install .`). Each part runs in
+a process of its own under its own limit and writes each figure as it has it (`DIR/PART.jsonl`, its output in
+`DIR/PART.log`), so that a part that fails or hangs costs what it has not measured yet and no more. Last come
+a table, and all of it in `DIR/gpu_check.json`.
 
 Exit code 0: all parts ended; 1: some did not, or some test failed; 2: there is no CUDA device.
 """
@@ -45,11 +46,13 @@ def parts(out: Path) -> tuple[Part, ...]:
     tests = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--maxfail=20", "--durations=5")
     return (
         figures("limits", 30),
-        figures("attention", 60),
-        figures("model", 150),
-        Part("tests", 150, (*tests, "tests/kernels/gpu", "tests/engine/gpu")),
-        figures("other-kernels", 30),
-        figures("transformers", 110),
+        figures("attention", 40),
+        figures("model", 95),
+        Part("tests", 105, (*tests, "tests/kernels/gpu", "tests/engine/gpu")),
+        figures("transfers", 110),
+        Part("transfer-tests", 70, (*tests, "tests/kv_transfer/gpu")),
+        figures("other-kernels", 20),
+        figures("transformers", 60),
     )  # fmt: skip
 
 

@@ -43,12 +43,12 @@ class BenchRunner:
     """A runner and the pages that it works on."""
 
     def __init__(self, runner: GpuRunner, cache: KVCache) -> None:
-        self._runner = runner
+        self.runner = runner
         self.cache = cache
 
     def run(self, plan: StepPlan) -> StepResult:
         """One step."""
-        return self._runner.run(plan)
+        return self.runner.run(plan)
 
 
 def random_decoder(config: DecoderConfig, device: torch.device) -> Decoder:

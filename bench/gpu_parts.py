@@ -12,34 +12,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from bench.gpu_figures import Figure
 from bench.gpu_model import LLAMA_8B, random_decoder, runner_for, step_of
 
 CUDA = torch.device("cuda")
 GIB = 1 << 30
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One measured number; `at_most` or `at_least` is its bar, if it has one."""
-
-    name: str
-    value: float
-    unit: str
-    at_most: float | None = None
-    at_least: float | None = None
-
-    def as_json(self) -> dict[str, Any]:
-        """With the bar in words and whether it is met; NaN meets none."""
-        figure: dict[str, Any] = {"name": self.name, "value": self.value, "unit": self.unit}
-        if self.at_most is not None:
-            figure |= {"bar": f"<= {self.at_most:.4g}", "met": self.value <= self.at_most}
-        if self.at_least is not None:
-            figure |= {"bar": f">= {self.at_least:.4g}", "met": self.value >= self.at_least}
-        return figure
 
 
 @dataclass(frozen=True)
@@ -219,12 +199,20 @@ def transformers(_: Path) -> Iterator[Figure]:
     yield Figure("Baton, batch 32", ours, "tokens/s", at_least=5 * rates["transformers"])
 
 
+def transfers(_: Path) -> Iterator[Figure]:
+    """See bench.gpu_transfers, which needs all that Baton's servers do."""
+    from bench.gpu_transfers import transfers as measured
+
+    yield from measured()
+
+
 PARTS = {
     "limits": limits,
     "attention": attention,
     "model": model,
     "other-kernels": other_kernels,
     "transformers": transformers,
+    "transfers": transfers,
 }
 
 

@@ -1,9 +1,10 @@
 """KV pages from one process's pool to another's, by each transport, without an engine: checksums included.
 
-    python -m bench.page_to_page --transport grpc
+    python -m bench.page_to_page --transport grpc [--device cuda]
 
 Prefill's sender and decode's receiver as the servers use them, on pools of scattered pages. Run by
-bench.handover, which prints all transports beside each other.
+bench.handover, which prints all transports beside each other, and on a GPU by bench.gpu_check. With --check
+every transfer's pages are compared with what was sent, which takes time that the figures then have in them.
 """
 
 import argparse
@@ -13,13 +14,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import uvloop
 
 from baton.core.kv_layout import KVLayout
+from baton.core.ports import PageStore
 from baton.core.reservation import FramePlace, Reservation, ReservationTable, TransferDeadlines
 from baton.core.transfer_stats import TransferStats
 from baton.rpc import codec
@@ -35,12 +37,15 @@ from kv_transfer.transports.registry import ReceivingTransports, SendingTranspor
 
 NUM_BLOCKS = 256  # of one request
 EPOCH = 7
+SOURCE_SEED = 1000  # the sender's pages are others than the receiver's
 NUM_WARM_UP = 3
 LAYERS, HEADS, HEAD_DIM, BLOCK_SIZE = 16, 8, 64, 16  # 512 KiB a block in bfloat16
 
 
 class NumpyPages:
     """A pool of pages in plain memory (baton.core.ports.PageStore)."""
+
+    device_pages = None
 
     def __init__(self, layout: KVLayout, num_blocks: int) -> None:
         self.layout = layout
@@ -55,14 +60,44 @@ class NumpyPages:
         return self.memory[start : start + num_layers * self.layout.bytes_per_layer]
 
 
+def pool_of_pages(device: str) -> PageStore:
+    """Twice a request's pages, whose every byte is the page's number modulo 256."""
+    if device == "cpu":
+        return NumpyPages(layout(), 2 * NUM_BLOCKS)
+    import torch
+
+    from baton.engine.kv_cache import KVCache
+
+    cache = KVCache(layout(), 2 * NUM_BLOCKS, torch.device(device, 0))
+    numbers = torch.arange(2 * NUM_BLOCKS + 1, device=cache.pool.device).to(torch.uint8)
+    cache.pool.view(torch.uint8).copy_(numbers.view(-1, 1, 1, 1, 1, 1))
+    torch.cuda.synchronize()
+    return cache
+
+
 class Owner:
     """Takes what comes (kv_transfer.inbound.TransferOwner)."""
+
+    def __init__(self, store: PageStore, checks: bool) -> None:
+        self._store = store
+        self._checks = checks
 
     def deadline_changed(self, reservation: Reservation) -> None:
         """Nothing to do."""
 
     def committed(self, request_id: str, first_tokens: dict[int, int]) -> None:
-        """Nothing to do."""
+        """Raises ValueError where a page is to be checked and has another byte than was sent."""
+        if not self._checks:
+            return
+        theirs, ours = scattered(int(request_id) + SOURCE_SEED), scattered(int(request_id))
+        for sent, block in zip(theirs, ours, strict=True):
+            page = bytearray(self._store.layout.bytes_per_block)
+            if self._store.device_pages is None:
+                page[:] = self._store.page(block, 0, LAYERS)
+            else:
+                self._store.device_pages.read([block], 0, LAYERS, memoryview(page))
+            if page.count(sent % 256) != len(page):
+                raise ValueError(f"page {block} is not what was sent as {sent}")
 
     def withdrawn(self, reservation: Reservation) -> None:
         """Nothing to do."""
@@ -96,9 +131,9 @@ def transfer_id(index: int) -> bytes:
     return index.to_bytes(16, "big")
 
 
-async def serve(address: str, num_transfers: int) -> None:
+async def serve(address: str, num_transfers: int, device: str, checks: bool) -> None:
     """The receiving process: a reservation for each transfer that will come."""
-    store, stats, table = NumpyPages(layout(), 2 * NUM_BLOCKS), TransferStats(), ReservationTable(EPOCH)
+    store, stats, table = pool_of_pages(device), TransferStats(), ReservationTable(EPOCH)
     for index in range(num_transfers):
         table.add(
             Reservation(
@@ -112,13 +147,14 @@ async def serve(address: str, num_transfers: int) -> None:
                 now=time.monotonic(),
             )
         )
-    inbound = InboundTransfers(table, store, Owner(), stats)
+    transports = ReceivingTransports(store)
+    inbound = InboundTransfers(table, store, Owner(store, checks), stats, transports.writer)
     server = RpcServer()
     receiver = TransferReceiver(
         inbound,
         time.monotonic,
         stats,
-        ReceivingTransports(),
+        transports,
         InboundPace(lambda: False, 1),
         host="127.0.0.1",
         stall_timeout_s=30.0,
@@ -128,23 +164,26 @@ async def serve(address: str, num_transfers: int) -> None:
     await server.grpc.wait_for_termination()
 
 
-async def measure(transport: str, address: str, receiver_pid: int, num_transfers: int) -> Figures:
+async def measure(
+    transport: str, address: str, receiver_pid: int, num_transfers: int, device: str
+) -> Figures:
     """The sending process."""
-    store, stats = NumpyPages(layout(), 2 * NUM_BLOCKS), TransferStats()
+    store, stats = pool_of_pages(device), TransferStats()
+    transports = SendingTransports(store, transport)
     sender = TransferSender(
         store,
         "",
         stats,
-        SendingTransports(store, transport),
+        transports,
         asked_transport=transport,
         stall_timeout_s=30.0,
     )
     seconds, cpu_seconds = [], 0.0
     for index in range(num_transfers):
         cpu_before = _cpu_seconds(receiver_pid)
-        transfer = sender.begin(_ticket(index, address), lambda blocks: None)
+        transfer = sender.begin(_ticket(index, address, transports.offer), lambda blocks: None)
         started = time.monotonic()
-        transfer.send_pages(FramePlace(0, NUM_BLOCKS, 0, LAYERS), scattered(index + 1000))
+        transfer.send_pages(FramePlace(0, NUM_BLOCKS, 0, LAYERS), scattered(index + SOURCE_SEED))
         transfer.commit([1], [])
         await transfer.run()
         if index >= NUM_WARM_UP:
@@ -155,7 +194,7 @@ async def measure(transport: str, address: str, receiver_pid: int, num_transfers
     return Figures(seconds, NUM_BLOCKS * layout().bytes_per_block, operations, cpu_seconds)
 
 
-def _ticket(index: int, address: str) -> Ticket:
+def _ticket(index: int, address: str, mine: WorkerTransports) -> Ticket:
     return Ticket(
         transfer_id=transfer_id(index),
         epoch=EPOCH,
@@ -166,7 +205,7 @@ def _ticket(index: int, address: str) -> Ticket:
         layout=layout(),
         protocol_version=codec.PROTOCOL_VERSION,
         num_tokens=NUM_BLOCKS * BLOCK_SIZE,
-        transports=WorkerTransports("", "cpu", ("grpc", "nccl", "nixl")),
+        transports=replace(mine, names=("grpc", "nccl", "nixl", "cuda_ipc")),
     )
 
 
@@ -179,17 +218,18 @@ def _cpu_seconds(pid: int) -> float:
     return mine.ru_utime + mine.ru_stime + ticks / 100
 
 
-def row(transport: str, num_transfers: int) -> dict[str, Any]:
+def row(transport: str, num_transfers: int, device: str = "cpu", checks: bool = False) -> dict[str, Any]:
     """One line of the table."""
     keep_message_buffers()  # as workers do
     with tempfile.TemporaryDirectory(prefix="baton-bench-") as directory:
         address = f"unix:{directory}/decode.sock"
         total = num_transfers + NUM_WARM_UP
         command = [sys.executable, "-m", "bench.page_to_page", "--serve", address, "--transfers", str(total)]
+        command += ["--device", device, *(["--check"] if checks else [])]
         process = subprocess.Popen(command)
         try:
             wait_for_channel(process, address)
-            figures = uvloop.run(measure(transport, address, process.pid, total))
+            figures = uvloop.run(measure(transport, address, process.pid, total, device))
         finally:
             process.kill()
             process.wait()
@@ -223,13 +263,16 @@ def main() -> None:
     )
     parser.add_argument("--transport", default="grpc")
     parser.add_argument("--transfers", type=int, default=15)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--check", action="store_true", help="compare every page with what was sent")
     parser.add_argument("--serve", metavar="ADDRESS", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.serve:
         keep_message_buffers()
-        uvloop.run(serve(arguments.serve, arguments.transfers))
+        uvloop.run(serve(arguments.serve, arguments.transfers, arguments.device, arguments.check))
     else:
-        print(row(arguments.transport, arguments.transfers), "memcpy GB/s", memcpy_gigabytes_per_second())
+        figures = row(arguments.transport, arguments.transfers, arguments.device, arguments.check)
+        print(figures, "memcpy GB/s", memcpy_gigabytes_per_second())
 
 
 if __name__ == "__main__":

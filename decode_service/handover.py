@@ -20,6 +20,7 @@ from baton.core.request import BlocksReserved, EngineRequest, TokenEvent
 from baton.core.reservation import Reservation, ReservationTable, TransferDeadlines
 from baton.core.transfer_stats import TransferStats
 from kv_transfer.inbound import InboundTransfers
+from kv_transfer.page_writing import PageWriter
 
 _LOCAL = "local"  # the transport of pages that change owner and not place
 
@@ -66,13 +67,15 @@ class DecodeHandover:
         deadlines: TransferDeadlines,
         stats: TransferStats,
         effects: Effects,
+        pages: PageWriter | None = None,
     ) -> None:
+        """`pages` writes the store's pages; None: they are host memory."""
         self._layout: KVLayout = store.layout
         self._deadlines = deadlines
         self._stats = stats
         self._effects = effects
         self.table = ReservationTable(epoch)
-        self.inbound = InboundTransfers(self.table, store, self, stats)
+        self.inbound = InboundTransfers(self.table, store, self, stats, pages)
         self._num_prompt_tokens: dict[str, int] = {}  # of requests that wait for pages
         self._open_choices: dict[str, set[int]] = {}  # of requests that decode
         self._cut_choices: dict[str, set[int]] = {}  # aborted while the request's pages are on their way

@@ -31,22 +31,26 @@ class DecodeService:
         self._worker = worker
         self._role = config.role
         self._address = config.advertise_address
-        self.transports = ReceivingTransports(config.asked_kv_transport)
+        self.transports = ReceivingTransports(engine.store, config.asked_kv_transport)
         self._stats = worker.stats
         self._timer: asyncio.TimerHandle | None = None
         self.sessions = worker.sessions
         self._handover = DecodeHandover(
-            worker.epoch, engine.store, config.transfer_deadlines, self._stats, self
+            worker.epoch, engine.store, config.transfer_deadlines, self._stats, self, self.transports.writer
         )
         self.receiver = TransferReceiver(
             self._handover.inbound,
             self.now,
             self._stats,
             self.transports,
-            InboundPace(lambda: engine.load.num_running > 0, available_cores()),
+            InboundPace(self._computes_beside_transfers, available_cores()),
             host=host_of(config.advertise_address) or "127.0.0.1",
             stall_timeout_s=config.transfer_stall_timeout_s,
         )
+
+    def _computes_beside_transfers(self) -> bool:
+        """Whether tokens come later where cores are busy with pages; a device computes beside that."""
+        return self._engine.store.device_pages is None and self._engine.load.num_running > 0
 
     # --- from routers -------------------------------------------------------------------------------
 

@@ -2,18 +2,25 @@
 
 from collections.abc import Iterator, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from baton.core.kv_layout import DTYPE_BYTES, KVLayout
-from baton.core.ports import PageStore
 from baton.core.reservation import FramePlace
 
 # numpy has no bfloat16: values travel as unsigned integers of their size, and bfloat16 is the upper half of
 # a float32.
 RawArray = NDArray[Any]  # uint16 or uint32
+
+
+class Pages(Protocol):
+    """Pages in host memory, or copies of them there."""
+
+    def page(self, block_id: int, first_layer: int, num_layers: int) -> memoryview:
+        """See PageStore."""
+        ...
 
 
 class PageConverter:
@@ -34,9 +41,21 @@ class PageConverter:
         first = first_token // self._source.block_size
         return range(first, self._source.blocks_for(num_tokens) if first_token < num_tokens else first)
 
+    def target_blocks(self, first_token: int, num_tokens: int, place: FramePlace) -> range:
+        """The receiver's blocks that hold tokens of a place, which counts the sender's blocks."""
+        start, stop = self._tokens(first_token, num_tokens, place)
+        first = start // self._target.block_size
+        return range(first, self._target.blocks_for(stop) if start < stop else first)
+
+    def _tokens(self, first_token: int, num_tokens: int, place: FramePlace) -> tuple[int, int]:
+        """First token of a place that is to be written, and the end."""
+        block_size = self._source.block_size
+        stop = (place.first_block + place.num_blocks) * block_size
+        return max(first_token, place.first_block * block_size), min(num_tokens, stop)
+
     def write(
         self,
-        store: PageStore,
+        store: Pages,
         block_table: Sequence[int],
         first_token: int,
         num_tokens: int,
@@ -54,8 +73,7 @@ class PageConverter:
             self._copy(store, block_table, blocks, place, payload)
             return
         block_size = self._source.block_size
-        start = max(first_token, place.first_block * block_size)
-        stop = min(num_tokens, (place.first_block + place.num_blocks) * block_size)
+        start, stop = self._tokens(first_token, num_tokens, place)
         if start >= stop:
             return
         values = self._values(place, payload)
@@ -70,7 +88,7 @@ class PageConverter:
 
     def _copy(
         self,
-        store: PageStore,
+        store: Pages,
         block_table: Sequence[int],
         blocks: range,
         place: FramePlace,
@@ -92,7 +110,7 @@ class PageConverter:
         raw = np.frombuffer(payload, _raw_type(self._source.dtype)).reshape(shape)
         return convert_dtype(raw[:, :, :, self._source_heads], self._source.dtype, self._target.dtype)
 
-    def _page(self, store: PageStore, block_id: int, place: FramePlace) -> RawArray:
+    def _page(self, store: Pages, block_id: int, place: FramePlace) -> RawArray:
         """The shared heads of the place's layers of one page: the store's memory."""
         page = store.page(block_id, place.first_layer, place.num_layers)
         raw = np.frombuffer(page, _raw_type(self._target.dtype))

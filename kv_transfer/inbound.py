@@ -1,14 +1,16 @@
 """The decode side of transfers, without their transport: every check stands here, before a byte of a frame
 touches a page.
 
-Pure: no I/O, no clock. All of it runs on one thread, so that no write is ever under way when an abort is
-handled; transports that bring bytes on another thread land them in memory of their own first.
+Pure: no I/O, no clock. All of it runs on one thread, so that no write of host memory is ever under way when
+an abort is handled; transports that bring bytes on another thread land them in memory of their own first.
+Writes of a device's memory take a while: an abort waits for them (see Reservation.written).
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
-from typing import Protocol
+from functools import partial
+from typing import Any, Protocol
 
 from baton.core.errors import TransferRefused
 from baton.core.kv_layout import KVLayout
@@ -18,6 +20,7 @@ from baton.core.transfer_stats import TransferStats
 from baton.rpc import codec
 from kv_transfer.convert import PageConverter
 from kv_transfer.frames import check, longest_message
+from kv_transfer.page_writing import Arrived, HostWriter, PageWriter
 from kv_transfer.wire import Frame, check_seal, place_of
 
 
@@ -57,6 +60,7 @@ class InboundTransfer:
         self.first_tokens: dict[int, int] = {}
         self.error: TransferRefused | None = None  # why it ended early
         self.num_bytes = 0
+        self.is_withdrawn = False
         self.on_over: list[Callable[[], None]] = []  # called once, when it is committed or has failed
 
     def announce(self) -> None:
@@ -83,10 +87,17 @@ class InboundTransfers:
     """All transfers into one decode server's pages."""
 
     def __init__(
-        self, table: ReservationTable, store: PageStore, owner: TransferOwner, stats: TransferStats
+        self,
+        table: ReservationTable,
+        store: PageStore,
+        owner: TransferOwner,
+        stats: TransferStats,
+        pages: PageWriter | None = None,
     ) -> None:
+        """`pages` writes the store's pages; None: they are host memory."""
         self._table = table
         self._store = store
+        self._pages = HostWriter(store) if pages is None else pages
         self._owner = owner
         self._stats = stats
         self._open: dict[bytes, InboundTransfer] = {}
@@ -159,11 +170,9 @@ class InboundTransfers:
         """One of the writer's calls has ended; nothing comes over it any more."""
         transfer = writer.transfer
         if not transfer.reservation.is_over:
+            transfer.is_withdrawn = end is CallEnd.WITHDRAWN
             transfer.reservation.call_ended(now, is_complete=end is CallEnd.COMPLETE)
-            if end is CallEnd.WITHDRAWN:
-                self._owner.withdrawn(transfer.reservation)
-            else:
-                self._owner.writer_gone(transfer.reservation)
+            self._let_go(transfer)
         if end is not CallEnd.COMPLETE:
             self._decide(transfer, TransferRefused("incomplete", "the transfer ended without commit"))
         if transfer.reservation.is_over:
@@ -188,18 +197,49 @@ class InboundTransfers:
             raise TransferRefused("state", f"pages for {reservation.request_id}, which nobody has opened")
         return writers[layout_index]
 
-    def deliver_checked(self, writer: Writer, place: FramePlace, payload: memoryview, now: float) -> None:
-        """Write pages whose length and checksum are right. Raises TransferRefused, having written nothing."""
+    def deliver_checked(
+        self,
+        writer: Writer,
+        place: FramePlace,
+        payload: Any,
+        now: float,
+        when_read: Callable[[], None] | None = None,
+    ) -> None:
+        """Write pages whose length and checksum are right, from host memory or a buffer of DevicePages.
+
+        `when_read` is called once the payload is not read any more. Raises TransferRefused, having written
+        nothing and called nothing.
+        """
         reservation = writer.transfer.reservation
         reservation.accept(writer.index, place, now)
-        first_token, num_tokens = self._tokens_of(reservation)
-        writer.converter.write(self._store, reservation.block_table, first_token, num_tokens, place, payload)
         writer.transfer.num_bytes += len(payload)
         transport = self._stats.transports[writer.transport]
         transport.num_bytes += len(payload)
         transport.num_operations += 1
-        reservation.settle()
-        self._finish_if_committed(writer.transfer)
+        arrived = Arrived(
+            writer.converter, reservation.block_table, *self._tokens_of(reservation), place, payload
+        )
+        self._pages.write(arrived, partial(self._written, writer.transfer, now, when_read))
+
+    def _written(
+        self,
+        transfer: InboundTransfer,
+        now: float,
+        when_read: Callable[[], None] | None,
+        error: BaseException | None,
+    ) -> None:
+        """Pages that came at `now` are in their places, or can't be brought there."""
+        if when_read is not None:
+            when_read()
+        reservation = transfer.reservation
+        if error is not None:
+            reservation.abort(now)
+            self._decide(transfer, TransferRefused("internal", f"pages could not be written: {error!r}"))
+        reservation.written()
+        self._finish_if_committed(transfer)
+        if reservation.state is TransferState.DRAINED:
+            self._let_go(transfer)
+            self._forget(transfer)
 
     def deliver(self, frame: Frame, writer: Writer, now: float) -> None:
         """Check and write the pages of a frame. Raises TransferRefused, having written nothing."""
@@ -212,6 +252,13 @@ class InboundTransfers:
         self._decide(writer.transfer, error)
 
     # --- ends ---------------------------------------------------------------------------------------
+
+    def _let_go(self, transfer: InboundTransfer) -> None:
+        """A writer's call has ended, or its last write."""
+        if transfer.is_withdrawn:
+            self._owner.withdrawn(transfer.reservation)
+        else:
+            self._owner.writer_gone(transfer.reservation)
 
     def _finish_if_committed(self, transfer: InboundTransfer) -> None:
         reservation = transfer.reservation

@@ -4,6 +4,7 @@ breaks; meanwhile transfers go over gRPC."""
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import grpc
 
@@ -46,8 +47,14 @@ class Pair:
         """Send the pages of a place; returns when they have been read. Raises TransferRefused."""
         num_bytes = num_payload_bytes(store.layout, place)
 
-        def fill(staging: memoryview) -> None:
-            copy_into(staging, views(store, blocks, place))
+        def fill(staging: Any) -> None:
+            device = store.device_pages
+            if device is None:
+                copy_into(staging, views(store, blocks, place))
+            elif isinstance(staging, memoryview):  # only one of the two servers has its pages on a device
+                device.read(blocks, place.first_layer, place.num_layers, staging)
+            else:
+                device.gather(blocks, place.first_layer, place.num_layers, staging)
 
         def announce(checksum: int) -> None:
             header = transfer_pb2.PairPages(
@@ -82,23 +89,28 @@ class PairLink:
         self,
         address: str,
         metadata: tuple[tuple[str, str], ...],
-        device: str,
         max_bytes: int,
         stall_timeout_s: float,
+        checksum: Callable[[Any], int] | None,
     ) -> None:
+        """`checksum`: of bytes on a device, for a pair between devices."""
+        self._checksum = checksum
         self._address = address
         self._metadata = metadata
-        self._device = device
+        self._device = ""  # of the buffers on either side
         self._max_bytes = max_bytes
         self._stall_timeout_s = stall_timeout_s
         self._pair: Pair | None = None
         self._task: asyncio.Task[None] | None = None
         self._epoch = 0
 
-    def pair(self, epoch: int) -> Pair | None:
-        """The pair with the decode server of this epoch; None while there is none, and one is being made."""
+    def pair(self, epoch: int, device: str) -> Pair | None:
+        """The pair with the decode server of this epoch, with its buffers on `device`, "cpu" or "cuda".
+
+        None while there is none, and one is being made.
+        """
         if epoch != self._epoch:
-            self._epoch = epoch
+            self._epoch, self._device = epoch, device
             self._restart()
         return self._pair
 
@@ -164,6 +176,7 @@ class PairLink:
             on_broken,
             max_bytes=self._max_bytes,
             stall_timeout_s=self._stall_timeout_s,
+            checksum=self._checksum,
         )
 
     async def _use(self, pair: Pair, call: _PairCall, broken: "asyncio.Future[None]") -> None:

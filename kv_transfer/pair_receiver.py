@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import grpc
 
@@ -33,7 +34,10 @@ class PairReceiver:
         max_bytes: int,
         pace: InboundPace,
         stall_timeout_s: float,
+        checksum: Callable[[Any], int] | None,
     ) -> None:
+        """`checksum`: of bytes on a device, for pairs between devices."""
+        self._checksum = checksum
         self._inbound = inbound
         self._clock = clock
         self._stats = stats
@@ -58,7 +62,11 @@ class PairReceiver:
             where = transfer_pb2.PairMeeting(host=meeting.host, port=meeting.port)
             await context.write(transfer_pb2.PairReply(meeting=where))
             end: ReceivingEnd[transfer_pb2.PairPages] = await meeting.receiving_end(
-                hello.hello.device, self._landed, on_broken, stall_timeout_s=self._stall_timeout_s
+                hello.hello.device,
+                self._landed,
+                on_broken,
+                stall_timeout_s=self._stall_timeout_s,
+                checksum=self._checksum,
             )
         finally:
             meeting.close()
@@ -101,6 +109,7 @@ class PairReceiver:
 
     def _landed(self, announced: transfer_pb2.PairPages, landed: Landed | TransferRefused) -> None:
         """A message has come, right or wrong; what it was for may be over."""
+        is_being_read = False
         try:
             writer = self._inbound.writer_of(announced.transfer_id, announced.epoch)
         except TransferRefused as stale:
@@ -112,9 +121,10 @@ class PairReceiver:
                 place = place_of(announced.pages)
                 if len(landed.payload) != num_payload_bytes(writer.layout, place):
                     raise TransferRefused("length", f"{len(landed.payload)} bytes that don't fit {place}")
-                self._inbound.deliver_checked(writer, place, landed.payload, self._clock())
+                self._inbound.deliver_checked(writer, place, landed.payload, self._clock(), landed.release)
+                is_being_read = True
             except TransferRefused as error:
                 self._inbound.fail(writer, error)
         finally:
-            if isinstance(landed, Landed):
+            if isinstance(landed, Landed) and not is_being_read:
                 landed.release()

@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import grpc
 
@@ -83,15 +83,25 @@ class Peer:
         self._pair_link: PairLink | None = None
         self.address = address
 
-    def pair(self, epoch: int, device: str, layout: KVLayout, stall_timeout_s: float) -> "Pair | None":
-        """The pair of process groups with the decode server of this epoch; None while it is being made."""
+    def pair(
+        self,
+        epoch: int,
+        device: str,
+        layout: KVLayout,
+        stall_timeout_s: float,
+        checksum: Callable[[Any], int] | None,
+    ) -> "Pair | None":
+        """The pair of process groups with the decode server of this epoch; None while it is being made.
+
+        `checksum`: of bytes on this server's device, where its pages lie on one.
+        """
         if self._pair_link is None:
             from kv_transfer.pair_link import PairLink  # imports torch
 
             self._pair_link = PairLink(
-                self.address, self._metadata, device, longest_message(layout), stall_timeout_s
+                self.address, self._metadata, longest_message(layout), stall_timeout_s, checksum
             )
-        return self._pair_link.pair(epoch)
+        return self._pair_link.pair(epoch, device)
 
     def line(self) -> Line:
         """The connections for a new transfer: none on which another has failed."""

@@ -14,9 +14,10 @@ from kv_transfer import wire
 from kv_transfer.frames import num_payload_bytes
 from kv_transfer.inbound import InboundTransfers, Writer
 from kv_transfer.inbound_call import InboundCall
+from kv_transfer.ipc_reader import IpcReader
 from kv_transfer.nixl_route import read_shipped, remote_memory
 from kv_transfer.pace import InboundPace
-from kv_transfer.transports.nixl_memory import NixlReader
+from kv_transfer.transports.nixl_memory import Landing, NixlReader
 from kv_transfer.transports.registry import ReceivingTransports
 
 logger = logging.getLogger(__name__)
@@ -89,6 +90,7 @@ class TransferReceiver:
             self._inbound.longest_message,
             self._pace,
             self._stall_timeout_s,
+            self._transports.checksum,
         )
         await receiver.pair(frames, context)
 
@@ -111,7 +113,8 @@ class _Push:
         self._stall_timeout_s = stall_timeout_s
         self._call = InboundCall(inbound)
         self._decided = asyncio.Event()
-        self._memory = transfer_pb2.NixlMemory()
+        self._opening = transfer_pb2.Open()
+        self._has_connected = False  # to the sender's pool, by CUDA IPC
         self._reads: set[asyncio.Task[None]] = set()
 
     async def run(self, frames: AsyncIterator[bytes], context: _PushContext) -> int:
@@ -131,6 +134,8 @@ class _Push:
                 task.cancel()
             self._call.end(self._clock())
             await asyncio.gather(*tasks, return_exceptions=True)
+            if self._has_connected:
+                self._ipc_reader.disconnect(self._opening.cuda_ipc)
 
     async def _take_all(self, frames: AsyncIterator[bytes], context: _PushContext) -> None:
         """Take frames until the last one; sets `decided` when the transfer's end is known."""
@@ -142,7 +147,7 @@ class _Push:
             assert self._call.writer is not None
             if is_new:
                 self._call.when_decided(self._decided.set)
-                self._memory = frame.message.open.nixl
+                self._opening = frame.message.open
                 await self._prepare(self._call.writer, context)
             if to_read is not None:
                 await self._read(self._call.writer, frame.message.shipped)
@@ -161,14 +166,24 @@ class _Push:
             )
         if num_bytes:
             await asyncio.sleep(self._pace.delay_s(num_bytes, self._clock()))
+            await self._transports.writer.room()
 
     async def _prepare(self, writer: Writer, context: _PushContext) -> None:
         """What a transport needs before pages come."""
         if writer.transport == "nccl":
             await context.send_initial_metadata(())  # pages may come now
         elif writer.transport == "nixl":
-            remote = remote_memory(self._memory, writer.layout)
+            remote = remote_memory(self._opening.nixl, writer.layout)
             await self._reader.connect(remote, self._stall_timeout_s)  # else the first read would wait for it
+        elif writer.transport == "cuda_ipc":
+            await self._ipc_reader.connect(self._opening.cuda_ipc, writer.layout)
+            self._has_connected = True
+
+    @property
+    def _ipc_reader(self) -> IpcReader:
+        if self._transports.ipc_reader is None:
+            raise TransferRefused("transport", "this server maps no memory of others")
+        return self._transports.ipc_reader
 
     @property
     def _reader(self) -> NixlReader:
@@ -186,16 +201,25 @@ class _Push:
 
     async def _read_and_deliver(self, writer: Writer, shipped: transfer_pb2.Shipped) -> None:
         try:
-            landing = await read_shipped(
-                self._reader, self._memory, writer.layout, shipped, self._stall_timeout_s
-            )
+            landing = await self._landing(writer, shipped)
             try:
                 place = wire.place_of(shipped.pages)
-                self._inbound.deliver_checked(writer, place, landing.memory, self._clock())
-            finally:
+                self._inbound.deliver_checked(writer, place, landing.memory, self._clock(), landing.release)
+            except BaseException:
                 landing.release()
+                raise
         except TransferRefused as error:
             self._inbound.fail(writer, error)
         except Exception as error:  # a bug, which is not to leave the transfer waiting
             logger.exception("pages could not be read")
             self._inbound.fail(writer, TransferRefused("internal", repr(error)))
+
+    async def _landing(self, writer: Writer, shipped: transfer_pb2.Shipped) -> Landing:
+        """Pages as they were read, their checksum right."""
+        if writer.transport == "cuda_ipc":
+            return await self._ipc_reader.read(
+                self._opening.cuda_ipc, writer.layout, shipped, self._stall_timeout_s
+            )
+        return await read_shipped(
+            self._reader, self._opening.nixl, writer.layout, shipped, self._stall_timeout_s
+        )

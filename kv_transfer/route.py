@@ -2,17 +2,19 @@
 
 import asyncio
 from collections.abc import Iterator, Sequence
+from contextlib import aclosing
 from typing import Protocol
 
 import grpc
 
-from baton.core.ports import PageStore
+from baton.core.kv_layout import KVLayout
 from baton.core.reservation import FramePlace
 from baton.rpc.ticket import Ticket
 from baton.v1 import transfer_pb2
 from kv_transfer import wire
-from kv_transfer.frames import checksum, frame_places, num_payload_bytes, views
+from kv_transfer.frames import checksum, frame_places, num_payload_bytes
 from kv_transfer.outbound import PagesToSend
+from kv_transfer.page_reading import PageReader, Piece
 
 # Measured: smaller frames cost more calls, larger ones fall out of the processor's cache.
 FRAME_BYTES = 512 << 10
@@ -51,10 +53,16 @@ class GrpcRoute:
     waits_for_open = False
 
     def __init__(
-        self, ticket: Ticket, store: PageStore, calls: Sequence[PushCall], stall_timeout_s: float
+        self,
+        ticket: Ticket,
+        layout: KVLayout,
+        reader: PageReader,
+        calls: Sequence[PushCall],
+        stall_timeout_s: float,
     ) -> None:
         self._ticket = ticket
-        self._store = store
+        self._layout = layout
+        self._reader = reader
         self._calls = calls
         self._stall_timeout_s = stall_timeout_s
 
@@ -65,40 +73,43 @@ class GrpcRoute:
 
     async def send(self, pages: PagesToSend) -> int:
         """See Route."""
-        places = list(frame_places(self._store.layout, pages.place, FRAME_BYTES))
-        left = iter(places)
-        calls = self._calls[: len(places)]
-        if len(calls) == 1:
-            await self._drain(calls[0], left, pages)
-        else:
-            await self._drain_all(calls, left, pages)
-        return len(places)
+        num_frames = 0
+        async with aclosing(self._reader.pieces(pages)) as pieces:
+            async for piece in pieces:
+                num_frames += await self._send(piece)
+        return num_frames
 
     async def finish(self) -> None:
         """See Route."""
         for call in self._calls[1:]:
             await call.done_writing()
 
-    async def _drain_all(
-        self, calls: Sequence[PushCall], left: Iterator[FramePlace], pages: PagesToSend
-    ) -> None:
+    async def _send(self, piece: Piece) -> int:
+        places = list(frame_places(self._layout, piece.place, FRAME_BYTES))
+        left = iter(places)
+        calls = self._calls[: len(places)]
+        if len(calls) == 1:
+            await self._drain(calls[0], left, piece)
+        else:
+            await self._drain_all(calls, left, piece)
+        return len(places)
+
+    async def _drain_all(self, calls: Sequence[PushCall], left: Iterator[FramePlace], piece: Piece) -> None:
         try:
             async with asyncio.TaskGroup() as group:
                 for call in calls:
-                    group.create_task(self._drain(call, left, pages))
+                    group.create_task(self._drain(call, left, piece))
         except ExceptionGroup as errors:  # the first one cancelled the others
             raise errors.exceptions[0] from None
 
-    async def _drain(self, call: PushCall, left: Iterator[FramePlace], pages: PagesToSend) -> None:
+    async def _drain(self, call: PushCall, left: Iterator[FramePlace], piece: Piece) -> None:
         """Send frames until none is left; other calls take from the same."""
         for place in left:
-            first = place.first_block - pages.place.first_block
-            frame = self._frame(place, pages.blocks[first : first + place.num_blocks])
+            frame = self._frame(place, piece.views(place))
             async with asyncio.timeout(self._stall_timeout_s):
                 await call.write(frame)
 
-    def _frame(self, place: FramePlace, blocks: Sequence[int]) -> bytes:
-        parts = views(self._store, blocks, place)
+    def _frame(self, place: FramePlace, parts: Sequence[memoryview]) -> bytes:
         head = wire.pages_message(place, checksum(parts))
-        num_bytes = num_payload_bytes(self._store.layout, place)
+        num_bytes = num_payload_bytes(self._layout, place)
         return wire.encode_pages(self._ticket.transfer_id, self._ticket.epoch, head, parts, num_bytes)

@@ -16,6 +16,7 @@ from baton.rpc.auth import credentials
 from baton.rpc.errors import REFUSAL_REASON
 from baton.rpc.ticket import Ticket
 from baton.v1 import transfer_pb2
+from kv_transfer.choice import pair_device
 from kv_transfer.frames import num_payload_bytes
 from kv_transfer.outbound import OutboundTransfer, PagesToSend
 from kv_transfer.peer import NUM_CHANNELS, Line, Peer
@@ -29,7 +30,7 @@ LARGE_TRANSFER_BYTES = 16 << 20
 
 
 # Refusals whose cause is the transport: another one may do better.
-_TRANSPORT_FAILURES = ("nixl", "pair", "transport")
+_TRANSPORT_FAILURES = ("cuda_ipc", "nixl", "pair", "transport")
 # What grpc.aio makes of a call that the other side ended while a frame was being written.
 _LOST_WORDS = "Internal error from Core"
 
@@ -214,16 +215,18 @@ class TransferSender:
     def route(self, ticket: Ticket, peer: Peer, line: Line, calls: list[PushCall]) -> Route:
         """The way of a transfer's pages; may add calls to the one that there is."""
         choice = peer.choose(self._transports.offer, ticket, self._asked_transport)
-        if choice.name == "nixl":
-            return self._transports.nixl_route(ticket, calls[0], self.stall_timeout_s)
+        if choice.name in ("nixl", "cuda_ipc"):
+            return self._transports.read_route(choice.name, ticket, calls[0], self.stall_timeout_s)
         if choice.name == "nccl":
-            device = self._transports.offer.device
-            pair = peer.pair(ticket.epoch, device, self.store.layout, self.stall_timeout_s)
+            device = pair_device(self._transports.offer, ticket.transports)
+            pair = peer.pair(
+                ticket.epoch, device, self.store.layout, self.stall_timeout_s, self._transports.checksum
+            )
             if pair is not None:
                 return pair.route(ticket, self.store)
         if _is_large(ticket):
             calls.extend(line.push(stream) for stream in range(1, NUM_CHANNELS))
-        return GrpcRoute(ticket, self.store, calls, self.stall_timeout_s)
+        return GrpcRoute(ticket, self.store.layout, self._transports.reader, calls, self.stall_timeout_s)
 
     async def close(self) -> None:
         """Close every connection."""

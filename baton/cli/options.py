@@ -37,7 +37,7 @@ KVTransport = Annotated[
     typer.Option(
         "--kv-transport",
         metavar="NAME",
-        help="How KV pages travel: grpc, nccl, nixl, or auto: the best that both servers have.",
+        help="How KV pages travel: grpc, nccl, nixl, cuda_ipc, or auto: the best that both servers have.",
     ),
 ]
 TransferStallTimeout = Annotated[

@@ -166,8 +166,12 @@ def child_specs(plan: ServePlan, sockets: dict[str, Path]) -> list["ChildSpec"]:
     common = [f"--model={plan.model.directory}", f"--exit-with-parent={os.getpid()}"]
     children = {"router": ["router", *common, *router_arguments(plan, sockets)]}
     engine = plan.engine
-    if len(sockets) > 1:
-        engine = replace(engine, cores_file=next(iter(sockets.values())).with_name("cores"))
+    if len(sockets) > 1:  # they share the machine
+        engine = replace(
+            engine,
+            cores_file=next(iter(sockets.values())).with_name("cores"),
+            gpu_memory_utilization=engine.gpu_memory_utilization / len(sockets),
+        )
     for name, socket in sockets.items():
         command = name.partition("-")[0]
         own = [f"--listen=unix:{socket}", f"--worker-id={name}", f"--kv-transport={plan.kv_transport}"]

@@ -8,8 +8,10 @@
         ▼                     │ every writer lets go, or the deadline fences them off
      DRAINED ◀────────────────┘    (the pages may go back to the pool)
 
-A page has one writer at a time: the transfer until COMMITTED, the engine after. Every state but the last ones
-has a deadline. Time comes in as an argument, in seconds of any monotonic clock.
+A page has one writer at a time: the transfer until COMMITTED, the engine after. Pages on a device are written
+by copies that take a while: as long as one is under way, the reservation neither commits nor drains, whatever
+the peer does, since the copy is this server's own and always ends. Every state but the last ones has a
+deadline. Time comes in as an argument, in seconds of any monotonic clock.
 """
 
 from dataclasses import dataclass
@@ -136,6 +138,7 @@ class Reservation:
         self._deadlines = deadlines
         self._writers: list[_Writer] = []
         self._num_calls = 0  # of writers, that have not ended
+        self._num_writes = 0  # copies into pages that are under way on this server's device
         self._is_commit_asked = False
 
     def open(self, extent: Extent, now: float) -> int:
@@ -164,12 +167,19 @@ class Reservation:
     def accept(self, writer: int, place: FramePlace, now: float) -> None:
         """Check a frame's place and note it as written.
 
-        The caller writes its pages, then calls `settle`, before it does anything else here. Raises
-        TransferRefused where the frame is outside the reservation, comes twice, or the state takes none.
+        The caller begins to write its pages, and calls `written` when that is done. Raises TransferRefused
+        where the frame is outside the reservation, comes twice, or the state takes none.
         """
         self._require_receiving("frame")
         self._writers[writer].take(place)
+        self._num_writes += 1
         self._touch(now)
+
+    def written(self) -> None:
+        """The pages of one accepted frame are written, or never will be."""
+        self._num_writes -= 1
+        self.settle()
+        self._drain_if_alone()
 
     def commit(self, now: float, *, may_wait: bool) -> None:
         """The writer has sent everything; with `may_wait` some of it may still be on another path.
@@ -187,7 +197,8 @@ class Reservation:
 
     def settle(self) -> None:
         """Every head, block and layer is there and the commit has come: the pages pass to the engine."""
-        if self.state is TransferState.RECEIVING and self._is_commit_asked and not self._num_missing:
+        is_complete = self._is_commit_asked and not self._num_missing and not self._num_writes
+        if self.state is TransferState.RECEIVING and is_complete:
             self.state = TransferState.COMMITTED
 
     def abort(self, now: float) -> None:
@@ -209,6 +220,9 @@ class Reservation:
     def expire(self, now: float) -> bool:
         """Move on if this state's deadline has passed; returns whether it had."""
         if self.is_over or now < self.deadline:
+            return False
+        if self.state is TransferState.ABORTING and self._num_writes:
+            self.deadline = now + self._deadlines.aborting_s
             return False
         if self.state is TransferState.ABORTING:
             # Frames are refused since the abort, so that whoever still sends is fenced off.
@@ -237,7 +251,7 @@ class Reservation:
             self.deadline = now + self._deadlines.receiving_s
 
     def _drain_if_alone(self) -> None:
-        if self.state is TransferState.ABORTING and self._num_calls == 0:
+        if self.state is TransferState.ABORTING and self._num_calls == 0 and self._num_writes == 0:
             self.state = TransferState.DRAINED
 
 

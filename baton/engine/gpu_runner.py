@@ -19,6 +19,7 @@ from baton.engine.inputs import StepInputs, build_inputs
 from baton.engine.kv_cache import KVCache
 from baton.engine.memory import kv_cache_bytes_on_gpu
 from baton.engine.models.decoder import Decoder
+from baton.engine.runner import layer_group_ends
 from baton.engine.sampler import Task
 
 _CPU = torch.device("cpu")
@@ -29,7 +30,7 @@ _logger = logging.getLogger(__name__)
 class GpuRunner:
     """Implements `core.ports.Runner`; not thread-safe, it belongs to the engine loop's thread.
 
-    Pages on a GPU don't travel yet, so that nobody is told of layers before a step's end.
+    Layers are told of when they are queued on the device: who reads their pages waits for a mark behind them.
     """
 
     def __init__(
@@ -49,7 +50,7 @@ class GpuRunner:
         self._cache.copy_blocks(plan.block_copies)
         cache = self._cache
         inputs = build_inputs(plan, cache.layout.block_size, cache.padding_block, _CPU)
-        logits = self._logits(inputs)
+        logits = self._logits(inputs, self._after_layer(plan, layers_done))
         if not inputs.sampled_rows:
             return StepResult(samples=((),) * len(plan.rows))
         tasks: list[Task] = [
@@ -60,7 +61,19 @@ class GpuRunner:
             samples[inputs.sampled_rows[line]].append(token)
         return StepResult(samples=tuple(tuple(row) for row in samples))
 
-    def _logits(self, inputs: StepInputs) -> Tensor:
+    def _after_layer(self, plan: StepPlan, layers_done: LayersDone | None) -> LayersDone | None:
+        """Tells `layers_done` after every group of layers but the last one."""
+        if layers_done is None:
+            return None
+        ends = layer_group_ends(plan, self._cache.layout)
+
+        def after_layer(end_layer: int) -> None:
+            if end_layer in ends:
+                layers_done(end_layer)
+
+        return after_layer
+
+    def _logits(self, inputs: StepInputs, after_layer: LayersDone | None) -> Tensor:
         """`[sampled rows, V]`."""
         num_rows = len(inputs.attention.context_lengths)
         if self._graphs is not None and len(inputs.sampled_rows) == num_rows:
@@ -69,7 +82,7 @@ class GpuRunner:
                 return logits
         inputs = _on_device(inputs, self._cache.pool.device)
         step = self._attention.begin_step(inputs.attention)
-        hidden = self._decoder.forward(inputs.token_ids, inputs.positions, step)
+        hidden = self._decoder.forward(inputs.token_ids, inputs.positions, step, after_layer)
         return self._decoder.logits(hidden[inputs.sampled_tokens])
 
 

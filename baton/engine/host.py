@@ -11,6 +11,7 @@ from baton.core.errors import RequestFailed
 from baton.core.ports import LoadedEngine, PageStore
 from baton.core.request import LoadSnapshot
 from baton.core.scheduler import Scheduler, SchedulerConfig
+from baton.engine.device_order import DeviceOrder
 from baton.engine.loop import EngineLoop
 
 logger = logging.getLogger(__name__)
@@ -37,13 +38,19 @@ class EngineHost:
         self._on_output: Callable[[EngineOutput], None] | None = None
         self._event_loop: asyncio.AbstractEventLoop | None = None
         self._crash: asyncio.Future[None] | None = None
-        self._engine = EngineLoop(scheduler, loaded.runner, self._emit, self._report_crash)
+        self._order: DeviceOrder | None = None
+        if self.store.device_pages is not None:
+            self._order = DeviceOrder(self.store.device_pages, self._emit, self._report_crash)
+        emit = self._emit if self._order is None else self._order.put
+        self._engine = EngineLoop(scheduler, loaded.runner, emit, self._report_crash)
 
     def start(self, on_output: Callable[[EngineOutput], None]) -> None:
         """Run; `on_output` is called on this event loop's thread, in order, with all that happens."""
         self._event_loop = asyncio.get_running_loop()
         self._crash = self._event_loop.create_future()
         self._on_output = on_output
+        if self._order is not None:
+            self._order.start()
         self._engine.start()
 
     async def watch(self) -> None:
@@ -60,6 +67,8 @@ class EngineHost:
         """End the thread after the step under way."""
         if not await asyncio.to_thread(self._engine.stop, _STOP_TIMEOUT_S):
             logger.warning("the engine's step did not end within %.0f s", _STOP_TIMEOUT_S)
+        elif self._order is not None:
+            await asyncio.to_thread(self._order.stop)
 
     def _emit(self, output: EngineOutput) -> None:
         assert self._event_loop is not None
@@ -73,6 +82,8 @@ class EngineHost:
 
     def _receive_crash(self, error: Exception) -> None:
         assert self._crash is not None
+        if self._crash.done():  # the device and the engine's thread may both have something to say
+            return
         self._crash.set_exception(RequestFailed(f"The engine has stopped: {type(error).__name__}: {error}"))
         self._crash.exception()  # retrieved, whether or not somebody watches
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from baton.core.errors import StartupError
 from baton.core.kv_layout import KVLayout
+from baton.core.ports import DevicePages
 
 
 class KVCache:
@@ -24,6 +25,7 @@ class KVCache:
         # Through uint8, because numpy has no bfloat16.
         flat = self.pool.view(torch.uint8).flatten()
         self._bytes = flat.numpy().data if device.type == "cpu" else None
+        self._device_pages = None if device.type == "cpu" else _device_pages(self.pool[:num_blocks])
 
     @property
     def layout(self) -> KVLayout:
@@ -39,6 +41,11 @@ class KVCache:
     def padding_block(self) -> int:
         """The page that belongs to no request."""
         return self._num_blocks
+
+    @property
+    def device_pages(self) -> DevicePages | None:
+        """See PageStore."""
+        return self._device_pages
 
     @property
     def memory(self) -> memoryview:
@@ -68,6 +75,12 @@ class KVCache:
         """Copy whole pages, (source, destination), in order: a copy may read what one before it wrote."""
         for source, destination in copies:
             self.pool[destination].copy_(self.pool[source])
+
+
+def _device_pages(pool: Tensor) -> DevicePages:
+    from baton.engine.page_staging import PageStaging  # imports Triton
+
+    return PageStaging(pool)
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:

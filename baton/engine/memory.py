@@ -3,6 +3,9 @@
 from baton.core.errors import StartupError
 from baton.core.kv_layout import KVLayout
 
+# Of what other programs leave of a GPU's memory, an engine takes at most so much.
+_FREE_SHARE = 0.9
+
 
 def num_blocks_for(
     layout: KVLayout, kv_cache_bytes: int, max_model_len: int, option: str = "--kv-cache-memory"
@@ -30,16 +33,18 @@ def kv_cache_bytes_on_gpu(total: int, elsewhere: int, peak: int, utilization: fl
     """Bytes of a GPU's memory that are left for KV pages.
 
     total: the GPU's memory. elsewhere: what others and CUDA itself use of it. peak: the most that weights and
-    the largest step have used together. utilization: the share of `total` that all of these and the pages
-    may use. Raises StartupError if nothing is left.
+    the largest step have used together. utilization: the share of `total` that this engine may use, weights,
+    steps and pages; others have theirs, and of what they leave some stays free for graphs and staging.
+    Raises StartupError if nothing is left.
     """
-    left = int(total * utilization) - elsewhere - peak
-    if left > 0:
-        return left
+    room = int((total - elsewhere) * max(_FREE_SHARE, utilization))
+    allowed = min(int(total * utilization), room)
+    if allowed > peak:
+        return allowed - peak
     raise StartupError(
-        f"Weights and the largest step take {_mebibytes(peak)} and other programs {_mebibytes(elsewhere)} of "
-        f"the {_mebibytes(int(total * utilization))} that --gpu-memory-utilization {utilization} allows; "
-        "raise it, lower --max-num-batched-tokens, or stop the other programs."
+        f"Weights and the largest step take {_mebibytes(peak)}, of {_mebibytes(allowed)} that other programs "
+        f"({_mebibytes(elsewhere)}) leave and --gpu-memory-utilization {utilization} allows; raise it, lower "
+        "--max-num-batched-tokens, or stop the other programs."
     )
 
 

@@ -2,6 +2,7 @@
 
 import torch
 
+from baton.core.kv_layout import KVLayout
 from baton.core.plan import SampleTask, StepPlan, StepResult
 from baton.core.ports import LayersDone
 from baton.core.sampling import SampledToken
@@ -65,7 +66,7 @@ class ModelRunner:
 
     def _after_layer(self, plan: StepPlan, layers_done: LayersDone | None) -> LayersDone | None:
         """Tells `layers_done` after every group of layers but the last one."""
-        ends = set() if layers_done is None else self._group_ends(plan)
+        ends = set() if layers_done is None else layer_group_ends(plan, self._cache.layout)
         cores = self._cores
         if not ends and cores is None:
             return None
@@ -78,14 +79,15 @@ class ModelRunner:
 
         return after_layer
 
-    def _group_ends(self, plan: StepPlan) -> set[int]:
-        layout = self._cache.layout
-        num_groups = min(
-            _MAX_LAYER_GROUPS,
-            layout.num_layers,
-            plan.num_leaving_blocks * layout.bytes_per_block // _MIN_GROUP_BYTES,
-        )
-        return {layout.num_layers * group // num_groups for group in range(1, num_groups)}
+
+def layer_group_ends(plan: StepPlan, layout: KVLayout) -> set[int]:
+    """Layers before which a step's pages leave in groups; the last group's end is not among them."""
+    num_groups = min(
+        _MAX_LAYER_GROUPS,
+        layout.num_layers,
+        plan.num_leaving_blocks * layout.bytes_per_block // _MIN_GROUP_BYTES,
+    )
+    return {layout.num_layers * group // num_groups for group in range(1, num_groups)}
 
 
 def _result(

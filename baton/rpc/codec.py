@@ -144,6 +144,7 @@ def ticket_to_proto(ticket: Ticket) -> transfer_pb2.Ticket:
             host_id=ticket.transports.host_id,
             device=ticket.transports.device,
             names=ticket.transports.names,
+            gpu_id=ticket.transports.gpu_id,
         ),
     )
 
@@ -168,7 +169,7 @@ def _transports_from_proto(message: transfer_pb2.Ticket) -> WorkerTransports:
     if not message.HasField("transports"):
         return WorkerTransports()
     offer = message.transports
-    return WorkerTransports(offer.host_id, offer.device, tuple(offer.names))
+    return WorkerTransports(offer.host_id, offer.device, tuple(offer.names), offer.gpu_id)
 
 
 def load_to_proto(load: LoadSnapshot, stats: TransferStats) -> worker_pb2.Load:

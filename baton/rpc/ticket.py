@@ -12,6 +12,7 @@ class WorkerTransports:
     host_id: str = ""  # equal for workers that share a machine; empty: unknown
     device: str = "cpu"  # where the pages lie
     names: tuple[str, ...] = ("grpc",)
+    gpu_id: str = ""  # of the GPU that the pages lie on, the same in every process; empty: none
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import torch
 import torch.distributed
+from crc32c import crc32c
 from torch import Tensor
 
 from baton.core.errors import TransferRefused
@@ -22,6 +23,8 @@ _dist: Any = torch.distributed
 _EMPTY = torch.empty(0, dtype=torch.uint8)
 _NCCL_POLL_S = 0.0001
 
+Checksum = Callable[[Any], int]  # crc32c of bytes on a device
+
 
 class Work(Protocol):
     """What torch.distributed says of an operation."""
@@ -31,18 +34,36 @@ class Work(Protocol):
     def is_completed(self) -> bool: ...
 
 
-class HostAndDeviceBuffer:
-    """Bytes that the processor reads and writes, and the tensor that travels; on a CPU they are the same."""
+class HostBuffer:
+    """Bytes that the processor reads and writes, and the tensor of them that travels."""
 
-    def __init__(self, num_bytes: int, device: torch.device) -> None:
-        is_cuda = device.type == "cuda"
-        self.host = torch.empty(num_bytes, dtype=torch.uint8, pin_memory=is_cuda)
-        self.tensor = torch.empty_like(self.host, device=device) if is_cuda else self.host
-        self._memory = memoryview(self.host.numpy().data)
+    def __init__(self, num_bytes: int) -> None:
+        self.tensor = torch.empty(num_bytes, dtype=torch.uint8)
+        self.memory = memoryview(self.tensor.numpy().data)
 
-    @property
-    def memory(self) -> memoryview:
-        return self._memory
+    def content(self, num_bytes: int) -> memoryview:
+        """See Buffer."""
+        return self.memory[:num_bytes]
+
+    def checksum(self, num_bytes: int) -> int:
+        """See Buffer."""
+        return crc32c(self.memory[:num_bytes])
+
+
+class DeviceBuffer:
+    """Bytes on a GPU, which never leave it but for their checksum."""
+
+    def __init__(self, num_bytes: int, device: torch.device, checksum: Checksum) -> None:
+        self.tensor = torch.empty(num_bytes, dtype=torch.uint8, device=device)
+        self._checksum = checksum
+
+    def content(self, num_bytes: int) -> Tensor:
+        """See Buffer."""
+        return self.tensor[:num_bytes]
+
+    def checksum(self, num_bytes: int) -> int:
+        """See Buffer."""
+        return self._checksum(self.tensor[:num_bytes])
 
 
 class GlooWire:
@@ -70,15 +91,15 @@ class GlooWire:
     def max_bytes(self) -> int:
         return self._max_bytes
 
-    def new_buffer(self, num_bytes: int | None = None) -> HostAndDeviceBuffer:
-        return HostAndDeviceBuffer(num_bytes or self._max_bytes, torch.device("cpu"))
+    def new_buffer(self, num_bytes: int | None = None) -> HostBuffer:
+        return HostBuffer(num_bytes or self._max_bytes)
 
-    def send(self, buffer: HostAndDeviceBuffer, num_bytes: int) -> "_GlooSend":
+    def send(self, buffer: HostBuffer, num_bytes: int) -> "_GlooSend":
         answer = self._group.recv([_EMPTY], self._peer, _ACK)
         data = self._group.send([buffer.tensor[:num_bytes]], self._peer, _DATA)
         return _GlooSend(answer, (data, self._group.send([_EMPTY], self._peer, _TAIL)))
 
-    def receive(self, buffer: HostAndDeviceBuffer, num_bytes: int) -> "_GlooReceive":
+    def receive(self, buffer: HostBuffer, num_bytes: int) -> "_GlooReceive":
         # The whole buffer: Gloo ends the process where a message is longer than what is there to take it.
         data = self._group.recv([buffer.tensor], self._peer, _DATA)
         return _GlooReceive(data, self._group.recv([_EMPTY], self._peer, _TAIL), self._answer)
@@ -140,15 +161,24 @@ class _GlooReceive:
 
 
 class NcclWire:
-    """Messages over NCCL; they pass through pinned host memory on both sides, where checksums are made."""
+    """Messages over NCCL, from GPU to GPU."""
 
-    def __init__(self, store: Any, rank: int, device: torch.device, max_bytes: int, deadline: float) -> None:
+    def __init__(
+        self,
+        store: Any,
+        rank: int,
+        device: torch.device,
+        checksum: Checksum,
+        max_bytes: int,
+        deadline: float,
+    ) -> None:
         options = _dist.ProcessGroupNCCL.Options()
         options._timeout = timeout_until(deadline)
         with _no_watchdog():
             self._group = _dist.ProcessGroupNCCL(store, rank, 2, options)
         self._peer = 1 - rank
         self._device = device
+        self._checksum = checksum
         self._max_bytes = max_bytes
         # Not the engine's stream: copies would wait for what it computes.
         self._stream = torch.cuda.Stream(device)
@@ -166,26 +196,18 @@ class NcclWire:
     def max_bytes(self) -> int:
         return self._max_bytes
 
-    def new_buffer(self, num_bytes: int | None = None) -> HostAndDeviceBuffer:
-        return HostAndDeviceBuffer(num_bytes or self._max_bytes, self._device)
+    def new_buffer(self, num_bytes: int | None = None) -> DeviceBuffer:
+        return DeviceBuffer(num_bytes or self._max_bytes, self._device, self._checksum)
 
-    def send(self, buffer: HostAndDeviceBuffer, num_bytes: int) -> "_NcclPending":
-        tensor = buffer.tensor[:num_bytes]
+    def send(self, buffer: DeviceBuffer, num_bytes: int) -> "_NcclPending":
         with torch.cuda.stream(self._stream):
-            tensor.copy_(buffer.host[:num_bytes], non_blocking=True)
-            work = self._group.send([tensor], self._peer, _DATA)
-        return _NcclPending(work, self._is_aborted, lambda: None)
+            work = self._group.send([buffer.tensor[:num_bytes]], self._peer, _DATA)
+        return _NcclPending(work, self._is_aborted)
 
-    def receive(self, buffer: HostAndDeviceBuffer, num_bytes: int) -> "_NcclPending":
-        tensor = buffer.tensor[:num_bytes]
+    def receive(self, buffer: DeviceBuffer, num_bytes: int) -> "_NcclPending":
         with torch.cuda.stream(self._stream):
-            work = self._group.recv([tensor], self._peer, _DATA)
-        return _NcclPending(work, self._is_aborted, lambda: self._fetch(buffer.host[:num_bytes], tensor))
-
-    def _fetch(self, host: Tensor, tensor: Tensor) -> None:
-        with torch.cuda.stream(self._stream):
-            host.copy_(tensor, non_blocking=True)
-        self._stream.synchronize()
+            work = self._group.recv([buffer.tensor[:num_bytes]], self._peer, _DATA)
+        return _NcclPending(work, self._is_aborted)
 
     def abort(self) -> None:
         self._is_aborted.set()
@@ -200,10 +222,9 @@ class NcclWire:
 class _NcclPending:
     """Watched from here: torch's own waiting looks every 10 ms, and can't be woken."""
 
-    def __init__(self, work: Work, is_aborted: threading.Event, fetch: Callable[[], None]) -> None:
+    def __init__(self, work: Work, is_aborted: threading.Event) -> None:
         self._work = work
         self._is_aborted = is_aborted
-        self._fetch = fetch
 
     def wait(self, timeout_s: float) -> None:
         deadline = time.monotonic() + timeout_s
@@ -212,10 +233,9 @@ class _NcclPending:
                 raise TransferRefused("pair", "the pair was closed, or the peer neither takes nor sends")
             time.sleep(_NCCL_POLL_S)
         self._work.wait(_timeout(0.0))  # raises what went wrong
-        self._fetch()
 
 
-def _greet(wire: GlooWire | NcclWire, rank: int, deadline: float) -> None:
+def _greet(wire: Any, rank: int, deadline: float) -> None:
     """Bring one byte from the sender to the receiver: it shows that both ends are made."""
     buffer = wire.new_buffer(1)
     try:

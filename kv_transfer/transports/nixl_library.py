@@ -91,19 +91,28 @@ def new_agent(*, has_progress_thread: bool) -> Any:
     return agent
 
 
-def register(agent: Any, memory: memoryview) -> None:
-    """Let `agent` use memory of the CPU, which has to stay where it is as long as the agent is.
+def register(agent: Any, memory: Any, gpu_index: int | None = None) -> None:
+    """Let `agent` use memory, which has to stay where it is as long as the agent is: bytes of the CPU, or
+    with `gpu_index` a tensor of bytes on that GPU.
 
     Raises StartupError where the system does not let it, as by a limit on locked memory.
     """
     bindings = load()
-    descriptor = (address_of(memory), memory.nbytes, 0, "")
+    descriptor = (address_of(memory), memory.nbytes, gpu_index or 0, "")
     try:
-        agent.registerMem(bindings.nixlRegDList(bindings.DRAM_SEG, [descriptor]), [])
+        agent.registerMem(bindings.nixlRegDList(segment(gpu_index), [descriptor]), [])
     except Exception as error:
         raise StartupError(f"NIXL can't register {memory.nbytes} bytes: {error}") from error
 
 
-def address_of(memory: memoryview) -> int:
-    """Where contiguous memory begins."""
+def segment(gpu_index: int | None) -> Any:
+    """NIXL's word for memory of a GPU, or of the CPU."""
+    bindings = load()
+    return bindings.DRAM_SEG if gpu_index is None else bindings.VRAM_SEG
+
+
+def address_of(memory: Any) -> int:
+    """Where contiguous memory, or a tensor on a GPU, begins."""
+    if hasattr(memory, "data_ptr"):
+        return int(memory.data_ptr())
     return np.frombuffer(memory, np.uint8).ctypes.data

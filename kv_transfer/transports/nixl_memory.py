@@ -13,11 +13,15 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 from weakref import WeakValueDictionary
 
+from crc32c import crc32c
+
 from baton.core.errors import TransferRefused
+from baton.core.ports import DevicePages
 from kv_transfer.transports import nixl_library
-from kv_transfer.transports.nixl_reads import Read, ReadCounters, ReadThread
+from kv_transfer.transports.nixl_reads import LandingBuffer, Read, ReadCounters, ReadThread
 
 logger = logging.getLogger(__name__)
 
@@ -33,21 +37,28 @@ class RemoteMemory:
     base_address: int  # of block 0
     num_blocks: int
     bytes_per_block: int
+    gpu_index: int | None = None  # of its GPU, as its own process counts them; None: host memory
 
 
 class NixlSource:
     """A KV pool that others may read until `close`."""
 
-    def __init__(self, memory: memoryview, bytes_per_block: int, num_blocks: int) -> None:
-        """Register `memory`, which lies block after block. Raises StartupError where NIXL does not work."""
+    def __init__(
+        self, memory: Any, bytes_per_block: int, num_blocks: int, gpu_index: int | None = None
+    ) -> None:
+        """Register `memory`, block after block: bytes, or with `gpu_index` a tensor of bytes there.
+
+        Raises StartupError where NIXL does not work.
+        """
         if memory.nbytes != bytes_per_block * num_blocks:
             raise ValueError(f"{memory.nbytes} bytes are not {num_blocks} blocks of {bytes_per_block}")
         self._memory = memory  # stays where it is while it is registered
         # It answers those who connect. Reads don't need it, nor this process.
         self._agent = nixl_library.new_agent(has_progress_thread=True)
-        nixl_library.register(self._agent, memory)
-        metadata = self._agent.getLocalMD()
-        self.remote = RemoteMemory(metadata, nixl_library.address_of(memory), num_blocks, bytes_per_block)
+        nixl_library.register(self._agent, memory, gpu_index)
+        self.remote = RemoteMemory(
+            self._agent.getLocalMD(), nixl_library.address_of(memory), num_blocks, bytes_per_block, gpu_index
+        )
 
     def close(self) -> None:
         """Answer nobody any more, and end the agent's thread. Readers that are connected may read on."""
@@ -55,9 +66,10 @@ class NixlSource:
 
 
 class Landing:
-    """Bytes that were read. They lie in a slot of the landing buffer, which `release` gives back."""
+    """Bytes that were read: host memory, or a buffer of DevicePages. They lie in a slot of the landing
+    buffer, which `release` gives back."""
 
-    def __init__(self, memory: memoryview, give_back: Callable[[], None]) -> None:
+    def __init__(self, memory: Any, give_back: Callable[[], None]) -> None:
         self.memory = memory  # another read's after `release`
         self._give_back: Callable[[], None] | None = give_back
 
@@ -76,14 +88,20 @@ class NixlReader:
     hangs does not keep others from being read.
     """
 
-    def __init__(self, *, num_slots: int = 4, slot_bytes: int = 8 << 20) -> None:
-        """Blocks for about a second. Raises StartupError where NIXL does not work."""
+    def __init__(
+        self, *, num_slots: int = 4, slot_bytes: int = 8 << 20, device: DevicePages | None = None
+    ) -> None:
+        """`device`: where the pages lie, and what is read lands; None: host memory.
+
+        Blocks for about a second. Raises StartupError where NIXL does not work.
+        """
         # What the first agent of a process takes half a second for, or fails at, is better done now.
         nixl_library.new_agent(has_progress_thread=False)
         self.slot_bytes = slot_bytes
         self.counters = ReadCounters()
         self._loop = asyncio.get_running_loop()
-        self._landing_buffer = memoryview(mmap.mmap(-1, num_slots * slot_bytes))
+        landing_buffer = _landing_buffer(num_slots * slot_bytes, device)
+        self._landing_buffer = landing_buffer.memory
         self._free_slots: asyncio.Queue[int] = asyncio.Queue()
         for slot in range(num_slots):
             self._free_slots.put_nowait(slot)
@@ -92,7 +110,7 @@ class NixlReader:
         self._is_closed = False
         self._has_stopped = asyncio.Event()
         self._thread = ReadThread(
-            self._landing_buffer, self.counters, partial(self._tell_loop, self._has_stopped.set)
+            landing_buffer, self.counters, partial(self._tell_loop, self._has_stopped.set)
         )
 
     async def connect(self, remote: RemoteMemory, timeout_s: float) -> None:
@@ -120,7 +138,8 @@ class NixlReader:
         landing = Landing(memory, partial(self._free_slots.put_nowait, slot))
         future: asyncio.Future[Landing] = self._loop.create_future()
         finish = partial(self._tell_loop, partial(self._settle, future, landing, turn))
-        self._thread.start(Read(remote.agent_metadata, pieces, memory, crc, deadline, finish))
+        read = Read(remote.agent_metadata, pieces, remote.gpu_index, memory, crc, deadline, finish)
+        self._thread.start(read)
         try:
             async with asyncio.timeout(deadline + GRACE_S - time.monotonic()):
                 return await _landed(future)
@@ -201,6 +220,12 @@ class NixlReader:
         landing.release()
         if error is not None and not future.done():
             future.set_exception(error)
+
+
+def _landing_buffer(num_bytes: int, device: DevicePages | None) -> LandingBuffer:
+    if device is None:
+        return LandingBuffer(memoryview(mmap.mmap(-1, num_bytes)), None, crc32c)
+    return LandingBuffer(device.buffer(num_bytes), device.gpu_index, device.checksum)
 
 
 async def _landed(future: asyncio.Future[Landing]) -> Landing:

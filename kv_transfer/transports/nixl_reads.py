@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from crc32c import crc32c
 
 from baton.core.errors import TransferRefused
 from kv_transfer.transports import nixl_library
@@ -29,11 +28,21 @@ class Read:
 
     source: bytes  # metadata of the agent that has the memory
     pieces: Sequence[tuple[int, int]]  # address there, length; they land one after another
-    landing: memoryview
+    gpu_index: int | None  # of the GPU there, or host memory
+    landing: Any  # a part of the landing buffer's memory
     crc: int | None  # crc32c of the bytes; None: not checked
     deadline: float  # of time.monotonic()
     # Called once, on the thread. From then on nothing writes to the landing.
     finish: Callable[[TransferRefused | None], None]
+
+
+@dataclass(frozen=True, slots=True)
+class LandingBuffer:
+    """Where bytes land."""
+
+    memory: Any  # a memoryview, or a tensor of bytes on a GPU
+    gpu_index: int | None  # None: host memory
+    checksum: Callable[[Any], int]  # crc32c (RFC 3720) of a part of it
 
 
 @dataclass(slots=True)
@@ -59,10 +68,11 @@ class _Connection:
     So a connection ends with the first read on it that fails, and takes the others with it.
     """
 
-    def __init__(self, source: bytes, landing_buffer: memoryview) -> None:
+    def __init__(self, source: bytes, landing_buffer: LandingBuffer) -> None:
         self._bindings = nixl_library.load()
         self._agent = nixl_library.new_agent(has_progress_thread=False)
-        nixl_library.register(self._agent, landing_buffer)
+        self._landing_gpu = landing_buffer.gpu_index
+        nixl_library.register(self._agent, landing_buffer.memory, landing_buffer.gpu_index)
         self._source_name = self._agent.loadRemoteMD(source)
         self.reads: dict[Read, int | None] = {}  # under way, each with NIXL's handle once it has one
 
@@ -71,19 +81,14 @@ class _Connection:
         self.reads[read] = None
         handle = self._agent.createXferReq(
             self._bindings.NIXL_READ,
-            self._descriptors(_landing_pieces(read)),
-            self._descriptors(read.pieces),
+            _descriptors(_landing_pieces(read), self._landing_gpu),
+            _descriptors(read.pieces, read.gpu_index),
             self._source_name,
             b"",
             [],
         )
         self.reads[read] = handle
         self._agent.postXferReq(handle, b"")
-
-    def _descriptors(self, pieces: Sequence[tuple[int, int]]) -> Any:
-        rows = np.zeros((len(pieces), 3), np.uint64)  # [n, 3]: address, length, device
-        rows[:, :2] = pieces
-        return self._bindings.nixlXferDList(self._bindings.DRAM_SEG, rows)
 
     def take_if_done(self, read: Read) -> bool:
         """Whether it was read, and is not under way any more. Raises an error of NIXL's where it failed."""
@@ -107,7 +112,7 @@ class ReadThread:
     """Takes reads in, looks after them, and ends each by its deadline."""
 
     def __init__(
-        self, landing_buffer: memoryview, counters: ReadCounters, stopped: Callable[[], None]
+        self, landing_buffer: LandingBuffer, counters: ReadCounters, stopped: Callable[[], None]
     ) -> None:
         """`stopped` is called on the thread as the last thing it does."""
         self._landing_buffer = landing_buffer
@@ -206,7 +211,7 @@ class ReadThread:
                     break
 
     def _finish(self, read: Read) -> None:
-        if read.crc is None or crc32c(read.landing) == read.crc:
+        if read.crc is None or self._landing_buffer.checksum(read.landing) == read.crc:
             self._counters.num_reads += 1
             self._counters.num_bytes += len(read.landing)
             self._counters.num_descriptors += len(read.pieces)
@@ -223,6 +228,13 @@ class ReadThread:
         connection.close()
         for read in reads:
             read.finish(TransferRefused(reason.reason, str(reason)))  # each is raised somewhere else
+
+
+def _descriptors(pieces: Sequence[tuple[int, int]], gpu_index: int | None) -> Any:
+    rows = np.zeros((len(pieces), 3), np.uint64)  # [n, 3]: address, length, device
+    rows[:, :2] = pieces
+    rows[:, 2] = gpu_index or 0
+    return nixl_library.load().nixlXferDList(nixl_library.segment(gpu_index), rows)
 
 
 def _landing_pieces(read: Read) -> list[tuple[int, int]]:

@@ -26,9 +26,12 @@ CLOSE_TIMEOUT_S = 5.0
 class Buffer(Protocol):
     """Memory that a wire can send from and receive into."""
 
-    @property
-    def memory(self) -> memoryview:
-        """All of it, as bytes."""
+    def content(self, num_bytes: int) -> Any:
+        """Its first bytes: host memory, or those of a device as a tensor of bytes."""
+        ...
+
+    def checksum(self, num_bytes: int) -> int:
+        """crc32c (RFC 3720) of its first bytes."""
         ...
 
 

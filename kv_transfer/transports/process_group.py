@@ -19,7 +19,7 @@ import torch.distributed
 
 from baton.core.errors import TransferRefused
 from kv_transfer.transports import native_threads
-from kv_transfer.transports.group_wires import RECEIVER, SENDER, GlooWire, NcclWire
+from kv_transfer.transports.group_wires import RECEIVER, SENDER, Checksum, GlooWire, NcclWire
 from kv_transfer.transports.pair_end import NUM_BUFFERS, STALL_TIMEOUT_S, Wire, explain
 from kv_transfer.transports.receiving_end import Landed, ReceivingEnd
 from kv_transfer.transports.sending_end import SendingEnd
@@ -73,8 +73,11 @@ class Meeting:
         meeting_timeout_s: float = MEETING_TIMEOUT_S,
         stall_timeout_s: float = STALL_TIMEOUT_S,
         num_buffers: int = NUM_BUFFERS,
+        checksum: Checksum | None = None,
     ) -> ReceivingEnd[Token]:
         """Wait for the sender and make this end; the meeting is over then. See ReceivingEnd.
+
+        `checksum`: of bytes on a device, where that is not "cpu".
 
         Raises TransferRefused where the sender does not come in time.
         """
@@ -86,7 +89,9 @@ class Meeting:
             raise TransferRefused("pair", "the sender did not come") from None
         finally:
             self.close()
-        wire = await _WireMaker(lambda: connection, RECEIVER, device, self._max_bytes, deadline).wire()
+        wire = await _WireMaker(
+            lambda: connection, RECEIVER, device, checksum, self._max_bytes, deadline
+        ).wire()
         return ReceivingEnd(
             wire, on_landed, on_broken, num_buffers=num_buffers, stall_timeout_s=stall_timeout_s
         )
@@ -106,10 +111,12 @@ async def sending_end(
     meeting_timeout_s: float = MEETING_TIMEOUT_S,
     stall_timeout_s: float = STALL_TIMEOUT_S,
     num_buffers: int = NUM_BUFFERS,
+    checksum: Checksum | None = None,
 ) -> SendingEnd:
     """Meet the receiver that serves a Meeting at `host` and `port`. See SendingEnd.
 
-    Messages are as long as both ends have buffers for: see SendingEnd.max_bytes. Raises TransferRefused where
+    Messages are as long as both ends have buffers for: see SendingEnd.max_bytes. `checksum`: of bytes on a
+    device, where that is not "cpu". Raises TransferRefused where
     the receiver can't be reached in time.
     """
     deadline = time.monotonic() + meeting_timeout_s
@@ -117,7 +124,7 @@ async def sending_end(
     def connect() -> socket.socket:
         return socket.create_connection((host, port), timeout=meeting_timeout_s)
 
-    wire = await _WireMaker(connect, SENDER, device, max_bytes, deadline).wire()
+    wire = await _WireMaker(connect, SENDER, device, checksum, max_bytes, deadline).wire()
     return SendingEnd(wire, on_broken, num_buffers=num_buffers, stall_timeout_s=stall_timeout_s)
 
 
@@ -125,11 +132,18 @@ class _WireMaker:
     """Makes a wire on a thread; where nobody waits for it any more, it is closed as soon as it is made."""
 
     def __init__(
-        self, connect: Callable[[], socket.socket], rank: int, device: str, max_bytes: int, deadline: float
+        self,
+        connect: Callable[[], socket.socket],
+        rank: int,
+        device: str,
+        checksum: Checksum | None,
+        max_bytes: int,
+        deadline: float,
     ) -> None:
         self._connect = connect
         self._rank = rank
         self._device = torch.device(device)
+        self._checksum = checksum
         self._max_bytes = max_bytes
         self._deadline = deadline
         self._loop = asyncio.get_running_loop()
@@ -188,8 +202,10 @@ class _WireMaker:
         store.set(f"max_bytes/{self._rank}", str(self._max_bytes).encode())
         max_bytes = min(self._max_bytes, int(store.get(f"max_bytes/{1 - self._rank}")))
         if self._device.type == "cuda":
+            if self._checksum is None:
+                raise TransferRefused("pair", "a pair between GPUs, but these pages lie on none")
             device = torch.device("cuda", self._device.index or 0)
-            return NcclWire(store, self._rank, device, max_bytes, self._deadline)
+            return NcclWire(store, self._rank, device, self._checksum, max_bytes, self._deadline)
         # Gloo is to use the interface that faces the peer, whatever this machine is called.
         address = str(connection.getsockname()[0])
         return GlooWire(store, self._rank, address, max_bytes, self._deadline)

@@ -7,8 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from crc32c import crc32c
-
 from baton.core.errors import TransferRefused
 from kv_transfer.transports.pair_end import (
     NUM_BUFFERS,
@@ -31,8 +29,8 @@ class Landed:
 
     __slots__ = ("_release", "payload")
 
-    def __init__(self, payload: memoryview, release: Callable[[], None]) -> None:
-        self.payload = payload
+    def __init__(self, payload: Any, release: Callable[[], None]) -> None:
+        self.payload = payload  # see Buffer.content
         self._release: Callable[[], None] | None = release
 
     def release(self) -> None:
@@ -103,7 +101,7 @@ class ReceivingEnd(PairEnd, Generic[Token]):
         if not self._expected:  # given up
             return
         expected = self._expected.popleft()
-        landed = Landed(buffer.memory[: expected.num_bytes], lambda: self._queue.put(_Free(buffer)))
+        landed = Landed(buffer.content(expected.num_bytes), lambda: self._queue.put(_Free(buffer)))
         if crc == expected.crc32c:
             self._on_landed(expected.token, landed)
         else:
@@ -123,7 +121,7 @@ class ReceivingEnd(PairEnd, Generic[Token]):
                 self._posted.popleft()
                 if not self._take_commands(can_wait=False):  # the next message travels during the checksum
                     return
-                crc = crc32c(buffer.memory[: expected.num_bytes])
+                crc = buffer.checksum(expected.num_bytes)
                 self._loop.call_soon_threadsafe(self._landed, buffer, crc)
 
     def _take_commands(self, can_wait: bool = True) -> bool:

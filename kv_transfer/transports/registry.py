@@ -3,20 +3,28 @@
 import importlib.util
 import logging
 import socket
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from baton.core.errors import StartupError
-from baton.core.ports import PageStore
+from baton.core.ports import DevicePages, ExportedPool, PageStore
 from baton.rpc.ticket import Ticket, WorkerTransports
+from kv_transfer.device_copies import DeviceCopies
+from kv_transfer.page_reading import PageReader, page_reader
+from kv_transfer.page_writing import PageWriter, page_writer
 from kv_transfer.transports import nixl_library
 
 if TYPE_CHECKING:
-    from kv_transfer.nixl_route import NixlRoute
+    from kv_transfer.ipc_reader import IpcReader
+    from kv_transfer.read_route import ReadRoute
     from kv_transfer.route import PushCall
     from kv_transfer.transports.nixl_memory import NixlReader, NixlSource
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
@@ -26,65 +34,100 @@ class SendingTransports:
 
     def __init__(self, store: PageStore, asked: str | None = None) -> None:
         self._store = store
+        self._copies = _copies(store)
         self._nixl_source: NixlSource | None = None
-        names = _installed(asked)
+        self._exported: ExportedPool | None = None
+        self.reader: PageReader = page_reader(store, self._copies)
+        names = _installed(asked, store.device_pages)
         if "nixl" in names:
-            self._nixl_source = self._open_nixl(asked)
-            if self._nixl_source is None:
-                names.remove("nixl")
-        self.offer = WorkerTransports(host_id(), "cpu", tuple(names))
+            self._nixl_source = _unless_it_fails("nixl", self._open_nixl, asked, names)
+        if "cuda_ipc" in names:
+            self._exported = _unless_it_fails("cuda_ipc", self._export, asked, names)
+        self.offer = _offer(names, store.device_pages)
 
-    def nixl_route(self, ticket: Ticket, call: "PushCall", stall_timeout_s: float) -> "NixlRoute":
-        """A transfer's way over NIXL, which this worker has."""
-        from kv_transfer.nixl_route import NixlRoute
+    @property
+    def checksum(self) -> Callable[[Any], int] | None:
+        """Of bytes on the device where the pages are; None: they are host memory."""
+        return _checksum(self._store.device_pages)
 
-        assert self._nixl_source is not None
-        return NixlRoute(ticket, self._store, self._nixl_source, call, stall_timeout_s)
+    def read_route(self, name: str, ticket: Ticket, call: "PushCall", stall_timeout_s: float) -> "ReadRoute":
+        """A transfer's way over "nixl" or "cuda_ipc", which this worker has."""
+        from kv_transfer import ipc_reader, nixl_route
+        from kv_transfer.read_route import ReadRoute
+
+        if name == "nixl":
+            assert self._nixl_source is not None
+            describe = partial(nixl_route.describe, self._nixl_source)
+        else:
+            assert self._exported is not None
+            describe = partial(ipc_reader.describe, self._exported)
+        return ReadRoute(name, ticket, self._store.layout, self.reader, describe, call, stall_timeout_s)
 
     def close(self) -> None:
         """Let go of what was registered."""
         if self._nixl_source is not None:
             self._nixl_source.close()
+        if self._copies is not None:
+            self._copies.close()
 
-    def _open_nixl(self, asked: str | None) -> "NixlSource | None":
+    def _export(self) -> ExportedPool:
+        assert self._store.device_pages is not None
+        return self._store.device_pages.export()
+
+    def _open_nixl(self) -> "NixlSource":
         from kv_transfer.transports.nixl_memory import NixlSource
 
-        try:
-            return NixlSource(
-                self._store.memory[: self._store.num_blocks * self._store.layout.bytes_per_block],
-                self._store.layout.bytes_per_block,
-                self._store.num_blocks,
-            )
-        except StartupError as error:
-            _note_nixl_failure(error, asked)
-            return None
+        bytes_per_block, num_blocks = self._store.layout.bytes_per_block, self._store.num_blocks
+        device = self._store.device_pages
+        if device is not None:
+            return NixlSource(device.pool, bytes_per_block, num_blocks, _gpu_index(device))
+        return NixlSource(self._store.memory[: num_blocks * bytes_per_block], bytes_per_block, num_blocks)
 
 
 class ReceivingTransports:
     """A decode server's transports; made on its event loop. Raises StartupError as SendingTransports does."""
 
-    def __init__(self, asked: str | None = None) -> None:
-        names = _installed(asked)
+    def __init__(self, store: PageStore, asked: str | None = None) -> None:
+        self._store = store
+        self._copies = _copies(store)
+        self.writer: PageWriter = page_writer(store, self._copies)
         self.nixl_reader: NixlReader | None = None
+        self.ipc_reader: IpcReader | None = None
+        names = _installed(asked, store.device_pages)
         if "nixl" in names:
-            self.nixl_reader = self._open_nixl(asked)
-            if self.nixl_reader is None:
-                names.remove("nixl")
-        self.offer = WorkerTransports(host_id(), "cpu", tuple(names))
+            self.nixl_reader = _unless_it_fails("nixl", self._open_nixl, asked, names)
+        if "cuda_ipc" in names:
+            self.ipc_reader = _unless_it_fails("cuda_ipc", self._open_ipc, asked, names)
+        self.offer = _offer(names, store.device_pages)
+
+    @property
+    def checksum(self) -> Callable[[Any], int] | None:
+        """Of bytes on the device where the pages are; None: they are host memory."""
+        return _checksum(self._store.device_pages)
 
     async def close(self) -> None:
         """End what runs."""
         if self.nixl_reader is not None:
             await self.nixl_reader.close()
+        if self.ipc_reader is not None:
+            await self.ipc_reader.close()
+        if self._copies is not None:
+            self._copies.close()
 
-    def _open_nixl(self, asked: str | None) -> "NixlReader | None":
+    def _open_nixl(self) -> "NixlReader":
         from kv_transfer.transports.nixl_memory import NixlReader
 
-        try:
+        device = self._store.device_pages
+        if device is None or _gpu_index(device) is None:
             return NixlReader()
-        except StartupError as error:
-            _note_nixl_failure(error, asked)
-            return None
+        return NixlReader(device=device)
+
+    def _open_ipc(self) -> "IpcReader":
+        from kv_transfer.ipc_reader import IpcReader
+
+        assert self._copies is not None
+        self._copies.pages.export()  # what can't be offered can't be mapped either
+        return IpcReader(self._copies, self._store.layout)
 
 
 def host_id() -> str:
@@ -95,13 +138,36 @@ def host_id() -> str:
         return socket.gethostname()
 
 
-def _installed(asked: str | None) -> list[str]:
+def _copies(store: PageStore) -> DeviceCopies | None:
+    return None if store.device_pages is None else DeviceCopies(store.device_pages, store.layout)
+
+
+def _offer(names: list[str], device: DevicePages | None) -> WorkerTransports:
+    if device is None:
+        return WorkerTransports(host_id(), "cpu", tuple(names))
+    return WorkerTransports(host_id(), device.device, tuple(names), device.gpu_id)
+
+
+def _checksum(device: DevicePages | None) -> Callable[[Any], int] | None:
+    return None if device is None else device.checksum
+
+
+def _gpu_index(device: DevicePages) -> int | None:
+    """For libraries that tell memory of GPUs from memory of the host."""
+    return device.gpu_index if device.device == "cuda" else None
+
+
+def _installed(asked: str | None, device: DevicePages | None) -> list[str]:
     """gRPC, which is always there, and those of the others whose packages are and which may be used."""
     names = ["grpc"]
     if asked in (None, "nccl") and _is_installed("torch"):
         names.append("nccl")
     if asked in (None, "nixl") and nixl_library.is_available():
         names.append("nixl")
+    if asked in (None, "cuda_ipc") and device is not None:
+        names.append("cuda_ipc")
+    if asked == "cuda_ipc" and device is None:
+        raise StartupError("KV transport cuda_ipc is for pages on a GPU: use --device cuda, or another one")
     if asked is not None and asked not in names:
         raise StartupError(
             f"KV transport {asked} was asked for, but its package is not installed: "
@@ -110,10 +176,16 @@ def _installed(asked: str | None) -> list[str]:
     return names
 
 
-def _note_nixl_failure(error: StartupError, asked: str | None) -> None:
-    if asked == "nixl":
-        raise error
-    logger.warning("KV transport nixl is not used: %s", error)
+def _unless_it_fails(name: str, make: Callable[[], T], asked: str | None, names: list[str]) -> T | None:
+    """What a transport needs; where it does not work, it is taken off the names, unless it was asked for."""
+    try:
+        return make()
+    except StartupError as error:
+        if asked == name:
+            raise
+        logger.warning("KV transport %s is not used: %s", name, error)
+        names.remove(name)
+        return None
 
 
 def _is_installed(package: str) -> bool:

@@ -1,7 +1,6 @@
 """The end of a pair that sends: on its thread a message is put together while the last is on the wire."""
 
 import asyncio
-import contextlib
 import queue
 import time
 from collections import deque
@@ -9,8 +8,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from threading import Lock
 from typing import Any
-
-from crc32c import crc32c
 
 from baton.core.errors import TransferRefused
 from kv_transfer.transports.pair_end import (
@@ -22,6 +19,7 @@ from kv_transfer.transports.pair_end import (
     Wire,
     again,
 )
+from kv_transfer.waiting import settled
 
 # Sends that wait for the thread; more wait for their turn.
 MAX_QUEUED_SENDS = 8
@@ -32,7 +30,7 @@ class _Send:
     """One message on its way into a staging buffer."""
 
     num_bytes: int
-    fill: Callable[[memoryview], None]
+    fill: Callable[[Any], None]
     announce: Callable[[int], None]
     read: "asyncio.Future[None]"  # done once the source is no longer read
     _lock: Lock
@@ -74,15 +72,15 @@ class SendingEnd(PairEnd):
         self._start("pair-send")
 
     async def send(
-        self, num_bytes: int, fill: Callable[[memoryview], None], announce: Callable[[int], None]
+        self, num_bytes: int, fill: Callable[[Any], None], announce: Callable[[int], None]
     ) -> None:
         """Send one message; returns when it has been read from its source, not when it has arrived.
 
-        `fill` puts the message into memory of `num_bytes`, on the end's thread: it should let go of the
-        interpreter's lock where it can (numpy does). `announce` is called with the crc32c, on the loop, in
-        the order in which messages go out. Where `send` ends, in whatever way, `fill` runs no more. What
-        `fill` raises is raised here, and nothing is sent. Raises TransferRefused where the pair is broken or
-        closed, and ValueError for a message that is empty or longer than `max_bytes`.
+        `fill` puts the message into memory of `num_bytes` (Buffer.content), on the end's thread: it should
+        let go of the interpreter's lock where it can (numpy does). `announce` is called with the crc32c, on
+        the loop, in the order in which messages go out. Where `send` ends, in whatever way, `fill` runs no
+        more. What `fill` raises is raised here, and nothing is sent. Raises TransferRefused where the pair is
+        broken or closed, and ValueError for a message that is empty or longer than `max_bytes`.
         """
         if not 0 < num_bytes <= self._max_bytes:
             raise ValueError(f"a message of {num_bytes} bytes where 1 to {self._max_bytes} can be sent")
@@ -95,7 +93,7 @@ class SendingEnd(PairEnd):
                 await asyncio.shield(send.read)
             except asyncio.CancelledError:
                 if not send.take():
-                    await _settled(send.read)
+                    await settled(send.read)
                 raise
             finally:
                 self._sends.discard(send)
@@ -128,14 +126,13 @@ class SendingEnd(PairEnd):
             if not send.take():  # withdrawn
                 self._free.append(buffer)
                 continue
-            message = buffer.memory[: send.num_bytes]
             try:
-                send.fill(message)
+                send.fill(buffer.content(send.num_bytes))
             except Exception as error:
                 self._loop.call_soon_threadsafe(send.read.set_exception, error)
                 self._free.append(buffer)
                 continue
-            self._loop.call_soon_threadsafe(self._filled, send, crc32c(message))
+            self._loop.call_soon_threadsafe(self._filled, send, buffer.checksum(send.num_bytes))
             pending = self._wire.send(buffer, send.num_bytes)
             self._sent.append(_Sent(buffer, pending, time.monotonic() + self._stall_timeout_s))
 
@@ -161,11 +158,3 @@ class SendingEnd(PairEnd):
     def _let_go(self) -> None:
         self._sent.clear()
         self._free.clear()
-
-
-async def _settled(future: "asyncio.Future[None]") -> None:
-    """Wait for `future`, whatever comes; for those who are cancelled already."""
-    while not future.done():
-        with contextlib.suppress(asyncio.CancelledError):
-            await asyncio.wait([future])
-    future.exception()  # seen

@@ -153,8 +153,8 @@ def test_the_children_of_serve_understand_their_options(
     assert [child.name for child in children] == ["router", "prefill-0", "decode-0"]
     assert prefill.listen_address == prefill.advertise_address == "unix:/run/b/prefill-0.sock"
     assert (prefill.role, decode.role) == ("prefill", "decode")
-    # "auto" is the CPU for servers whose pages travel.
-    shared = replace(plans[0].engine, device="cpu", cores_file=Path("/run/b/cores"))
+    cores = Path("/run/b/cores")
+    shared = replace(plans[0].engine, cores_file=cores, gpu_memory_utilization=0.45)
     assert prefill.engine == decode.engine == shared
     assert routers[0].prefill_addresses == ("unix:/run/b/prefill-0.sock",)
     assert routers[0].decode_addresses == ("unix:/run/b/decode-0.sock",)

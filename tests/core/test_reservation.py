@@ -38,6 +38,7 @@ class Model:
     brought: list[range] = field(default_factory=list)  # heads of each writer
     missing: list[set[tuple[int, int]]] = field(default_factory=list)  # (block, layer), of each writer
     num_calls: int = 0
+    num_writes: int = 0  # copies under way
     is_commit_asked: bool = False
     aborted_at: float | None = None
 
@@ -60,8 +61,8 @@ class Model:
         self.drain_if_alone()
 
     def drain_if_alone(self) -> None:
-        """Without calls nobody writes."""
-        if self.state is State.ABORTING and not self.num_calls:
+        """Without calls and copies under way nobody writes."""
+        if self.state is State.ABORTING and not self.num_calls and not self.num_writes:
             self.state = State.DRAINED
 
     @property
@@ -76,8 +77,16 @@ class Model:
 
     def settle(self) -> None:
         """See Reservation.settle."""
-        if self.state is State.RECEIVING and self.is_commit_asked and self.is_complete:
+        is_written = self.is_complete and not self.num_writes
+        if self.state is State.RECEIVING and self.is_commit_asked and is_written:
             self.state = State.COMMITTED
+
+    def written(self) -> None:
+        """One copy has ended."""
+        self.reservation.written()
+        self.num_writes -= 1
+        self.settle()
+        self.drain_if_alone()
 
 
 class ReservationMachine(RuleBasedStateMachine):
@@ -180,6 +189,12 @@ class ReservationMachine(RuleBasedStateMachine):
         block, layer = missing[place % len(missing)]
         self.accept(model, writer, FramePlace(block, 1, layer, 1))
 
+    @precondition(lambda self: any(model.num_writes for model in self.known))
+    @rule(which=anything)
+    def written(self, which: int) -> None:
+        writing = [model for model in self.known if model.num_writes]
+        writing[which % len(writing)].written()
+
     @precondition(lambda self: self.known)
     @rule(which=anything, may_wait=st.booleans())
     def commit(self, which: int, may_wait: bool) -> None:
@@ -253,6 +268,9 @@ class ReservationMachine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """Once only time goes on, everything is over soon, without looking more often than told to."""
+        for model in self.known:
+            while model.num_writes:
+                model.written()
         start = self.now
         for _ in range(3 * len(self.known)):
             deadline = self.table.next_deadline()
@@ -280,15 +298,21 @@ class ReservationMachine(RuleBasedStateMachine):
             model.missing[writer] -= places
             model.touch(self.now)
             assert model.reservation.state is State.RECEIVING  # its pages are not written yet
-            model.reservation.settle()
-            model.settle()
+            model.num_writes += 1
+            if which % 3:  # the others' copies take a while
+                model.written()
 
     def refuse(self, reason: str, model: Model, writer: int, place: FramePlace) -> None:
         with _refused(reason):
             model.reservation.accept(writer, place, self.now)
 
     def expire(self) -> None:
-        due = [model for model in self.known if model.deadline is not None and model.deadline <= self.now]
+        late = [model for model in self.known if model.deadline is not None and model.deadline <= self.now]
+        # A copy of this server's own always ends, and nothing fences it off.
+        waiting = [model for model in late if model.state is State.ABORTING and model.num_writes]
+        for model in waiting:
+            model.since = self.now
+        due = [model for model in late if model not in waiting]
         assert self.table.expire(self.now) == [model.reservation for model in due]
         for model in due:
             if model.state is State.ABORTING:

@@ -56,6 +56,7 @@ class Limits:
     fingerprint: bytes = FINGERPRINT
     deadlines: TransferDeadlines = field(default_factory=TransferDeadlines)
     kv_transport: str = "grpc"
+    on_device: Callable[[FakeEngine], FakeEngine] | None = None  # puts the engine's pages on a device
 
 
 class Worker:
@@ -93,6 +94,8 @@ class Worker:
         self.engine = load_fake_engine(
             limits.layout, limits.num_blocks, limits.max_model_len, limits.fingerprint
         )
+        if limits.on_device is not None:
+            self.engine = limits.on_device(self.engine)
         self.host = EngineHost(self.config.engine, self.engine)
         self._stopping = asyncio.Event()
         started = asyncio.Event()

@@ -4,10 +4,11 @@ import hashlib
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from baton.core.kv_layout import KVLayout
 from baton.core.plan import ScheduledRow, StepPlan, StepResult
-from baton.core.ports import LayersDone
+from baton.core.ports import DevicePages, LayersDone
 from baton.core.sampling import SampledToken, SamplingParams, choice_seed
 from baton.core.stopping import FinishReason, finish_reason
 
@@ -25,6 +26,8 @@ def fake_layout(block_size: int = 4, num_layers: int = 2) -> KVLayout:
 
 class BytesPages:
     """Implements `baton.core.ports.PageStore` on a bytearray, filled with a pattern that is no state."""
+
+    device_pages: DevicePages | None = None
 
     def __init__(self, layout: KVLayout, num_blocks: int) -> None:
         self.layout = layout
@@ -111,7 +114,7 @@ class FakeEngine:
     """Implements `baton.core.ports.LoadedEngine`."""
 
     runner: FakeRunner
-    page_store: BytesPages
+    page_store: BytesPages | Any
     max_model_len: int
     vocab_size: int
     fingerprint: bytes

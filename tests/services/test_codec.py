@@ -82,7 +82,7 @@ def test_ticket(
         layout=layout,
         protocol_version=2,
         num_tokens=num_tokens,
-        transports=WorkerTransports("host", "cuda", ("grpc", "nixl")),
+        transports=WorkerTransports("host", "cuda", ("grpc", "nixl"), "GPU-1"),
     )
     wire = codec.ticket_to_proto(ticket).SerializeToString()
     assert codec.ticket_from_proto(transfer_pb2.Ticket.FromString(wire)) == ticket

@@ -14,6 +14,7 @@ from decode_service.handover import DecodeHandover
 from kv_transfer.frames import check
 from kv_transfer.inbound import Writer
 from tests.simulation.engine import VirtualEngine
+from tests.simulation.late_writer import LateWriter
 from tests.simulation.pages import DecodePages
 from tests.simulation.receiver import ServerCall
 from tests.simulation.schedule import Violation
@@ -51,7 +52,8 @@ class VirtualDecode:
             world, "decode", self.pages, world.decode_budget, world.decode_step_time, self._on_output
         )
         self.stats = TransferStats()
-        self.handover = DecodeHandover(epoch, self.pages, DEADLINES, self.stats, self)
+        self._writer = None if world.write_time is None else LateWriter(world, self.pages, world.write_time)
+        self.handover = DecodeHandover(epoch, self.pages, DEADLINES, self.stats, self, self._writer)
         self.reservations = self.handover.table._by_transfer
         self.sessions = SessionHost()
         self.is_dead = False
@@ -63,6 +65,8 @@ class VirtualDecode:
 
     def die(self) -> None:
         """All state is lost."""
+        if self._writer is not None:
+            self._writer.is_dead = True
         self.is_dead = self.engine.is_dead = True
 
     # --- from routers -------------------------------------------------------------------------------
@@ -107,6 +111,8 @@ class VirtualDecode:
 
     def submit(self, command: EngineCommand) -> None:
         """Check who lets go of which pages, then give the engine the command."""
+        if self._writer is not None and isinstance(command, AbortRequest | CommitRequest):
+            self._writer.require_idle(command.request_id)
         match command:
             case AbortRequest(request_id, None):
                 self._require_no_writer(request_id)
@@ -119,7 +125,7 @@ class VirtualDecode:
         now = self._world.now
         request_id = reservation.request_id
         record = self._records[request_id] = Record(reservation, reservation.state, now, now)
-        record.latest = _latest(record)
+        record.latest = self._latest(record)
         ticket = Ticket(
             transfer_id=reservation.transfer_id,
             epoch=self._epoch,
@@ -212,7 +218,7 @@ class VirtualDecode:
             record.commit_came = record.touched
             if not record.reservation.is_over:
                 self._world.count["commit before its pages"] += 1
-        record.latest = _latest(record)
+        record.latest = self._latest(record)
 
     def taint(self, writer: Writer) -> None:
         """A corrupted frame was taken: into an empty place, perhaps, so that its own stays empty."""
@@ -238,7 +244,7 @@ class VirtualDecode:
             record = self._records[reservation.request_id]
             if record.state is not reservation.state:
                 record.state, record.since = reservation.state, now
-                record.latest = _latest(record)
+                record.latest = self._latest(record)
             if now > record.latest:
                 raise Violation(
                     f"the reservation of {reservation.request_id} is {record.state.value} for too long, "
@@ -276,6 +282,20 @@ class VirtualDecode:
             )
         self._world.count["fenced writer"] += 1
 
+    def _latest(self, record: Record) -> float:
+        """When the reservation has to leave its state."""
+        match record.state:
+            case TransferState.RESERVED:
+                return record.since + DEADLINES.reserved_s
+            case TransferState.RECEIVING if record.commit_came is not None:
+                return record.commit_came + DEADLINES.committing_s
+            case TransferState.RECEIVING:
+                return record.touched + DEADLINES.receiving_s
+            case TransferState.ABORTING:
+                copies_s = 0.0 if self._writer is None else self._writer.longest_s
+                return record.since + DEADLINES.aborting_s + copies_s
+        return record.since  # none of it stays in the table
+
     def _pass_pages_to_engine(self, request_id: str) -> None:
         record = self._records[request_id]
         if record.reservation.state is not TransferState.COMMITTED or record.is_tainted:
@@ -284,17 +304,3 @@ class VirtualDecode:
                 f"{', with a corrupted frame' if record.is_tainted else ''}"
             )
         self.pages.end_writes(request_id)
-
-
-def _latest(record: Record) -> float:
-    """When the reservation has to leave its state."""
-    match record.state:
-        case TransferState.RESERVED:
-            return record.since + DEADLINES.reserved_s
-        case TransferState.RECEIVING if record.commit_came is not None:
-            return record.commit_came + DEADLINES.committing_s
-        case TransferState.RECEIVING:
-            return record.touched + DEADLINES.receiving_s
-        case TransferState.ABORTING:
-            return record.since + DEADLINES.aborting_s
-    return record.since  # none of it stays in the table

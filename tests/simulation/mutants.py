@@ -47,6 +47,7 @@ def _replace(owner: Any, name: str, function: Callable[..., Any]) -> Callable[[P
 
 def _accept_in_any_state(self: Reservation, writer: int, place: FramePlace, now: float) -> None:
     self._writers[writer].take(place)
+    self._num_writes += 1
     self._touch(now)
 
 
@@ -70,6 +71,16 @@ def _commit_incomplete(self: Reservation, now: float, *, may_wait: bool) -> None
 def _settle_before_commit(self: Reservation) -> None:
     if self.state is TransferState.RECEIVING and not self._num_missing:
         self.state = TransferState.COMMITTED
+
+
+def _commit_beside_copies(self: Reservation) -> None:
+    if self.state is TransferState.RECEIVING and self._is_commit_asked and not self._num_missing:
+        self.state = TransferState.COMMITTED
+
+
+def _drain_beside_copies(self: Reservation) -> None:
+    if self.state is TransferState.ABORTING and self._num_calls == 0:
+        self.state = TransferState.DRAINED
 
 
 def _abort_at_once(self: Reservation, now: float) -> None:
@@ -206,6 +217,11 @@ MUTANTS = (
     Mutant("frames are taken twice", _replace(_Writer, "take", _take_twice)),
     Mutant("a commit is taken whatever is missing", _replace(Reservation, "commit", _commit_incomplete)),
     Mutant("pages pass before the commit", _replace(Reservation, "settle", _settle_before_commit)),
+    Mutant("a commit does not wait for copies", _replace(Reservation, "settle", _commit_beside_copies)),
+    Mutant(
+        "an abort does not wait for copies",
+        _replace(Reservation, "_drain_if_alone", _drain_beside_copies),
+    ),
     Mutant("an abort gives pages back at once", _replace(Reservation, "abort", _abort_at_once)),
     Mutant("an abort does not wait for writers", _settle_at_once),
     Mutant("cached pages are written as well", _write_cached_pages),

@@ -19,6 +19,8 @@ def layout_of(block_size: int) -> KVLayout:
 class Pages:
     """Implements `baton.core.ports.PageStore`; fresh pages hold a pattern that is no state."""
 
+    device_pages = None
+
     def __init__(self, block_size: int, num_blocks: int) -> None:
         self.layout = layout_of(block_size)
         self.num_blocks = num_blocks
@@ -70,16 +72,14 @@ class DecodePages(Pages):
     def __init__(self, block_size: int, num_blocks: int) -> None:
         super().__init__(block_size, num_blocks)
         self.at_work: Reservation | None = None  # whose transfer is delivering
+        self.written_in = {TransferState.RECEIVING}  # states of it
 
     def page(self, block_id: int, first_layer: int, num_layers: int) -> memoryview:
         """See PageStore."""
         reservation = self.at_work
         if reservation is None:
             raise Violation(f"decode's page {block_id} is written by no transfer")
-        if (
-            self.writers[block_id] != reservation.request_id
-            or reservation.state is not TransferState.RECEIVING
-        ):
+        if self.writers[block_id] != reservation.request_id or reservation.state not in self.written_in:
             raise Violation(
                 f"decode's page {block_id} is written by the transfer of {reservation.request_id}, which is "
                 f"{reservation.state.value}; its writer is {self.writers[block_id] or 'not a transfer'}"

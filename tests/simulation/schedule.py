@@ -48,6 +48,7 @@ HOPS = (0.001, 0.0004, 0.002, 0.001, 0.004, 0.008, 0.02, 0.07)
 WRITES = (0.0, 0.0, 0.0005, 0.0, 0.001, 0.0, 0.003, 0.0)
 # By two bits. Deadlines: 5 s, 30 s, 120 s, 600 s.
 STALLS = (0.3, 2.9, 4.6, 25.0)
+WRITE_TIMES = (0.0005, 0.004, 0.3, 6.5)
 LONG_STALLS = (31.0, 100.0, 125.0, 650.0)
 
 _CHAOS = (*Chaos, Chaos.ABORT, Chaos.ABORT_CHOICE, Chaos.LAG_RECEIVER)

@@ -23,6 +23,7 @@ BATCH = NUM_SCHEDULES  # hypothesis remembers every example of a search
 
 # What a search of NUM_SCHEDULES does not miss: a simulator that nothing happens in finds nothing.
 HAPPENS = {
+    "copy outlasts an abort",
     *(f"message {fault.value}" for fault in Fault),
     *(f"chaos: {chaos.value}" for chaos in Chaos),
     *(f"transfer by {way.value}" for way in Way),

@@ -27,7 +27,7 @@ from tests.simulation.pages import layout_of
 from tests.simulation.prefill_worker import VirtualPrefill
 from tests.simulation.push import Way
 from tests.simulation.router import RECONNECT_DELAY_S, Flight, Router
-from tests.simulation.schedule import LONG_STALLS, STALLS, Chaos, Fault, Schedule, Violation
+from tests.simulation.schedule import LONG_STALLS, STALLS, WRITE_TIMES, Chaos, Fault, Schedule, Violation
 from tests.simulation.sessions import SessionHost
 
 MAX_EVENTS = 20_000
@@ -79,7 +79,10 @@ class World:
         self.router.connect()
 
     def _configure(self, schedule: Schedule) -> None:
-        self._ways = _WAYS[schedule.byte() & 7]
+        ways = schedule.byte()
+        self._ways = _WAYS[ways & 7]
+        # Of decode's pages, in every fourth schedule, as of a device's; None: they are written on the spot.
+        self.write_time = WRITE_TIMES[ways >> 5 & 3] if ways >> 3 & 3 == 3 else None
         sizes, speeds = schedule.byte(), schedule.byte()
         self.decode_block_size = 4
         self.prefill_block_size = (4, 4, 4, 4, 4, 4, 2, 8)[sizes & 7]

@@ -8,7 +8,7 @@ from baton.core.errors import StartupError
 from baton.core.kv_layout import KVLayout
 from baton.core.plan import SampleTask, ScheduledRow, StepPlan
 from baton.core.sampling import SamplingParams
-from baton.engine import devices
+from baton.engine import devices, runner
 from baton.engine.attention.own_kernels import KernelAttention
 from baton.engine.attention.registry import attention_backend
 from baton.engine.device_sampler import sample_on_device
@@ -43,11 +43,14 @@ def test_graph_batch_sizes(most, sizes):
 
 
 def test_memory_left_for_pages():
-    assert kv_cache_bytes_on_gpu(total=1000, elsewhere=100, peak=300, utilization=0.9) == 500
+    assert kv_cache_bytes_on_gpu(total=1000, elsewhere=100, peak=300, utilization=0.9) == 510
+    # Two engines on one GPU, each with its share, whichever comes first.
+    assert kv_cache_bytes_on_gpu(total=1000, elsewhere=10, peak=100, utilization=0.45) == 350
+    assert kv_cache_bytes_on_gpu(total=1000, elsewhere=470, peak=100, utilization=0.45) == 350
     with pytest.raises(
         StartupError, match=r"--gpu-memory-utilization 0.5 allows; raise it, lower --max-num-b"
     ):
-        kv_cache_bytes_on_gpu(total=1000 * MIB, elsewhere=100 * MIB, peak=400 * MIB, utilization=0.5)
+        kv_cache_bytes_on_gpu(total=1000 * MIB, elsewhere=100 * MIB, peak=600 * MIB, utilization=0.5)
 
 
 @pytest.mark.parametrize(
@@ -93,12 +96,12 @@ def test_bfloat16_needs_a_device_that_has_it(monkeypatch):
     devices.require_dtype(torch.float16, torch.device("cuda"))
 
 
-def test_pages_on_a_gpu_do_not_travel_yet(tmp_path):
-    where = (tmp_path, "127.0.0.1:1", "127.0.0.1:1", "id")
-    with pytest.raises(StartupError, match="use --device cpu, or --role both"):
-        WorkerConfig("prefill", *where, engine=EngineConfig(device="cuda"))
-    assert WorkerConfig("decode", *where).engine.device == "cpu"
-    assert WorkerConfig("both", *where).engine.device == "auto"
+@pytest.mark.parametrize("role", ["prefill", "decode", "both"])
+def test_workers_of_every_role_may_use_a_gpu(tmp_path, role):
+    config = WorkerConfig(
+        role, tmp_path, "127.0.0.1:1", "127.0.0.1:1", "id", engine=EngineConfig(device="cuda")
+    )
+    assert config.engine.device == "cuda"
 
 
 def test_device_options_are_checked():
@@ -156,6 +159,19 @@ def test_runs_steps_as_the_cpu_does(device, checkpoint):
         Driver(engine).generate(requests, 4, chunk=8)
         outputs.append([request.output for request in requests])
     assert outputs[0] == outputs[1]
+
+
+def test_tells_of_layers_as_they_are_queued(device, checkpoint, monkeypatch):
+    """In groups, as the CPU's runner does, and never of the last one."""
+    monkeypatch.setattr(runner, "_MIN_GROUP_BYTES", 1)
+    engine = load_engine(checkpoint("llama"), EngineConfig(kv_cache_bytes=4 * MIB, device="cpu"))
+    row = ScheduledRow(list(range(20)), 0, [0, 1], ())
+    told = []
+    for made in (engine.runner, gpu_runner(engine, device)):
+        told.append([])
+        made.run(StepPlan((row,), num_leaving_blocks=1), told[-1].append)
+    assert told[0] == told[1]
+    assert told[0][-1] < engine.config.num_layers
 
 
 def gpu_runner(engine, device):

@@ -20,6 +20,7 @@ def test_kernels_compile_to_the_instructions_they_are_written_for(tmp_path):
     kernels = json.loads(ended.stdout)
     assert {name.partition("#")[0] for name in kernels} == {
         "_rotate_and_store", "_store", "_attend_split", "_combine_splits", "_attend_tile", "_copy_pieces",
+        "_sum_words",
         "_rms_norm", "_gated_silu", "_sample", "_penalise",
     }  # fmt: skip
     assert all(kernel["shared"] <= SHARED_MEMORY for kernel in kernels.values())

@@ -1,0 +1,91 @@
+"""A prefill or a decode server on a GPU with random weights of Llama 8B's shape, for `bench.gpu_transfers`:
+
+    python -m bench.gpu_worker prefill unix:/tmp/prefill.sock cuda_ipc
+
+The services are those of `baton prefill` and `baton decode`; only the model comes from no file.
+"""
+
+import asyncio
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import torch
+
+from baton.cli.logging_setup import set_up_logging
+from baton.config import EngineConfig, Role, WorkerConfig
+from baton.core.ports import PageStore, Runner
+from baton.engine.host import EngineHost
+from baton.engine.models.decoder import DecoderConfig
+from baton.rpc import lifecycle
+from baton.rpc.server import RpcServer
+from baton.rpc.worker_server import Worker, serve_until_stopped
+from bench.gpu_model import BLOCK_SIZE, LLAMA_8B, random_decoder, runner_for
+from decode_service.service import DecodeService
+from prefill_service.service import PrefillService
+
+NUM_BLOCKS = 4 * 4096 // BLOCK_SIZE + 64  # four prompts that no cache shares
+CHUNK_TOKENS = 512
+
+
+@dataclass(frozen=True)
+class RandomEngine:
+    """Implements baton.core.ports.LoadedEngine."""
+
+    runner: Runner
+    page_store: PageStore
+    max_model_len: int
+    vocab_size: int
+    fingerprint: bytes
+
+
+def load(role: str, config: DecoderConfig, device: torch.device) -> RandomEngine:
+    """Decode has a graph for one row."""
+    decoder = random_decoder(config, device)
+    batch_sizes = (1,) if role == "decode" and device.type == "cuda" else ()
+    made = runner_for(decoder, device, num_blocks=NUM_BLOCKS, batch_sizes=batch_sizes)
+    return RandomEngine(made.runner, made.cache, config.max_position_embeddings, config.vocab_size, bytes(16))
+
+
+def worker_config(role: str, address: str, transport: str) -> WorkerConfig:
+    """As the options of `baton prefill` would spell it."""
+    engine = EngineConfig(block_size=BLOCK_SIZE, max_num_seqs=4, max_num_batched_tokens=CHUNK_TOKENS)
+    token = os.environ.get("BATON_CLUSTER_TOKEN", "")
+    nowhere = Path("/nowhere")
+    return WorkerConfig(
+        cast(Role, role), nowhere, address, address, role, token, engine, kv_transport=transport
+    )
+
+
+async def serve(config: WorkerConfig, loaded: RandomEngine) -> None:
+    """Until a signal."""
+    engine = EngineHost(config.engine, loaded)
+    worker = Worker(config, engine)
+    server = RpcServer(config.cluster_token)
+    async with asyncio.TaskGroup() as tasks:
+        if config.role == "prefill":
+            service: PrefillService | DecodeService = PrefillService(config, engine, worker, tasks)
+        else:
+            service = DecodeService(config, engine, worker)
+            service.receiver.add_to(server.grpc)
+        worker.sessions.handler = service
+        engine.start(service.on_output)
+        watcher = tasks.create_task(engine.watch())
+        try:
+            await serve_until_stopped(config, server, worker.sessions, ())
+        finally:
+            watcher.cancel()
+            await engine.stop()
+            if isinstance(service, PrefillService):
+                await service.sender.close()
+            else:
+                await service.transports.close()
+
+
+if __name__ == "__main__":
+    set_up_logging()
+    _, role, address, transport = sys.argv
+    made = load(role, LLAMA_8B, torch.device("cuda", 0))
+    lifecycle.run(serve(worker_config(role, address, transport), made))
