@@ -43,8 +43,8 @@ def first_token_s(url: str, process: "subprocess.Popen[bytes]", started: float) 
     raise SystemExit(f"the server did not answer within {START_TIMEOUT_S:.0f} s")
 
 
-def memory_mib(root: int) -> float:
-    """Proportional set size of a process and all that descend from it (Linux)."""
+def family_of(root: int) -> set[int]:
+    """A process and all that descend from it (Linux)."""
     parents = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdecimal():
@@ -53,7 +53,12 @@ def memory_mib(root: int) -> float:
     family = {root}
     while children := {pid for pid, parent in parents.items() if parent in family} - family:
         family |= children
-    return sum(_pss_kib(pid) for pid in family) / 1024
+    return family
+
+
+def memory_mib(root: int) -> float:
+    """Proportional set size of a process and all that descend from it (Linux)."""
+    return sum(_pss_kib(pid) for pid in family_of(root)) / 1024
 
 
 def _pss_kib(pid: int) -> int:
