@@ -15,6 +15,7 @@ from baton.core.reservation import TransferDeadlines
 
 Role = Literal["prefill", "decode", "both"]
 DEVICES = ("auto", "cpu", "cuda")
+QUANTIZATIONS = ("none", "int8")
 KV_TRANSPORTS = ("auto", "grpc", "nccl", "nixl")
 
 _DTYPES = {"auto": "auto", "fp32": "float32", "bf16": "bfloat16", "fp16": "float16"} | {
@@ -36,12 +37,11 @@ class EngineConfig:
     max_num_batched_tokens: int = 512  # tokens of one step
     max_model_len: int | None = None  # None: as the model's config says
     num_threads: int = 1  # CPU threads of one step, at most
-    cores_file: Path | None = (
-        None  # workers that name the same share those cores; None: not shared
-    )
+    cores_file: Path | None = None  # workers that name the same share those cores; None: not shared
     device: str = "auto"  # "auto": cuda where there is one; else one of DEVICES
     gpu_memory_utilization: float = 0.9  # share of a GPU's memory for weights, steps and KV cache
     enforce_eager: bool = False  # no CUDA graphs
+    quantization: str = "none"  # of weights; one of QUANTIZATIONS
 
     def __post_init__(self) -> None:
         if self.dtype != "auto" and self.dtype not in DTYPE_BYTES:
@@ -52,6 +52,8 @@ class EngineConfig:
             _require_positive("max_model_len", self.max_model_len)
         if self.device not in DEVICES:
             raise StartupError(f"unknown device '{self.device}': use {', '.join(DEVICES)}")
+        if self.quantization not in QUANTIZATIONS:
+            raise StartupError(f"unknown quantization '{self.quantization}': use {', '.join(QUANTIZATIONS)}")
         if not 0.0 < self.gpu_memory_utilization <= 1.0:
             raise StartupError(
                 f"gpu-memory-utilization must be above 0 and at most 1, but is {self.gpu_memory_utilization}"

@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from kernels.quantization import int8_rows
+
 _QUERIES_PER_MASK = 512  # bounds the memory of masks: this many queries by the slots they may see
 
 
@@ -129,6 +131,17 @@ def page_lines(pool: Tensor, blocks: Tensor) -> Tensor:
     _, num_layers, _, num_kv_heads, _, _ = pool.shape
     heads = torch.arange(num_kv_heads, device=pool.device)
     return (blocks[:, None, :] * (num_layers * 2 * num_kv_heads) + heads[None, :, None]).flatten()
+
+
+def int8_linear(states: Tensor, weight: Tensor, scales: Tensor) -> Tensor:
+    """`x W^T` of 8-bit weights, the states rounded to 8 bits row by row, products summed exactly.
+
+    states: `[T, I]` floating; weight int8 `[O, I]` and scales `[O]`, as `quantization.int8_rows` gives them.
+    Returns float64 `[T, O]`.
+    """
+    rounded, row_scales = int8_rows(states)
+    sums = F.linear(rounded.double(), weight.double())
+    return sums * row_scales.double()[:, None] * scales.double()
 
 
 def _gather(pool: Tensor, layer: int, part: int, lines: Tensor, num_rows: int) -> Tensor:

@@ -38,6 +38,12 @@ def require_dtype(dtype: torch.dtype, device: torch.device) -> None:
         )
 
 
+def require_quantization(name: str, device: torch.device) -> None:
+    """Raise StartupError where the device has no kernels for EngineConfig.quantization."""
+    if name == "int8" and device.type != "cpu":
+        raise StartupError("--quantization int8 is for CPUs; leave it out, or use --device cpu.")
+
+
 def _cuda_obstacle() -> str | None:
     """What keeps CUDA from being used and what to do about it; None if nothing does."""
     if torch.version.cuda is None:

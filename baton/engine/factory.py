@@ -14,7 +14,7 @@ from baton.core.plan import SampleTask, ScheduledRow, StepPlan
 from baton.core.ports import Runner
 from baton.core.sampling import SamplingParams
 from baton.engine.attention.registry import attention_backend
-from baton.engine.devices import require_dtype, resolve_device
+from baton.engine.devices import require_dtype, require_quantization, resolve_device
 from baton.engine.kv_cache import KVCache
 from baton.engine.layers import Placement
 from baton.engine.memory import num_blocks_for
@@ -51,8 +51,10 @@ def load_engine(model_dir: Path, options: EngineConfig) -> Engine:
     hf_config = read_config(model_dir)
     config = decoder_config(hf_config)
     max_model_len = _max_model_len(config, options.max_model_len)
-    placement = Placement(resolve_dtype(options.dtype, hf_config), resolve_device(options.device))
-    require_dtype(placement.dtype, placement.device)
+    dtype, device = resolve_dtype(options.dtype, hf_config), resolve_device(options.device)
+    placement = Placement(dtype, device, options.quantization)
+    require_dtype(dtype, device)
+    require_quantization(options.quantization, device)
     layout = _layout(config, options.block_size, placement.dtype)
     kv_cache_bytes, sized_by = options.kv_cache_bytes, "--kv-cache-memory"
     if placement.device.type == "cpu":

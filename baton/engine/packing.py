@@ -8,8 +8,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from kernels.cpu.library import DTYPES, computes_bfloat16, cpu_kernels, has_wide_vectors
-from kernels.cpu.linear import Normalise, PackedLinear, SiluGate
+from baton.core.errors import StartupError
+from kernels.cpu.library import DTYPES, computes_bfloat16, cpu_kernels, has_wide_vectors, multiplies_int8
+from kernels.cpu.linear import Normalise, PackedInt8Linear, PackedLinear, SiluGate
 
 _logger = logging.getLogger(__name__)
 
@@ -52,6 +53,28 @@ def pack(weight: Tensor, bias: Tensor | None, reads: Reads | None) -> tuple[Pack
     if _has_onednn() and weight.dtype != torch.float16:
         return OneDnnLinear(weight, bias), False
     return None
+
+
+def pack_int8(weight: Tensor, bias: Tensor | None, reads: Reads | None) -> Packed:
+    """The weight in 8 bits; it does what `reads` says itself. Raises StartupError without C kernels."""
+    library = cpu_kernels()
+    if library is None:
+        raise StartupError(
+            "--quantization int8 needs Baton's C kernels, which could not be built; install a C compiler, or "
+            "leave the option out."
+        )
+    _warn_without_vnni()
+    return PackedInt8Linear(library, weight, bias, reads)
+
+
+@cache
+def _warn_without_vnni() -> None:
+    """One warning where 8-bit weights save memory and little time."""
+    if not multiplies_int8():
+        _logger.warning(
+            "this CPU has no AVX512-VNNI: 8-bit weights still make steps of few rows faster if it has AVX2, "
+            "but prompts by little or, with other AVX-512, slower by a third; without AVX2 all is slower"
+        )
 
 
 @cache

@@ -11,7 +11,8 @@ from torch import Tensor
 from kernels import reference
 from kernels.cpu.argmax import argmax
 from kernels.cpu.attention import PagedAttention, Rotation
-from kernels.cpu.linear import Normalise, PackedLinear, SiluGate
+from kernels.cpu.linear import Normalise, PackedInt8Linear, PackedLinear, SiluGate
+from kernels.quantization import int8_rows
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # Of one rounding to the dtype; sums are in float32.
@@ -45,17 +46,72 @@ def check_linear(library: ctypes.CDLL, seed: int) -> None:
     reads = choose.choice([None, Normalise(numbers(generator, dtype, inputs), EPS), SiluGate()])
     states = numbers(generator, dtype, num_rows, inputs * (2 if isinstance(reads, SiluGate) else 1))
     packed = PackedLinear(library, weight, bias, reads)
-    read = states.double()
-    if isinstance(reads, Normalise):
-        read = F.rms_norm(read, (inputs,), reads.weight.double(), EPS)
-    elif isinstance(reads, SiluGate):
-        read = F.silu(read[:, :inputs]) * read[:, inputs:]
+    read = _transformed(states, inputs, reads)
     expected = F.linear(read, weight.double(), None if bias is None else bias.double())
     if residual is not None:
         expected += residual.double()
     check_close(packed(states, residual), expected, dtype)
     ids = torch.randint(outputs, (num_rows,), generator=generator)
     assert torch.equal(packed.rows(ids), weight[ids])
+
+
+def check_linear_int8(library: ctypes.CDLL, seed: int) -> None:
+    """As `check_linear`, against the reference: the states may be rounded to either side of a tie."""
+    choose, generator = random.Random(seed), torch.Generator().manual_seed(seed)
+    dtype = choose.choice(DTYPES)
+    num_rows, inputs, outputs = (choose.choice([1, 2, choose.randint(3, 90)]) for _ in range(3))
+    if choose.random() < 0.1:
+        num_rows, inputs = 300, 2049  # more rows than one block has
+    weight = numbers(generator, dtype, outputs, inputs)
+    bias = numbers(generator, dtype, outputs) if choose.random() < 0.5 else None
+    residual = numbers(generator, dtype, num_rows, outputs) if choose.random() < 0.5 else None
+    reads = choose.choice([None, Normalise(numbers(generator, dtype, inputs), EPS), SiluGate()])
+    states = numbers(generator, dtype, num_rows, inputs * (2 if isinstance(reads, SiluGate) else 1))
+    states[0] = 0.0
+    read = _transformed(states, inputs, reads)
+    rounded, scales = int8_rows(weight)
+    expected = reference.int8_linear(read, rounded, scales)
+    one_step = read.abs().amax(dim=1, keepdim=True) * scales  # a state's last place times the greatest weight
+    for addend in (bias, residual):
+        expected += 0.0 if addend is None else addend.double()
+    ours = PackedInt8Linear(library, weight, bias, reads)(states, residual)
+    assert ours.dtype == dtype
+    allowed = 2 * one_step + TOLERANCE[dtype] * expected.abs().max().clamp(min=1e-3)
+    assert ((ours.double() - expected).abs() <= allowed).all()
+
+
+def check_int8_is_exact(library: ctypes.CDLL, seed: int) -> None:
+    """Whole numbers of which each row has a 127 lose nothing in 8 bits, so that float64 says all."""
+    choose, generator = random.Random(seed), torch.Generator().manual_seed(seed)
+    dtype = choose.choice(DTYPES)
+    num_rows, inputs, outputs = (choose.choice([1, 5, choose.randint(6, 300)]) for _ in range(3))
+    matrices = []
+    for rows in (outputs, num_rows):
+        matrix = torch.randint(-127, 128, (rows, inputs), generator=generator)
+        if choose.random() < 0.3:
+            matrix = matrix.sign() * 127  # the greatest sums
+        matrix[:, choose.randrange(inputs)] = choose.choice([-127, 127])
+        matrices.append((matrix * 2.0 ** choose.randint(-12, -6)).to(dtype))
+    weight, states = matrices
+    expected = F.linear(states.double(), weight.double())
+    check_close(PackedInt8Linear(library, weight)(states), expected, dtype)
+
+
+def check_int8_without_a_scale(library: ctypes.CDLL) -> None:
+    """A row with NaN or infinity gives NaN and no row beside it does."""
+    states = torch.ones(4, 40)
+    states[1, 7], states[2, 39] = float("nan"), float("-inf")
+    output = PackedInt8Linear(library, torch.ones(50, 40))(states)
+    assert output[1:3].isnan().all()
+    assert torch.allclose(output[::3], torch.full((2, 50), 40.0))
+
+
+def _transformed(states: Tensor, inputs: int, reads: Normalise | SiluGate | None) -> Tensor:
+    """What is multiplied, float64 `[T, inputs]`."""
+    read = states.double()
+    if isinstance(reads, Normalise):
+        return F.rms_norm(read, (inputs,), reads.weight.double(), EPS)
+    return read if reads is None else F.silu(read[:, :inputs]) * read[:, inputs:]
 
 
 def check_argmax(library: ctypes.CDLL, seed: int) -> None:

@@ -11,7 +11,14 @@ import torch
 
 from kernels.cpu.build import LEVELS, SOURCES, KernelsUnavailable, Level, build, sources, supported_levels
 from kernels.cpu.library import load, openmp_functions
-from tests.kernels.cases import check_argmax, check_attention, check_linear
+from tests.kernels.cases import (
+    check_argmax,
+    check_attention,
+    check_int8_is_exact,
+    check_int8_without_a_scale,
+    check_linear,
+    check_linear_int8,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -36,6 +43,17 @@ def _threads(request: pytest.FixtureRequest):
 @pytest.mark.parametrize("seed", range(20))
 def test_linear(library: ctypes.CDLL, seed: int) -> None:
     check_linear(library, seed)
+
+
+@pytest.mark.usefixtures("_threads")
+@pytest.mark.parametrize("seed", range(20))
+def test_linear_int8(library: ctypes.CDLL, seed: int) -> None:
+    check_linear_int8(library, seed)
+    check_int8_is_exact(library, seed)
+
+
+def test_linear_int8_without_a_scale(library: ctypes.CDLL) -> None:
+    check_int8_without_a_scale(library)
 
 
 @pytest.mark.usefixtures("_threads")
