@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from baton.engine.packing import Packed, pack, pack_int8
+from baton.engine.packing import Packed, pack, pack_float8, pack_int8
 from kernels.cpu.linear import Normalise, PackedLinear, SiluGate
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -79,6 +79,8 @@ class Linear:
         packed: tuple[Packed, bool] | None
         if self._quantization == "int8":
             packed = pack_int8(self.weight, self.bias, fused), True
+        elif self._quantization == "fp8":
+            packed = pack_float8(self.weight, self.bias)
         else:
             packed = pack(self.weight, self.bias, fused)
         if packed is None:
@@ -110,8 +112,13 @@ class OutputProjection(Linear):
         return F.embedding(token_ids, self.weight)
 
     def pack(self) -> None:
-        """See `Linear.pack`; the plain copy is kept where tokens can't be looked up in the packed one."""
+        """See `Linear.pack`; the plain copy is kept where tokens can't be looked up in the packed one.
+
+        8-bit floats are too coarse for logits.
+        """
         weight = self.weight
+        if self._quantization == "fp8":
+            return
         super().pack()
         if not isinstance(self._packed, PackedLinear):
             self.weight = weight

@@ -137,7 +137,7 @@ static void prefetch_share(const struct attention *a, const struct slots *slots,
     int64_t end = slots->first + slots->count * (index + 1) / shares;
     while (first < end) {
         struct run run = find_run(a, slots->row, slots->kv_head, first, end);
-        size_t bytes = (size_t)(run.count * a->head_dim) * bytes_of(a->dtype);
+        size_t bytes = (size_t)(run.count * a->head_dim) * bytes_of(a->pool_dtype);
         for (size_t byte = 0; byte < bytes; byte += 64) {
             __builtin_prefetch(run.keys + byte);
             __builtin_prefetch(run.values + byte);

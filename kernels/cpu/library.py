@@ -17,6 +17,7 @@ _Size = ctypes.c_int64
 _Int = ctypes.c_int32
 
 DTYPES: Final = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # enum dtype of vector.h
+PAGE_DTYPES: Final = DTYPES | {torch.float8_e4m3fn: 3}
 _SIGNATURES: Final = {
     "baton_use_threads": (None, (_Pointer,) * 4),
     "baton_packed_bytes": (_Size, (_Size, _Size, _Int)),

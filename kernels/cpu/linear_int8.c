@@ -8,7 +8,7 @@
 
 #define GROUP 4 /* inputs of a lane */
 
-typedef int8_t vbyte __attribute__((vector_size(LANES)));
+typedef int8_t vint8 __attribute__((vector_size(LANES)));
 
 struct work {
     const struct linear *linear;
@@ -84,7 +84,7 @@ static float round_row(int8_t *to, const float *row, size_t size, int32_t *sum) 
     float most = max_lanes(greatest)[0], factor = most > 0.0f ? 127.0f / most : 0.0f;
     for (size_t i = 0; i < size; i += LANES) {
         vfloat shifted = load(row + i) * factor + 12582912.0f; /* adding 1.5 * 2^23 rounds to a whole number */
-        vbyte bytes = __builtin_convertvector((vint)((vuint)shifted - 0x4b400000u), vbyte);
+        vint8 bytes = __builtin_convertvector((vint)((vuint)shifted - 0x4b400000u), vint8);
         sums += __builtin_convertvector(bytes, vint);
         memcpy(to + i, &bytes, sizeof bytes);
     }
