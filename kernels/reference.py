@@ -5,9 +5,9 @@ They run on any device. Letters in shape comments:
     N pages   L layers   K kv heads   H query heads, a multiple of K   D head_dim   P slots a page
     T tokens  R rows     B pages of the longest row   S slots = B * P
 
-The pool is contiguous `[N, L, 2, K, P, D]`; index 0 of the third axis is K, 1 is V. It has the model's dtype, or
-is float8_e4m3fn: then `scales` has one number for K and one for V of each layer in turn, and what a page holds
-times its scale is the number (none: all are 1). Seen
+The pool is contiguous `[N, L, 2, K, P, D]`; index 0 of the third axis is K, 1 is V. It has the model's dtype,
+or is float8_e4m3fn: then `scales` has one number for K and one for V of each layer in turn, and what a page
+holds times its scale is the number (none: all are 1). Seen
 as `[N * L * 2 * K, P * D]` each line is a head's part of a page, so a gather of lines gives a head's slots
 in order without a second copy; seen as `[N * L * 2 * K * P, D]` each line is one token of one head.
 """

@@ -120,8 +120,8 @@ def convert_dtype(
 ) -> RawArray:
     """Floats as raw integers, rounded to nearest even; what is too large becomes infinite, NaN stays NaN.
 
-    A number is what is stored times its side's scale, which only FLOAT8 has. FLOAT8 has no infinity: what is too
-    large becomes the greatest that it has.
+    A number is what is stored times its side's scale, which only FLOAT8 has. FLOAT8 has no infinity: what is
+    too large becomes the greatest that it has.
     """
     if source == target and source_scale == target_scale:
         return raw

@@ -72,7 +72,8 @@ def dequantized(name: str, weight: Tensor, scale: Tensor | None) -> Tensor:
     if scale.numel() != 1 and scale.shape not in ((weight.shape[0],), (weight.shape[0], 1)):
         raise StartupError(
             f"'{name}_scale' has shape {list(scale.shape)}; Baton reads one scale for each tensor or for "
-            f"each of its {weight.shape[0]} outputs. Use a checkpoint that is quantized like that, or in bfloat16."
+            f"each of its {weight.shape[0]} outputs. Use a checkpoint that is quantized like that, or in "
+            "bfloat16."
         )
     return weight.float() * scale.reshape(-1, 1)
 

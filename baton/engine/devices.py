@@ -58,8 +58,8 @@ def require_float8(device: torch.device) -> None:
     capability = torch.cuda.get_device_capability(device)
     if capability < _FLOAT8_CAPABILITY:
         raise StartupError(
-            f"{torch.cuda.get_device_name(device)} (compute capability {capability[0]}.{capability[1]}) has no "
-            "8-bit floats; leave --quantization fp8 and --kv-cache-dtype fp8 out."
+            f"{torch.cuda.get_device_name(device)} (compute capability {capability[0]}.{capability[1]}) has "
+            "no 8-bit floats; leave --quantization fp8 and --kv-cache-dtype fp8 out."
         )
 
 

@@ -9,7 +9,7 @@ ALIGNMENT = 16  # torch._scaled_mm takes matrices whose sides are multiples of i
 
 
 class Float8Linear:
-    """`y = x W^T + b` in float8_e4m3fn, a scale for each output and one for each row of x (torch._scaled_mm)."""
+    """`y = x W^T + b` in float8_e4m3fn, a scale for each output and each row of x (torch._scaled_mm)."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         """Rounds weight `[out_features, in_features]`, bfloat16, both multiples of ALIGNMENT."""

@@ -72,7 +72,7 @@ def pack_float8(weight: Tensor, bias: Tensor | None) -> tuple[Packed, bool] | No
     """The weight in 8-bit floats, which does not do what is read itself; None, and said so: it can't be."""
     if any(size % ALIGNMENT for size in weight.shape):
         _logger.warning(
-            "a matrix of %d x %d stays in %s, since 8-bit floats need multiples of %d: its steps gain nothing",
+            "a matrix of %d x %d stays in %s, since 8-bit floats need multiples of %d: it gains nothing",
             *weight.shape, weight.dtype, ALIGNMENT,
         )  # fmt: skip
         return None

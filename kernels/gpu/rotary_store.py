@@ -23,7 +23,8 @@ def rotate_and_store(
     qkv: `[T, H + 2K, D]`, D contiguous: queries, keys, values. cosines, sines: `[T, 1, D]`, contiguous, as
     `rotate` of the engine takes them: sines carry the sign of their half of a head. key, value: one layer of
     the pool, `[N, K, P, D]` with any strides but D's, in qkv's dtype or float8_e4m3fn. scales: what float8 K
-    and V are divided by; what is too large becomes the greatest there is. slot_mapping: int64 `[T]`, page * P + slot in page.
+    and V are divided by; what is too large becomes the greatest there is. slot_mapping: int64 `[T]`, page * P
+    + slot in page.
     Returns the rotated queries, `[T, H, D]`, contiguous, in qkv's dtype.
     """
     num_tokens, num_states, head_dim = qkv.shape
