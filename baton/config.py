@@ -10,16 +10,18 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from baton.core.errors import StartupError
-from baton.core.kv_layout import DTYPE_BYTES
+from baton.core.kv_layout import FLOAT8, MODEL_DTYPES
 from baton.core.reservation import TransferDeadlines
 
 Role = Literal["prefill", "decode", "both"]
 DEVICES = ("auto", "cpu", "cuda")
+QUANTIZATIONS = ("none", "int8", "fp8")
 KV_TRANSPORTS = ("auto", "cuda_ipc", "grpc", "nccl", "nixl")
 
 _DTYPES = {"auto": "auto", "fp32": "float32", "bf16": "bfloat16", "fp16": "float16"} | {
-    name: name for name in DTYPE_BYTES
+    name: name for name in MODEL_DTYPES
 }
+_KV_CACHE_DTYPES = {"auto": "auto", "fp8": FLOAT8, FLOAT8: FLOAT8}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?b?)", re.IGNORECASE)
 _SIZE_EXPONENTS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 _WILDCARD_HOSTS = {"0.0.0.0", "::"}
@@ -29,7 +31,7 @@ _WILDCARD_HOSTS = {"0.0.0.0", "::"}
 class EngineConfig:
     """What one engine may use; raises StartupError where a value makes no sense."""
 
-    dtype: str = "auto"  # "auto": the checkpoint's own; else a key of DTYPE_BYTES
+    dtype: str = "auto"  # "auto": the checkpoint's own; else one of MODEL_DTYPES
     block_size: int = 16  # tokens a page
     kv_cache_bytes: int = 1 << 30
     max_num_seqs: int = 64  # sequences that run at once
@@ -40,16 +42,22 @@ class EngineConfig:
     device: str = "auto"  # "auto": cuda where there is one; else one of DEVICES
     gpu_memory_utilization: float = 0.9  # share of a GPU's memory for weights, steps and KV cache
     enforce_eager: bool = False  # no CUDA graphs
+    quantization: str = "none"  # of weights; one of QUANTIZATIONS
+    kv_cache_dtype: str = "auto"  # "auto": as the model computes; else FLOAT8
 
     def __post_init__(self) -> None:
-        if self.dtype != "auto" and self.dtype not in DTYPE_BYTES:
-            raise StartupError(f"unknown dtype '{self.dtype}': use auto, {', '.join(DTYPE_BYTES)}")
+        if self.dtype != "auto" and self.dtype not in MODEL_DTYPES:
+            raise StartupError(f"unknown dtype '{self.dtype}': use auto, {', '.join(MODEL_DTYPES)}")
         for name in ("block_size", "kv_cache_bytes", "max_num_seqs", "max_num_batched_tokens", "num_threads"):
             _require_positive(name, getattr(self, name))
         if self.max_model_len is not None:
             _require_positive("max_model_len", self.max_model_len)
+        if self.kv_cache_dtype not in ("auto", FLOAT8):
+            raise StartupError(f"unknown KV cache dtype '{self.kv_cache_dtype}': use auto, {FLOAT8}")
         if self.device not in DEVICES:
             raise StartupError(f"unknown device '{self.device}': use {', '.join(DEVICES)}")
+        if self.quantization not in QUANTIZATIONS:
+            raise StartupError(f"unknown quantization '{self.quantization}': use {', '.join(QUANTIZATIONS)}")
         if not 0.0 < self.gpu_memory_utilization <= 1.0:
             raise StartupError(
                 f"gpu-memory-utilization must be above 0 and at most 1, but is {self.gpu_memory_utilization}"
@@ -151,10 +159,17 @@ def require_kv_transport(name: str) -> None:
 
 
 def parse_dtype(text: str) -> str:
-    """'auto' or a key of DTYPE_BYTES, of which bf16, fp16 and fp32 are short forms. Raises StartupError."""
+    """'auto' or one of MODEL_DTYPES, of which bf16, fp16 and fp32 are short forms. Raises StartupError."""
     if text not in _DTYPES:
         raise StartupError(f"unknown dtype '{text}': use {', '.join(_DTYPES)}")
     return _DTYPES[text]
+
+
+def parse_kv_cache_dtype(text: str) -> str:
+    """'auto' or FLOAT8, which is fp8 for short. Raises StartupError."""
+    if text not in _KV_CACHE_DTYPES:
+        raise StartupError(f"unknown KV cache dtype '{text}': use {', '.join(_KV_CACHE_DTYPES)}")
+    return _KV_CACHE_DTYPES[text]
 
 
 def parse_size(text: str) -> int:

@@ -1,6 +1,7 @@
 """Seconds of an engine's steps without a server: decode, prefill, and growth with the context.
 
-    python -m bench.engine_step [--models small medium] [--threads 2] [--llama-cpp] [--save]
+    python -m bench.engine_step [--models small medium] [--dtype bfloat16] [--quantization int8]
+                                [--threads 2] [--llama-cpp] [--save]
 
 Random checkpoints; hand-made plans, so that no scheduler runs. "decode" is a step of one greedy token a row
 at a context of 256, "prefill" one prompt in one step, "growth" decode of 8 rows at contexts of 256 and 4,096.
@@ -35,10 +36,10 @@ DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 class StepBench:
     """Times steps of one loaded engine."""
 
-    def __init__(self, engine: Engine, shape: LlamaShape, dtype: str, num_passes: int) -> None:
+    def __init__(self, engine: Engine, shape: LlamaShape, weight_bytes: int, num_passes: int) -> None:
         self._engine = engine
         self._shape = shape
-        self._bytes = DTYPE_BYTES[dtype]
+        self._bytes = weight_bytes
         self._num_passes = num_passes
         self._random = random.Random(0)
 
@@ -85,14 +86,18 @@ def passes_ms(work: Callable[[], object], num_passes: int) -> list[float]:
     return times[2:]
 
 
-def measure(name: str, dtype: str, num_threads: int, num_passes: int) -> list[dict[str, Any]]:
+def measure(
+    name: str, dtype: str, quantization: str, num_threads: int, num_passes: int
+) -> list[dict[str, Any]]:
     """Rows of one model."""
     shape = SHAPES[name]
+    weight_bytes = 1 if quantization == "int8" else DTYPE_BYTES[dtype]
     with random_checkpoint(shape, dtype, max_position_embeddings=8192) as directory:
         options = EngineConfig(
-            kv_cache_bytes=2 << 30, num_threads=num_threads, max_model_len=MAX_CONTEXT, block_size=BLOCK_SIZE
-        )
-        bench = StepBench(load_engine(directory, options), shape, dtype, num_passes)
+            kv_cache_bytes=2 << 30, num_threads=num_threads, max_model_len=MAX_CONTEXT, block_size=BLOCK_SIZE,
+            quantization=quantization,
+        )  # fmt: skip
+        bench = StepBench(load_engine(directory, options), shape, weight_bytes, num_passes)
         rows = [bench.decode(batch, CONTEXT) for batch in BATCHES]
         rows += [bench.prefill(num_tokens) for num_tokens in PROMPTS]
         rows += [bench.decode(GROWTH_BATCH, context) for context in GROWTH_CONTEXTS]
@@ -114,6 +119,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=SHAPES, default=list(SHAPES))
     parser.add_argument("--dtype", choices=DTYPE_BYTES, default="bfloat16")
+    parser.add_argument("--quantization", choices=("none", "int8"), default="none")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--passes", type=int, default=15, help="of which the median is taken")
     parser.add_argument(
@@ -128,9 +134,10 @@ def main() -> None:
     arguments = parse()
     rows = []
     for name in arguments.models:
-        measured = measure(name, arguments.dtype, arguments.threads, arguments.passes)
-        print_table(f"{name}, {arguments.dtype}, {arguments.threads} threads", measured)
-        model = {"model": name, "dtype": arguments.dtype, "threads": arguments.threads}
+        dtype, quantization, threads = arguments.dtype, arguments.quantization, arguments.threads
+        measured = measure(name, dtype, quantization, threads, arguments.passes)
+        print_table(f"{name}, {dtype}, weights {quantization}, {threads} threads", measured)
+        model = {"model": name, "dtype": dtype, "quantization": quantization, "threads": threads}
         rows += [model | row for row in measured]
         if arguments.llama_cpp:
             peer = measure_llama_cpp(name, arguments.threads, arguments.passes)

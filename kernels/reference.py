@@ -5,7 +5,9 @@ They run on any device. Letters in shape comments:
     N pages   L layers   K kv heads   H query heads, a multiple of K   D head_dim   P slots a page
     T tokens  R rows     B pages of the longest row   S slots = B * P
 
-The pool is contiguous `[N, L, 2, K, P, D]` in the model's dtype; index 0 of the third axis is K, 1 is V. Seen
+The pool is contiguous `[N, L, 2, K, P, D]`; index 0 of the third axis is K, 1 is V. It has the model's dtype,
+or is float8_e4m3fn: then `scales` has one number for K and one for V of each layer in turn, and what a page
+holds times its scale is the number (none: all are 1). Seen
 as `[N * L * 2 * K, P * D]` each line is a head's part of a page, so a gather of lines gives a head's slots
 in order without a second copy; seen as `[N * L * 2 * K * P, D]` each line is one token of one head.
 """
@@ -15,6 +17,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
+
+from kernels.quantization import int8_rows, layer_scales, to_float8
 
 _QUERIES_PER_MASK = 512  # bounds the memory of masks: this many queries by the slots they may see
 
@@ -46,13 +50,19 @@ def token_lines(pool: Tensor, slot_mapping: Tensor) -> Tensor:
     return (lines * block_size + slots[:, None]).flatten()
 
 
-def store_kv(pool: Tensor, layer: int, key: Tensor, value: Tensor, lines: Tensor) -> None:
+def store_kv(
+    pool: Tensor, layer: int, key: Tensor, value: Tensor, lines: Tensor, scales: tuple[float, ...] = ()
+) -> None:
     """Write the tokens' K and V of one layer into their slots.
 
-    key, value: `[T, K, D]` in the pool's dtype; lines: what `token_lines` gave.
+    key, value: `[T, K, D]` in the model's dtype; lines: what `token_lines` gave.
     """
     num_kv_heads, block_size, head_dim = pool.shape[3:]
     tokens = pool.view(-1, head_dim)
+    if pool.dtype == torch.float8_e4m3fn:
+        rounded = map(to_float8, (key, value), layer_scales(scales, layer))
+        key, value = (states.view(torch.uint8) for states in rounded)
+        tokens = tokens.view(torch.uint8)
     for part, states in enumerate((key, value)):
         first_line = (layer * 2 + part) * num_kv_heads * block_size
         tokens[first_line:].index_copy_(0, lines, states.reshape(-1, head_dim))
@@ -82,14 +92,16 @@ def one_token_rows(
     return OneTokenRows(page_lines(pool, blocks), hidden[:, None, None, :], hidden_rows, hidden_slots)
 
 
-def attend_one_token_rows(query: Tensor, pool: Tensor, layer: int, rows: OneTokenRows) -> Tensor:
+def attend_one_token_rows(
+    query: Tensor, pool: Tensor, layer: int, rows: OneTokenRows, scales: tuple[float, ...] = ()
+) -> Tensor:
     """Attention of rows of one token over their pages, softmax in float32.
 
     query: `[R, H, D]`. Returns `[R, H, D]` in query's dtype.
     """
     num_rows, num_heads, head_dim = query.shape
     num_kv_heads = pool.shape[3]
-    key, value = (_gather(pool, layer, part, rows.page_lines, num_rows).float() for part in (0, 1))
+    key, value = _gather(pool, layer, rows.page_lines, num_rows, scales, torch.float32)
     # A hidden slot may hold another request's NaN or infinity, and 0 * NaN is NaN.
     value[rows.hidden_rows, :, rows.hidden_slots] = 0.0
     grouped = query.view(num_rows, num_kv_heads, num_heads // num_kv_heads, head_dim).float()
@@ -99,7 +111,13 @@ def attend_one_token_rows(query: Tensor, pool: Tensor, layer: int, rows: OneToke
 
 
 def attend_long_row(
-    query: Tensor, pool: Tensor, layer: int, lines: Tensor, start: int, window: int | None
+    query: Tensor,
+    pool: Tensor,
+    layer: int,
+    lines: Tensor,
+    start: int,
+    window: int | None,
+    scales: tuple[float, ...] = (),
 ) -> Tensor:
     """Causal attention of many tokens of one row over its cached prefix and themselves.
 
@@ -109,7 +127,8 @@ def attend_long_row(
     """
     num_tokens = query.shape[0]
     context_len = start + num_tokens
-    key, value = (_gather(pool, layer, part, lines, 1)[:, :, :context_len] for part in (0, 1))
+    gathered = _gather(pool, layer, lines, 1, scales, query.dtype)
+    key, value = (states[:, :, :context_len] for states in gathered)
     queries = query.transpose(0, 1)[None]  # [1, H, T, D]
     if start == 0 and (window is None or num_tokens <= window):
         output = F.scaled_dot_product_attention(queries, key, value, is_causal=True, enable_gqa=True)
@@ -131,12 +150,32 @@ def page_lines(pool: Tensor, blocks: Tensor) -> Tensor:
     return (blocks[:, None, :] * (num_layers * 2 * num_kv_heads) + heads[None, :, None]).flatten()
 
 
-def _gather(pool: Tensor, layer: int, part: int, lines: Tensor, num_rows: int) -> Tensor:
-    """K (part 0) or V (part 1) of one layer of some pages: a copy, `[R, K, S, D]`."""
+def int8_linear(states: Tensor, weight: Tensor, scales: Tensor) -> Tensor:
+    """`x W^T` of 8-bit weights, the states rounded to 8 bits row by row, products summed exactly.
+
+    states: `[T, I]` floating; weight int8 `[O, I]` and scales `[O]`, as `quantization.int8_rows` gives them.
+    Returns float64 `[T, O]`.
+    """
+    rounded, row_scales = int8_rows(states)
+    sums = F.linear(rounded.double(), weight.double())
+    return sums * row_scales.double()[:, None] * scales.double()
+
+
+def _gather(
+    pool: Tensor, layer: int, lines: Tensor, num_rows: int, scales: tuple[float, ...], dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """K and V of one layer of some pages: copies, `[R, K, S, D]` of that dtype."""
     num_kv_heads, block_size, head_dim = pool.shape[3:]
-    first_line = (layer * 2 + part) * num_kv_heads
-    pages = pool.view(-1, block_size * head_dim)[first_line:].index_select(0, lines)
-    return pages.view(num_rows, num_kv_heads, -1, head_dim)
+    parts = []
+    for part, scale in enumerate(layer_scales(scales, layer)):
+        first_line = (layer * 2 + part) * num_kv_heads
+        numbers = pool.view(-1, block_size * head_dim)[first_line:]
+        if pool.dtype == torch.float8_e4m3fn:  # torch moves its bytes, not its numbers
+            pages = numbers.view(torch.uint8).index_select(0, lines).view(pool.dtype).float().mul_(scale)
+        else:
+            pages = numbers.index_select(0, lines)
+        parts.append(pages.to(dtype).view(num_rows, num_kv_heads, -1, head_dim))
+    return parts[0], parts[1]
 
 
 def _attend_masked(query: Tensor, key: Tensor, value: Tensor, start: int, window: int | None) -> Tensor:

@@ -1,18 +1,21 @@
 """KV pages of one layout written into pages of another, where they arrive."""
 
+import itertools
 from collections.abc import Iterator, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from baton.core.kv_layout import DTYPE_BYTES, KVLayout
+from baton.core.kv_layout import DTYPE_BYTES, FLOAT8, KVLayout
 from baton.core.reservation import FramePlace
 
 # numpy has no bfloat16: values travel as unsigned integers of their size, and bfloat16 is the upper half of
 # a float32.
-RawArray = NDArray[Any]  # uint16 or uint32
+RawArray = NDArray[Any]  # uint8, uint16 or uint32
+_FLOAT8_MAX = 448.0
+_FLOAT8_NAN = 0x7F
 
 
 class Pages(Protocol):
@@ -108,7 +111,20 @@ class PageConverter:
         """Shared heads in the target's dtype: `[num_blocks, num_layers, 2, heads, block_size, head_dim]`."""
         shape = (place.num_blocks, *_page_shape(self._source, place.num_layers))
         raw = np.frombuffer(payload, _raw_type(self._source.dtype)).reshape(shape)
-        return convert_dtype(raw[:, :, :, self._source_heads], self._source.dtype, self._target.dtype)
+        raw = raw[:, :, :, self._source_heads]
+        source, target = self._source, self._target
+        if source.dtype == target.dtype and source.scales == target.scales:
+            return raw
+        if not source.scales and not target.scales:
+            return convert_dtype(raw, source.dtype, target.dtype)
+        values = np.empty(raw.shape, _raw_type(target.dtype))
+        for layer, part in itertools.product(range(place.num_layers), range(2)):
+            index = 2 * (place.first_layer + layer) + part
+            scales = tuple(layout.scales[index] if layout.scales else 1.0 for layout in (source, target))
+            values[:, layer, part] = convert_dtype(
+                raw[:, layer, part], source.dtype, target.dtype, scales[0], scales[1]
+            )
+        return values
 
     def _page(self, store: Pages, block_id: int, place: FramePlace) -> RawArray:
         """The shared heads of the place's layers of one page: the store's memory."""
@@ -117,19 +133,33 @@ class PageConverter:
         return raw.reshape(_page_shape(self._target, place.num_layers))[:, :, self._target_heads]
 
 
-def convert_dtype(raw: RawArray, source: str, target: str) -> RawArray:
-    """Floats as raw integers, rounded to nearest even; what is too large becomes infinite, NaN stays NaN."""
-    if source == target:
+def convert_dtype(
+    raw: RawArray, source: str, target: str, source_scale: float = 1.0, target_scale: float = 1.0
+) -> RawArray:
+    """Floats as raw integers, rounded to nearest even; what is too large becomes infinite, NaN stays NaN.
+
+    A number is what is stored times its side's scale, which only FLOAT8 has. FLOAT8 has no infinity: what is
+    too large becomes the greatest that it has.
+    """
+    if source == target and source_scale == target_scale:
         return raw
-    if DTYPE_BYTES[source] == DTYPE_BYTES[target] == 2:
-        return _table(source, target).take(raw)
-    return _from_float32(_to_float32(raw, source), target)
+    if DTYPE_BYTES[source] == 4 or (target == "float32" and source != FLOAT8):
+        values = _to_float32(raw, source)
+        if source_scale != target_scale:
+            with np.errstate(all="ignore"):
+                values = values * np.float32(source_scale / target_scale)
+        return _from_float32(values, target)
+    return _table(source, target, source_scale, target_scale).take(raw)
 
 
-@cache
-def _table(source: str, target: str) -> RawArray:
-    """What becomes of each of the 65536 values; three times as fast as to convert them through float32."""
-    return _from_float32(_to_float32(np.arange(1 << 16, dtype=np.uint16), source), target)
+@lru_cache(maxsize=256)  # of 64 KiB and more each: those of a model's layers
+def _table(source: str, target: str, source_scale: float, target_scale: float) -> RawArray:
+    """What becomes of each value of 8 or 16 bits; three times as fast as to convert them through float32."""
+    bits = 8 * DTYPE_BYTES[source]
+    values = _to_float32(np.arange(1 << bits, dtype=f"u{DTYPE_BYTES[source]}"), source)
+    with np.errstate(all="ignore"):
+        values = values * np.float32(source_scale) / np.float32(target_scale)
+    return _from_float32(values, target)
 
 
 def _to_float32(raw: RawArray, dtype: str) -> NDArray[np.float32]:
@@ -139,9 +169,21 @@ def _to_float32(raw: RawArray, dtype: str) -> NDArray[np.float32]:
     if dtype == "float16":
         with np.errstate(all="ignore"):
             return raw.view(np.float16).astype(np.float32)
+    if dtype == FLOAT8:
+        return _float8_values().take(raw)
     bits = raw.astype(np.uint32)
     bits <<= 16
     return bits.view(np.float32)
+
+
+@cache
+def _float8_values() -> NDArray[np.float32]:
+    """The 256 numbers that 8 bits can be."""
+    codes = np.arange(256)
+    exponents, mantissas = codes >> 3 & 15, codes & 7
+    sizes = np.where(exponents == 0, mantissas * 2.0**-9, (8 + mantissas) * 2.0 ** (exponents - 10))
+    sizes[codes & 0x7F == _FLOAT8_NAN] = np.nan
+    return np.where(codes < 128, sizes, -sizes).astype(np.float32)
 
 
 def _from_float32(values: NDArray[np.float32], dtype: str) -> RawArray:
@@ -150,6 +192,8 @@ def _from_float32(values: NDArray[np.float32], dtype: str) -> RawArray:
     if dtype == "float16":
         with np.errstate(all="ignore"):  # overflow would warn
             return values.astype(np.float16).view(np.uint16)
+    if dtype == FLOAT8:
+        return _to_float8(values)
     return _to_bfloat16(values)
 
 
@@ -166,6 +210,18 @@ def _to_bfloat16(values: NDArray[np.float32]) -> RawArray:
     if is_nan.any():  # a carry may have made it infinite or zero
         result[is_nan] = bits[is_nan] >> 16 | 0x0040
     return result
+
+
+def _to_float8(values: NDArray[np.float32]) -> RawArray:
+    sizes = np.minimum(np.abs(values), np.float32(_FLOAT8_MAX))  # NaN stays
+    # Adding 2^14 rounds to a multiple of 2^-9, the distance of the small ones, which is then the lowest bits.
+    with np.errstate(all="ignore"):  # NaN would warn
+        small = (sizes + np.float32(2.0**14)).view(np.uint32) - 0x46800000
+    bits = sizes.view(np.uint32)
+    large = (bits + 0x7FFFF + (bits >> 20 & 1) >> 20) - (120 << 3)  # exponents count from 7, not from 127
+    codes = np.where(sizes < np.float32(2.0**-6), small, large).astype(np.uint8)
+    codes[np.isnan(values)] = _FLOAT8_NAN
+    return codes | np.where(np.signbit(values), np.uint8(0x80), np.uint8(0))
 
 
 def _by_block(start: int, stop: int, block_size: int) -> Iterator[tuple[int, int, int]]:

@@ -6,10 +6,24 @@ from typing import Annotated
 
 import typer
 
-from baton.config import EngineConfig, parse_dtype, parse_size
+from baton.config import EngineConfig, parse_dtype, parse_kv_cache_dtype, parse_size
 from baton.core.reservation import TransferDeadlines
 
 EngineDtype = Annotated[str, typer.Option("--dtype", help="bf16, fp16, fp32, or auto: as stored.")]
+Quantization = Annotated[
+    str,
+    typer.Option(
+        "--quantization", metavar="NAME", help="Weights in 8 bits: int8 on CPUs, fp8 on GPUs; or none."
+    ),
+]
+KVCacheDtype = Annotated[
+    str,
+    typer.Option(
+        "--kv-cache-dtype",
+        metavar="NAME",
+        help="fp8: KV cache in 8 bits, twice the tokens; auto: as --dtype.",
+    ),
+]
 BlockSize = Annotated[int, typer.Option("--block-size", help="Tokens in a page of KV cache.")]
 KVCacheMemory = Annotated[str, typer.Option("--kv-cache-memory", help="Per worker, such as 512MiB or 4GiB.")]
 Device = Annotated[
@@ -92,6 +106,8 @@ def engine_config(
     gpu_memory_utilization: float = EngineConfig.gpu_memory_utilization,
     enforce_eager: bool = EngineConfig.enforce_eager,
     cores_file: Path | None = None,
+    quantization: str = EngineConfig.quantization,
+    kv_cache_dtype: str = EngineConfig.kv_cache_dtype,
 ) -> EngineConfig:
     """The engine settings that the options spell; raises StartupError."""
     return EngineConfig(
@@ -106,6 +122,8 @@ def engine_config(
         gpu_memory_utilization=gpu_memory_utilization,
         enforce_eager=enforce_eager,
         cores_file=cores_file,
+        quantization=quantization,
+        kv_cache_dtype=parse_kv_cache_dtype(kv_cache_dtype),
     )
 
 
@@ -120,6 +138,8 @@ def engine_arguments(engine: EngineConfig) -> list[str]:
         f"--threads={engine.num_threads}",
         f"--device={engine.device}",
         f"--gpu-memory-utilization={engine.gpu_memory_utilization}",
+        f"--quantization={engine.quantization}",
+        f"--kv-cache-dtype={engine.kv_cache_dtype}",
     ]
     if engine.enforce_eager:
         arguments.append("--enforce-eager")

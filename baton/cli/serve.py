@@ -81,6 +81,8 @@ def serve(
     device: options.Device = DEFAULT_ENGINE.device,
     gpu_memory_utilization: options.GpuMemoryUtilization = DEFAULT_ENGINE.gpu_memory_utilization,
     enforce_eager: options.EnforceEager = False,
+    quantization: options.Quantization = DEFAULT_ENGINE.quantization,
+    kv_cache_dtype: options.KVCacheDtype = DEFAULT_ENGINE.kv_cache_dtype,
     kv_transport: options.KVTransport = WorkerConfig.kv_transport,
 ) -> None:
     """Serve a model on this machine, until Ctrl-C: a router, prefill servers and decode servers."""
@@ -98,6 +100,8 @@ def serve(
         device,
         gpu_memory_utilization,
         enforce_eager,
+        quantization=quantization,
+        kv_cache_dtype=kv_cache_dtype,
     )
     if port == grpc_port:
         raise StartupError(f"HTTP and gRPC can't share port {port}: choose another with --grpc-port")

@@ -50,6 +50,8 @@ def worker_command(fixed_role: Role | None = None) -> Callable[..., None]:
         device: options.Device = DEFAULT_ENGINE.device,
         gpu_memory_utilization: options.GpuMemoryUtilization = DEFAULT_ENGINE.gpu_memory_utilization,
         enforce_eager: options.EnforceEager = False,
+        quantization: options.Quantization = DEFAULT_ENGINE.quantization,
+        kv_cache_dtype: options.KVCacheDtype = DEFAULT_ENGINE.kv_cache_dtype,
         share_cores: options.ShareCores = None,
         kv_transport: options.KVTransport = WorkerConfig.kv_transport,
         transfer_stall_timeout: options.TransferStallTimeout = WorkerConfig.transfer_stall_timeout_s,
@@ -70,6 +72,8 @@ def worker_command(fixed_role: Role | None = None) -> Callable[..., None]:
             gpu_memory_utilization,
             enforce_eager,
             share_cores,
+            quantization=quantization,
+            kv_cache_dtype=kv_cache_dtype,
         )
         transfers = (kv_transport, transfer_stall_timeout, transfer_deadline)
         # What is no role, WorkerConfig refuses.

@@ -6,7 +6,9 @@ from baton.core.errors import TransferRefused
 
 LAYOUT_VERSION = 1
 _MUST_BE_EQUAL = ("version", "num_layers", "head_dim", "total_kv_heads")
-DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+MODEL_DTYPES = ("float32", "bfloat16", "float16")  # that an engine computes in
+FLOAT8 = "float8_e4m3fn"  # 4 bits of exponent, 3 of mantissa, no infinities (Micikevicius et al., 2022)
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, FLOAT8: 1}
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +28,13 @@ class KVLayout:
     # With tensor parallelism a worker has `num_kv_heads` of the model's heads, from `first_kv_head` on.
     first_kv_head: int = 0
     total_kv_heads: int = 0  # of the model; 0 becomes num_kv_heads
+    # Of FLOAT8 pages: a number is what is stored times this. K's and V's of each layer in turn, as float32
+    # holds them; empty: all 1.
+    scales: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
+        if self.scales and set(self.scales) == {1.0}:
+            object.__setattr__(self, "scales", ())
         if self.total_kv_heads == 0:
             object.__setattr__(self, "total_kv_heads", self.num_kv_heads)
 
@@ -60,6 +67,8 @@ class KVLayout:
         obstacles = [name for name in _MUST_BE_EQUAL if getattr(self, name) != getattr(target, name)]
         if self.dtype not in DTYPE_BYTES or target.dtype not in DTYPE_BYTES:
             obstacles.append("dtype")
+        if not (self._has_sound_scales() and target._has_sound_scales()):
+            obstacles.append("scales")
         if self.block_size < 1 or target.block_size < 1:
             obstacles.append("block_size")
         if not self.shared_heads(target):
@@ -72,6 +81,12 @@ class KVLayout:
                 f"KV pages can't be converted, for their {', '.join(obstacles)}: "
                 f"the receiver has {target}, the sender {self}.",
             )
+
+    def _has_sound_scales(self) -> bool:
+        if not self.scales:
+            return True
+        of_all_layers = self.dtype == FLOAT8 and len(self.scales) == 2 * self.num_layers
+        return of_all_layers and all(0.0 < scale < float("inf") for scale in self.scales)
 
     def can_fill(self, target: "KVLayout") -> bool:
         """Whether a worker with these pages can bring all that a page of `target` holds."""

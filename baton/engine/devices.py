@@ -8,6 +8,7 @@ import torch
 from baton.core.errors import StartupError
 
 _BFLOAT16_CAPABILITY = (8, 0)  # Ampere
+_FLOAT8_CAPABILITY = (8, 9)  # Ada
 
 _logger = logging.getLogger(__name__)
 
@@ -35,6 +36,30 @@ def require_dtype(dtype: torch.dtype, device: torch.device) -> None:
         raise StartupError(
             f"{torch.cuda.get_device_name(device)} (compute capability {capability[0]}.{capability[1]}) "
             "can't compute in bfloat16; use --dtype fp16."
+        )
+
+
+def require_quantization(name: str, dtype: torch.dtype, device: torch.device) -> None:
+    """Raise StartupError where the device has no kernels for EngineConfig.quantization."""
+    if name == "int8" and device.type != "cpu":
+        raise StartupError("--quantization int8 is for CPUs; use fp8, or --device cpu.")
+    if name == "fp8":
+        if device.type == "cpu":
+            raise StartupError("--quantization fp8 is for GPUs; use int8 on a CPU.")
+        if dtype != torch.bfloat16:
+            raise StartupError("--quantization fp8 computes in bfloat16; use --dtype bf16.")
+        require_float8(device)
+
+
+def require_float8(device: torch.device) -> None:
+    """Raise StartupError where the device is a GPU that can't convert 8-bit floats."""
+    if device.type != "cuda":
+        return
+    capability = torch.cuda.get_device_capability(device)
+    if capability < _FLOAT8_CAPABILITY:
+        raise StartupError(
+            f"{torch.cuda.get_device_name(device)} (compute capability {capability[0]}.{capability[1]}) has "
+            "no 8-bit floats; leave --quantization fp8 and --kv-cache-dtype fp8 out."
         )
 
 

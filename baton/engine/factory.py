@@ -9,12 +9,13 @@ import torch
 
 from baton.config import EngineConfig
 from baton.core.errors import StartupError
-from baton.core.kv_layout import KVLayout
+from baton.core.kv_layout import FLOAT8, KVLayout
 from baton.core.plan import SampleTask, ScheduledRow, StepPlan
 from baton.core.ports import Runner
 from baton.core.sampling import SamplingParams
 from baton.engine.attention.registry import attention_backend
-from baton.engine.devices import require_dtype, resolve_device
+from baton.engine.checkpoint_scales import kv_cache_scales
+from baton.engine.devices import require_dtype, require_float8, require_quantization, resolve_device
 from baton.engine.kv_cache import KVCache
 from baton.engine.layers import Placement
 from baton.engine.memory import num_blocks_for
@@ -51,9 +52,13 @@ def load_engine(model_dir: Path, options: EngineConfig) -> Engine:
     hf_config = read_config(model_dir)
     config = decoder_config(hf_config)
     max_model_len = _max_model_len(config, options.max_model_len)
-    placement = Placement(resolve_dtype(options.dtype, hf_config), resolve_device(options.device))
-    require_dtype(placement.dtype, placement.device)
-    layout = _layout(config, options.block_size, placement.dtype)
+    dtype, device = resolve_dtype(options.dtype, hf_config), resolve_device(options.device)
+    placement = Placement(dtype, device, options.quantization)
+    require_dtype(dtype, device)
+    require_quantization(options.quantization, dtype, device)
+    if options.kv_cache_dtype == FLOAT8:
+        require_float8(device)
+    layout = _layout(config, options, dtype, model_dir)
     kv_cache_bytes, sized_by = options.kv_cache_bytes, "--kv-cache-memory"
     if placement.device.type == "cpu":
         num_blocks_for(layout, kv_cache_bytes, max_model_len)  # refuses
@@ -93,18 +98,27 @@ def _max_model_len(config: DecoderConfig, asked: int | None) -> int:
     return asked
 
 
-def _layout(config: DecoderConfig, block_size: int, dtype: torch.dtype) -> KVLayout:
+def _layout(config: DecoderConfig, options: EngineConfig, dtype: torch.dtype, model_dir: Path) -> KVLayout:
+    scales: tuple[float, ...] = ()
+    if options.kv_cache_dtype == FLOAT8:
+        scales = kv_cache_scales(model_dir, config.num_layers)
+        which = (
+            "the checkpoint's scales" if set(scales) != {1.0} else "no scales in the checkpoint: all are 1"
+        )
+        _logger.info("KV cache in 8 bits (e4m3), %s", which)
+    own = str(dtype).removeprefix("torch.")
     return KVLayout(
-        block_size=block_size,
+        block_size=options.block_size,
         num_layers=config.num_layers,
         num_kv_heads=config.num_kv_heads,
         head_dim=config.head_dim,
-        dtype=str(dtype).removeprefix("torch."),
+        dtype=own if options.kv_cache_dtype == "auto" else options.kv_cache_dtype,
+        scales=scales,
     )
 
 
 def _runner(decoder: Decoder, page_store: KVCache, options: EngineConfig, max_model_len: int) -> Runner:
-    attention = attention_backend(page_store.pool, decoder.config.windows)
+    attention = attention_backend(page_store.pool, decoder.config.windows, page_store.layout.scales)
     device, layout = page_store.pool.device, page_store.layout
     if device.type == "cpu":
         return ModelRunner(decoder, page_store, attention, _shared_cores(options))

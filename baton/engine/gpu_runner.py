@@ -99,7 +99,7 @@ def size_pool(
     elsewhere = total - free - torch.cuda.memory_reserved(device)
     try:
         cache = KVCache(layout, 0, device)
-        runner = GpuRunner(decoder, cache, attention_backend(cache.pool, windows), None)
+        runner = GpuRunner(decoder, cache, attention_backend(cache.pool, windows, layout.scales), None)
         runner.run(largest_step(layout.block_size, max_num_batched_tokens, max_num_seqs))
     except torch.OutOfMemoryError as error:
         raise StartupError(

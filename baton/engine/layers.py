@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from baton.engine.packing import Packed, pack
+from baton.engine.packing import Packed, pack, pack_float8, pack_int8
 from kernels.cpu.linear import Normalise, PackedLinear, SiluGate
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -25,6 +25,7 @@ class Placement:
 
     dtype: torch.dtype
     device: torch.device
+    quantization: str = "none"  # of the matrices of linear layers: EngineConfig.quantization
 
     def empty(self, *shape: int) -> Tensor:
         """An uninitialised parameter."""
@@ -56,6 +57,7 @@ class Linear:
         """
         self._parts = parts
         self._reads = reads
+        self._quantization = placement.quantization
         self._packed: Packed | None = None
         self.weight: Tensor | None = placement.empty(sum(parts.values()), in_features)
         self.bias = placement.empty(sum(parts.values())) if bias else None
@@ -74,7 +76,13 @@ class Linear:
         """Put the loaded weights into the layout that is multiplied fastest; their plain copy is let go."""
         assert self.weight is not None
         fused = self._reads.fused() if self._reads is not None else None
-        packed = pack(self.weight, self.bias, fused)
+        packed: tuple[Packed, bool] | None
+        if self._quantization == "int8":
+            packed = pack_int8(self.weight, self.bias, fused), True
+        elif self._quantization == "fp8":
+            packed = pack_float8(self.weight, self.bias)
+        else:
+            packed = pack(self.weight, self.bias, fused)
         if packed is None:
             return
         self._packed, reads_itself = packed
@@ -104,8 +112,13 @@ class OutputProjection(Linear):
         return F.embedding(token_ids, self.weight)
 
     def pack(self) -> None:
-        """See `Linear.pack`; the plain copy is kept where tokens can't be looked up in the packed one."""
+        """See `Linear.pack`; the plain copy is kept where tokens can't be looked up in the packed one.
+
+        8-bit floats are too coarse for logits.
+        """
         weight = self.weight
+        if self._quantization == "fp8":
+            return
         super().pack()
         if not isinstance(self._packed, PackedLinear):
             self.weight = weight

@@ -8,8 +8,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from kernels.cpu.library import DTYPES, computes_bfloat16, cpu_kernels, has_wide_vectors
-from kernels.cpu.linear import Normalise, PackedLinear, SiluGate
+from baton.core.errors import StartupError
+from baton.engine.float8_linear import ALIGNMENT, Float8Linear
+from kernels.cpu.library import DTYPES, computes_bfloat16, cpu_kernels, has_wide_vectors, multiplies_int8
+from kernels.cpu.linear import Normalise, PackedInt8Linear, PackedLinear, SiluGate
 
 _logger = logging.getLogger(__name__)
 
@@ -52,6 +54,39 @@ def pack(weight: Tensor, bias: Tensor | None, reads: Reads | None) -> tuple[Pack
     if _has_onednn() and weight.dtype != torch.float16:
         return OneDnnLinear(weight, bias), False
     return None
+
+
+def pack_int8(weight: Tensor, bias: Tensor | None, reads: Reads | None) -> Packed:
+    """The weight in 8 bits; it does what `reads` says itself. Raises StartupError without C kernels."""
+    library = cpu_kernels()
+    if library is None:
+        raise StartupError(
+            "--quantization int8 needs Baton's C kernels, which could not be built; install a C compiler, or "
+            "leave the option out."
+        )
+    _warn_without_vnni()
+    return PackedInt8Linear(library, weight, bias, reads)
+
+
+def pack_float8(weight: Tensor, bias: Tensor | None) -> tuple[Packed, bool] | None:
+    """The weight in 8-bit floats, which does not do what is read itself; None, and said so: it can't be."""
+    if any(size % ALIGNMENT for size in weight.shape):
+        _logger.warning(
+            "a matrix of %d x %d stays in %s, since 8-bit floats need multiples of %d: it gains nothing",
+            *weight.shape, weight.dtype, ALIGNMENT,
+        )  # fmt: skip
+        return None
+    return Float8Linear(weight, bias), False
+
+
+@cache
+def _warn_without_vnni() -> None:
+    """One warning where 8-bit weights save memory and little time."""
+    if not multiplies_int8():
+        _logger.warning(
+            "this CPU has no AVX512-VNNI: 8-bit weights still make steps of few rows faster if it has AVX2, "
+            "but prompts by little or, with other AVX-512, slower by a third; without AVX2 all is slower"
+        )
 
 
 @cache

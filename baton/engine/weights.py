@@ -9,16 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from baton.core.errors import StartupError
-from baton.core.kv_layout import DTYPE_BYTES
+from baton.core.kv_layout import MODEL_DTYPES
+from baton.engine.checkpoint_scales import dequantized, opened, weight_scales
 from baton.model_files import safetensors_files
 
 # Found in sound checkpoints and not needed: old files store RoPE's frequencies, and files of models with tied
 # embeddings may store the output projection a second time.
 _IGNORED_SUFFIXES = ("rotary_emb.inv_freq", "lm_head.weight")
+# Read apart from the weights, or of no use where states are not rounded to 8 bits.
+_SCALE_SUFFIXES = (".weight_scale", ".input_scale", ".output_scale", ".k_scale", ".v_scale")
 _NAMES_SHOWN = 3
 
 _logger = logging.getLogger(__name__)
@@ -32,7 +34,7 @@ def resolve_dtype(name: str, config: Mapping[str, Any]) -> torch.dtype:
     wanted = name
     if name == "auto":
         wanted = config.get("dtype") or config.get("torch_dtype") or "float32"
-    if wanted not in DTYPE_BYTES:
+    if wanted not in MODEL_DTYPES:
         raise StartupError(
             f"config.json's dtype '{wanted}' is not supported; choose bf16, fp16 or fp32 with --dtype."
         )
@@ -49,14 +51,18 @@ def load_weights(model_dir: Path, parameters: Mapping[str, Tensor]) -> None:
     started = time.monotonic()
     files = safetensors_files(model_dir)
     missing = set(parameters)
+    scales, num_float8 = weight_scales(files), 0
     for name, tensor in _with_progress(_tensors(files), len(parameters)):
         if name not in parameters:
-            if name.endswith(_IGNORED_SUFFIXES):
+            if name.endswith((*_IGNORED_SUFFIXES, *_SCALE_SUFFIXES)):
                 continue
             raise StartupError(
                 f"'{model_dir}' has a tensor '{name}' that its config.json leaves no place for; "
                 "check that config.json and weights belong together."
             )
+        if tensor.dtype == torch.float8_e4m3fn:
+            tensor = dequantized(name, tensor, scales.get(name))
+            num_float8 += 1
         _copy(name, tensor, parameters[name])
         missing.discard(name)
     if missing:
@@ -65,6 +71,12 @@ def load_weights(model_dir: Path, parameters: Mapping[str, Tensor]) -> None:
             f"'{model_dir}' lacks {len(missing)} of {len(parameters)} tensors ({names}"
             f"{', ...' if len(missing) > _NAMES_SHOWN else ''}); check that the download is complete."
         )
+    if num_float8:
+        dtype = str(next(iter(parameters.values())).dtype).removeprefix("torch.")
+        _logger.info(
+            "%d matrices of the checkpoint are in FP8: they are computed with in %s, and take as much memory "
+            "as that", num_float8, dtype,
+        )  # fmt: skip
     _logger.info(
         "loaded %d tensors from %d files in %.1f s", len(parameters), len(files), time.monotonic() - started
     )
@@ -82,15 +94,9 @@ def _copy(name: str, source: Tensor, destination: Tensor) -> None:
 def _tensors(files: tuple[Path, ...]) -> Iterator[tuple[str, Tensor]]:
     """All tensors of all files, one in memory at a time."""
     for file in files:
-        try:
-            with safe_open(file, framework="pt", device="cpu") as checkpoint:
-                for name in checkpoint.keys():  # noqa: SIM118 - not a dict
-                    yield name, checkpoint.get_tensor(name)
-        except (SafetensorError, OSError) as error:
-            reason = " ".join(str(error).split())
-            raise StartupError(
-                f"'{file}' is not a sound safetensors file ({reason}); download it again."
-            ) from error
+        with opened(file) as checkpoint:
+            for name in checkpoint.keys():  # noqa: SIM118 - not a dict
+                yield name, checkpoint.get_tensor(name)
 
 
 @contextmanager

@@ -111,6 +111,7 @@ def layout_to_proto(layout: KVLayout) -> transfer_pb2.KVLayout:
         dtype=layout.dtype,
         first_kv_head=layout.first_kv_head,
         total_kv_heads=layout.total_kv_heads,
+        scales=layout.scales,
     )
 
 
@@ -125,6 +126,7 @@ def layout_from_proto(message: transfer_pb2.KVLayout) -> KVLayout:
         dtype=message.dtype,
         first_kv_head=message.first_kv_head,
         total_kv_heads=message.total_kv_heads,
+        scales=tuple(message.scales),
     )
 
 

@@ -28,6 +28,13 @@ static void rotate(const struct attention *a, int64_t token, const float *norm, 
     }
 }
 
+/* A head's numbers into its slot of a page. */
+static void store_slot(const struct attention *a, char *slot, float *numbers, float scale) {
+    size_t size = (size_t)a->head_dim;
+    for (size_t i = 0; scale != 1.0f && i < size; i++) numbers[i] /= scale;
+    write_row(slot, numbers, size, a->pool_dtype);
+}
+
 static void prepare_token(const struct attention *a, int64_t token, float *memory) {
     size_t size = (size_t)a->head_dim, bytes = size * bytes_of(a->dtype);
     float *rotated = memory + size;
@@ -45,11 +52,12 @@ static void prepare_token(const struct attention *a, int64_t token, float *memor
         if (a->cosines) {
             read_row(memory, key, size, a->dtype);
             rotate(a, token, a->key_norm, memory, rotated);
-            write_row(slot_address(a, page, 0, head, slot), rotated, size, a->dtype);
         } else {
-            memcpy(slot_address(a, page, 0, head, slot), key, bytes);
+            read_row(rotated, key, size, a->dtype);
         }
-        memcpy(slot_address(a, page, 1, head, slot), value, bytes);
+        store_slot(a, slot_address(a, page, 0, head, slot), rotated, a->key_scale);
+        read_row(memory, value, size, a->dtype);
+        store_slot(a, slot_address(a, page, 1, head, slot), memory, a->value_scale);
     }
 }
 

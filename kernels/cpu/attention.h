@@ -14,7 +14,8 @@ struct attention {
     /* of the pool and the model: */
     void *pool;
     int64_t num_layers, num_heads, num_kv_heads, block_size, head_dim;
-    int32_t dtype, num_threads;
+    int32_t dtype, pool_dtype; /* of states and output; of pages */
+    int32_t num_threads;
     /* of a step: */
     int64_t num_tokens, num_rows, num_one_token_rows, table_width;
     const int64_t *slot_mapping; /* [num_tokens] page * block_size + slot */
@@ -29,6 +30,7 @@ struct attention {
     const void *key, *value;  /* [num_tokens] of [num_kv_heads][head_dim] */
     const float *query_norm, *key_norm; /* [head_dim] or NULL: RMSNorm of each head before it is rotated */
     float norm_eps;
+    float key_scale, value_scale; /* a number is what a page holds times this; 1 unless pages are float8 */
     void *output; /* [num_tokens][num_heads][head_dim] */
 };
 
@@ -41,7 +43,7 @@ INLINE int64_t group_size(const struct attention *a) { return a->num_heads / a->
 
 INLINE char *slot_address(const struct attention *a, int64_t page, int part, int64_t head, int64_t slot) {
     int64_t line = ((page * a->num_layers + a->layer) * 2 + part) * a->num_kv_heads + head;
-    return (char *)a->pool + (size_t)((line * a->block_size + slot) * a->head_dim) * bytes_of(a->dtype);
+    return (char *)a->pool + (size_t)((line * a->block_size + slot) * a->head_dim) * bytes_of(a->pool_dtype);
 }
 
 INLINE int64_t first_visible(const struct attention *a, int64_t position) {
@@ -63,15 +65,16 @@ INLINE struct run find_run(const struct attention *a, int64_t row, int64_t head,
     return run;
 }
 
-/* Slots as rows of float32, `row` numbers apart. */
+/* Slots as rows of float32, `row` numbers apart, not scaled yet. */
 static inline void read_slots(const struct attention *a, float *to, const char *from, int64_t count, size_t row) {
     size_t size = (size_t)a->head_dim;
     if (row == size) {
-        read_row(to, from, (size_t)count * size, a->dtype);
+        read_row(to, from, (size_t)count * size, a->pool_dtype);
         return;
     }
     for (int64_t slot = 0; slot < count; slot++) {
-        read_row(to + (size_t)slot * row, from + (size_t)slot * size * bytes_of(a->dtype), size, a->dtype);
+        const char *line = from + (size_t)slot * size * bytes_of(a->pool_dtype);
+        read_row(to + (size_t)slot * row, line, size, a->pool_dtype);
     }
 }
 
@@ -89,17 +92,17 @@ static inline void read_context(const struct attention *a, int64_t row, int64_t 
     }
 }
 
-/* One query, scaled, as float32. */
+/* One query as float32, scaled, by what keys are to be scaled by as well. */
 static inline void read_query(const struct attention *a, int64_t token, int64_t head, float *to) {
     size_t at = (size_t)(token * a->states_stride + head * a->head_dim);
     read_row(to, (const char *)a->query + at * bytes_of(a->dtype), (size_t)a->head_dim, a->dtype);
-    float scale = 1.0f / __builtin_sqrtf((float)a->head_dim);
+    float scale = a->key_scale / __builtin_sqrtf((float)a->head_dim);
     for (int64_t i = 0; i < a->head_dim; i++) to[i] *= scale;
 }
 
-/* The output of one head of a token: `from` divided by `total`. */
+/* The output of one head of a token: `from`, sums of values as pages hold them, divided by `total`. */
 static inline void write_output(const struct attention *a, int64_t token, int64_t head, float *from, float total) {
-    float scale = 1.0f / total;
+    float scale = a->value_scale / total;
     for (int64_t i = 0; i < a->head_dim; i++) from[i] *= scale;
     size_t at = (size_t)((token * a->num_heads + head) * a->head_dim);
     write_row((char *)a->output + at * bytes_of(a->dtype), from, (size_t)a->head_dim, a->dtype);

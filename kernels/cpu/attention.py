@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kernels.cpu.library import DTYPES
+from kernels.cpu.library import DTYPES, PAGE_DTYPES
+from kernels.quantization import layer_scales
 
 
 class _Attention(ctypes.Structure):
@@ -20,6 +21,7 @@ class _Attention(ctypes.Structure):
         ("block_size", ctypes.c_int64),
         ("head_dim", ctypes.c_int64),
         ("dtype", ctypes.c_int32),
+        ("pool_dtype", ctypes.c_int32),
         ("num_threads", ctypes.c_int32),
         ("num_tokens", ctypes.c_int64),
         ("num_rows", ctypes.c_int64),
@@ -40,13 +42,15 @@ class _Attention(ctypes.Structure):
         ("query_norm", ctypes.c_void_p),
         ("key_norm", ctypes.c_void_p),
         ("norm_eps", ctypes.c_float),
+        ("key_scale", ctypes.c_float),
+        ("value_scale", ctypes.c_float),
         ("output", ctypes.c_void_p),
     ]
 
 
 @dataclass(frozen=True, slots=True)
 class Rotation:
-    """How queries and keys are rotated: cosines and signed sines `[T, 1, D]` in the pool's dtype.
+    """How queries and keys are rotated: cosines and signed sines `[T, 1, D]` in the dtype of states.
 
     norms: float32 `[D]` weights of RMSNorms of each head of the query and of the key before that, and eps.
     """
@@ -71,10 +75,15 @@ class PagedAttention:
         context_lens: Tensor,
         row_bounds: Tensor,
         num_one_token_rows: int,
+        scales: tuple[float, ...] = (),
     ) -> None:
-        """int64 `[T]`, `[R, B]`, `[R]` and `[R + 1]`, as in `baton.engine.attention.base`; all on the CPU."""
+        """int64 `[T]`, `[R, B]`, `[R]` and `[R + 1]`, as in `baton.engine.attention.base`; all on the CPU.
+
+        scales: of a float8 pool, as in `kernels.reference`.
+        """
         _, num_layers, _, num_kv_heads, block_size, head_dim = pool.shape
         self._library = library
+        self._scales = scales
         # Also keeps the memory that the arguments point to.
         self._tensors = (pool, slot_mapping, block_tables.contiguous(), context_lens, row_bounds)
         self._arguments = _Attention(
@@ -83,7 +92,7 @@ class PagedAttention:
             num_kv_heads=num_kv_heads,
             block_size=block_size,
             head_dim=head_dim,
-            dtype=DTYPES[pool.dtype],
+            pool_dtype=PAGE_DTYPES[pool.dtype],
             num_threads=torch.get_num_threads(),
             num_tokens=slot_mapping.shape[0],
             num_rows=context_lens.shape[0],
@@ -96,19 +105,21 @@ class PagedAttention:
         )
 
     def attend(self, layer: int, states: Tensor, window: int | None, rotation: Rotation | None) -> Tensor:
-        """Attention of one layer: `[T, H, D]` in the pool's dtype.
+        """Attention of one layer: `[T, H, D]` in the dtype of `states`.
 
         states: `[T, H + 2 * K, D]`, each token's queries, keys and values, contiguous; with a `rotation` they
         are not rotated yet, and the queries are overwritten. window: last tokens a query sees; None: all.
         Raises MemoryError.
         """
-        arguments, pool = self._arguments, self._tensors[0]
+        arguments = self._arguments
         num_tokens, num_states, head_dim = states.shape
         num_heads = num_states - 2 * arguments.num_kv_heads
-        output = torch.empty(num_tokens, num_heads, head_dim, dtype=pool.dtype)
-        head_bytes = head_dim * pool.itemsize
+        output = torch.empty(num_tokens, num_heads, head_dim, dtype=states.dtype)
+        head_bytes = head_dim * states.itemsize
         query = states.data_ptr()
         arguments.layer, arguments.window = layer, window or 0
+        arguments.dtype = DTYPES[states.dtype]
+        arguments.key_scale, arguments.value_scale = layer_scales(self._scales, layer)
         arguments.num_heads, arguments.states_stride = num_heads, num_states * head_dim
         arguments.query = query
         arguments.key = query + num_heads * head_bytes

@@ -42,7 +42,7 @@ static bool reads_pages(const struct attention *a) { return padded(a) == (size_t
 
 static size_t head_bytes(const struct attention *a) {
     size_t group = (size_t)group_size(a), row = padded(a);
-    size_t copies = reads_pages(a) ? 0 : 2 * SLOTS * row * bytes_of(a->dtype);
+    size_t copies = reads_pages(a) ? 0 : 2 * SLOTS * row * bytes_of(a->pool_dtype);
     return (sizeof(float) * group * (2 * row + WEIGHTS + 2) + copies + 63) / 64 * 64;
 }
 
@@ -53,7 +53,7 @@ size_t decode_record(const struct attention *a) { return padded(a) + 2; }
 /* What there is of the item's kv head `index`. */
 static struct decode decode_of(const struct attention *a, char *memory, int64_t index) {
     size_t group = (size_t)group_size(a), row = padded(a);
-    struct decode d = {.stride = row * bytes_of(a->dtype)};
+    struct decode d = {.stride = row * bytes_of(a->pool_dtype)};
     d.queries = (float *)(memory + (size_t)index * head_bytes(a));
     d.sums = d.queries + group * row;
     d.weights = d.sums + group * row;
@@ -92,7 +92,7 @@ static int64_t find_stretches(const struct attention *a, int64_t row, int64_t kv
 /* The same slots as one stretch of rows of whole vectors. */
 static int64_t copy_stretches(const struct attention *a, const struct decode *d, struct stretch *stretches,
                               int64_t num) {
-    size_t bytes = (size_t)a->head_dim * bytes_of(a->dtype), slot = 0;
+    size_t bytes = (size_t)a->head_dim * bytes_of(a->pool_dtype), slot = 0;
     for (int64_t s = 0; s < num; s++) {
         for (size_t i = 0; i < (size_t)stretches[s].count; i++, slot++) {
             memcpy(d->keys + slot * d->stride, stretches[s].keys + i * bytes, bytes);
@@ -234,7 +234,7 @@ static void begin_head(const struct attention *a, int64_t token, int64_t kv_head
     size_t size = padded(a);
     for (int64_t g = 0; g < group_size(a); g++) {
         read_query(a, token, kv_head * group_size(a) + g, d->queries + (size_t)g * size);
-        reorder(d->queries + (size_t)g * size, d->weights, size, a->dtype, false);
+        reorder(d->queries + (size_t)g * size, d->weights, size, a->pool_dtype, false);
         d->greatest[g] = -__builtin_inff();
     }
 }
@@ -245,7 +245,7 @@ static void end_head(const struct attention *a, int64_t token, int64_t kv_head, 
     for (int64_t g = 0; g < group_size(a); g++) {
         float *sums = d->sums + (size_t)g * size;
         if (!partial) {
-            reorder(sums, d->weights, size, a->dtype, true);
+            reorder(sums, d->weights, size, a->pool_dtype, true);
             write_output(a, token, kv_head * group_size(a) + g, sums, d->total[g]);
             continue;
         }
@@ -263,9 +263,10 @@ static void add_slots(const struct attention *a, const struct decode *d, int64_t
     int64_t num = find_stretches(a, row, kv_head, first, end, last, stretches);
     if (!reads_pages(a)) num = copy_stretches(a, d, stretches, num);
     int64_t group = group_size(a), count = end - first;
-    switch (a->dtype) {
+    switch (a->pool_dtype) {
         case FLOAT32: attend_slots(FLOAT32, d, group, padded(a), stretches, num, count); break;
         case BFLOAT16: attend_slots(BFLOAT16, d, group, padded(a), stretches, num, count); break;
+        case FLOAT8: attend_slots(FLOAT8, d, group, padded(a), stretches, num, count); break;
         default: attend_slots(FLOAT16, d, group, padded(a), stretches, num, count); break;
     }
 }
@@ -311,6 +312,6 @@ void combine_splits(const struct attention *a, int64_t row, int64_t head, int64_
         total += worth * record[1];
         for (size_t i = 0; i < size; i++) memory[i] += worth * record[2 + i];
     }
-    reorder(memory, memory + size, size, a->dtype, true);
+    reorder(memory, memory + size, size, a->pool_dtype, true);
     write_output(a, a->row_bounds[row], head, memory, total);
 }

@@ -36,14 +36,17 @@ class Level:
 
 _AVX2 = ("avx2", "fma", "f16c")
 _AVX512 = (*_AVX2, "avx512f", "avx512bw", "avx512dq", "avx512vl")
+_VNNI = (*_AVX512, "avx512_vnni")
 
 
 def _compiled_for(features: Iterable[str]) -> tuple[str, ...]:
-    return tuple(f"-m{feature}" for feature in features)
+    # The compilers write avx512vnni where /proc/cpuinfo has avx512_vnni.
+    return tuple(f"-m{feature.replace('_', '')}" for feature in features)
 
 
 # The best first.
 LEVELS = (
+    Level("avx512-vnni", _VNNI, (*_compiled_for(_VNNI), "-mprefer-vector-width=512")),
     Level("avx512", _AVX512, (*_compiled_for(_AVX512), "-mprefer-vector-width=512")),
     Level("avx2", _AVX2, _compiled_for(_AVX2)),
     Level("portable", (), ()),

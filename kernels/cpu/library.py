@@ -17,6 +17,7 @@ _Size = ctypes.c_int64
 _Int = ctypes.c_int32
 
 DTYPES: Final = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # enum dtype of vector.h
+PAGE_DTYPES: Final = DTYPES | {torch.float8_e4m3fn: 3}
 _SIGNATURES: Final = {
     "baton_use_threads": (None, (_Pointer,) * 4),
     "baton_packed_bytes": (_Size, (_Size, _Size, _Int)),
@@ -25,6 +26,9 @@ _SIGNATURES: Final = {
     "baton_argmax": (ctypes.c_int, (_Pointer, _Pointer, _Size, _Size, _Int, _Int)),
     "baton_attend": (ctypes.c_int, (_Pointer,)),
     "baton_linear": (ctypes.c_int, (_Pointer,)),
+    "baton_packed_bytes_int8": (_Size, (_Size, _Size)),
+    "baton_pack_int8": (None, (_Pointer, _Pointer, _Size, _Size)),
+    "baton_linear_int8": (ctypes.c_int, (_Pointer,)),
 }
 # What a team of threads needs of an OpenMP runtime; GNU's, LLVM's and Intel's all have these.
 _OPENMP_FUNCTIONS: Final = ("GOMP_parallel", "GOMP_barrier", "omp_get_thread_num", "omp_get_num_threads")
@@ -71,6 +75,11 @@ def openmp_functions() -> list[int | None]:
 def has_wide_vectors() -> bool:
     """Whether the kernels are compiled for a CPU whose vectors they know, and not for just any."""
     return bool(supported_levels()[0].needs)
+
+
+def multiplies_int8() -> bool:
+    """Whether the kernels are compiled for a CPU that multiplies 8-bit numbers and adds them up at once."""
+    return "avx512_vnni" in supported_levels()[0].needs
 
 
 def computes_bfloat16() -> bool:

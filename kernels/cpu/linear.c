@@ -1,37 +1,10 @@
 /* y = x W^T + b (+ residual), x read as it is, normalised or gated; float32 sums whatever the dtype.
  *
- * Weights are packed once, in panels of 32 outputs. A bfloat16 panel holds [inputs / 2][32][2]: as 32-bit words,
- * the even input is the word shifted up and the odd one the word with its lower half cleared, one instruction each.
- * Panels of the other dtypes hold [inputs][32]. Missing outputs and inputs are zero.
- *
- * A block of rows is read, transformed and transposed by all threads, then each thread takes panels as it is free.
- * Few rows are thereby bound by reading the weights once; many by multiplication (Goto and van de Geijn, 2008).
+ * A bfloat16 panel holds [inputs / 2][32][2]: as 32-bit words, the even input is the word shifted up and the odd one
+ * the word with its lower half cleared, one instruction each. Panels of the other dtypes hold [inputs][32]. Missing
+ * inputs are zero. Few rows are bound by reading the weights once; many by multiplication (Goto and van de Geijn, 2008).
  */
-#include "rows.h"
-#include "threads.h"
-#include "tile.h"
-
-#define PANEL 32
-#define ROWS_BYTES (512 << 10) /* of a block of rows as float32: it has to stay in a core's own cache */
-
-#define PREFETCH_BYTES 2048 /* ahead: the processor's own prefetching stops at each page */
-
-enum transform { PLAIN = 0, NORMALISE = 1, GATE = 2 };
-
-struct linear {
-    const void *weights; /* packed */
-    const void *bias;    /* [num_outputs] or NULL */
-    const float *norm;   /* [num_inputs], where transform is NORMALISE */
-    int64_t num_inputs, num_outputs;
-    int32_t dtype, transform;
-    float eps;
-    int32_t num_threads;
-    /* of each call: */
-    int64_t num_rows;
-    const void *states;   /* [num_rows][num_inputs]; gate and up beside each other, twice as long, where GATE */
-    const void *residual; /* [num_rows][num_outputs] or NULL */
-    void *output;         /* [num_rows][num_outputs] */
-};
+#include "linear.h"
 
 struct work {
     const struct linear *linear;
@@ -105,23 +78,6 @@ EXPORT void baton_packed_rows(void *output, const void *packed, const int64_t *i
     }
 }
 
-/* Tiles share the rows of a block evenly, as no tile should have few. */
-static int64_t num_tiles(int64_t rows) { return (rows + TILE_ROWS - 1) / TILE_ROWS; }
-
-static int64_t tile_start(int64_t tile, int64_t rows) { return tile * rows / num_tiles(rows); }
-
-static void read_transformed(const struct linear *linear, float *row, float *other, int64_t index) {
-    size_t size = (size_t)linear->num_inputs, bytes = bytes_of(linear->dtype);
-    size_t stride = linear->transform == GATE ? 2 * size : size;
-    const char *from = (const char *)linear->states + (size_t)index * stride * bytes;
-    read_row(row, from, size, linear->dtype);
-    if (linear->transform == NORMALISE) normalise_row(row, linear->norm, size, linear->eps);
-    if (linear->transform == GATE) {
-        read_row(other, from + size * bytes, size, linear->dtype);
-        gate_row(row, other, size);
-    }
-}
-
 /* Transposes the block's rows into tiles; each thread takes its share of the rows. */
 static void prepare_rows(struct work *work, int64_t first_row, int64_t num_rows, float *row) {
     float *other = row + work->depth;
@@ -168,27 +124,6 @@ INLINE void multiply(const int height, const enum dtype dtype, vfloat sums[][2],
     }
 }
 
-/* Two vectors of one row's outputs, with bias and residual. */
-INLINE void finish(const struct linear *linear, int64_t row, size_t first, vfloat sums[2], enum dtype dtype) {
-    size_t num_outputs = (size_t)linear->num_outputs, at = (size_t)row * num_outputs + first;
-    for (size_t half = 0; half < 2; half++) {
-        size_t column = half * LANES, left = num_outputs - first;
-        if (column + LANES <= left) {
-            vfloat sum = sums[half];
-            if (linear->bias) sum += load_as(linear->bias, first + column, dtype);
-            if (linear->residual) sum += load_as(linear->residual, at + column, dtype);
-            store_as(linear->output, at + column, sum, dtype);
-            continue;
-        }
-        for (size_t lane = 0; column + lane < left && lane < LANES; lane++) {
-            float sum = sums[half][lane];
-            if (linear->bias) sum += load_one(linear->bias, first + column + lane, dtype);
-            if (linear->residual) sum += load_one(linear->residual, at + column + lane, dtype);
-            store_one(linear->output, at + column + lane, sum, dtype);
-        }
-    }
-}
-
 INLINE void multiply_panel(struct work *work, int64_t panel, int64_t first_row, int64_t num_rows,
                            const enum dtype dtype) {
     const struct linear *linear = work->linear;
@@ -226,7 +161,7 @@ static void multiply_float16(struct work *work, int64_t panel, int64_t first_row
 static void multiply_share(void *argument) {
     struct work *work = argument;
     const struct linear *linear = work->linear;
-    int64_t panels = (linear->num_outputs + PANEL - 1) / PANEL;
+    int64_t panels = num_panels(linear);
     float *row = scratch(PRIVATE_SLOT, 2 * work->depth * sizeof(float));
     if (!row) __atomic_store_n(&work->failed, 1, __ATOMIC_RELAXED);
     for (int64_t first = 0; first < linear->num_rows; first += work->block_rows) {

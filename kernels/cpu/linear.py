@@ -1,13 +1,16 @@
-"""Matrix products with weights that were packed once (linear.c)."""
+"""Matrix products with weights that were packed once (linear.h)."""
 
 import ctypes
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from kernels.cpu.library import DTYPES
+from kernels.quantization import int8_rows
 
+_PANEL = 32  # PANEL of linear.h
 _PLAIN, _NORMALISE, _GATE = 0, 1, 2  # enum transform
 
 
@@ -16,6 +19,7 @@ class _Linear(ctypes.Structure):
 
     _fields_ = [
         ("weights", ctypes.c_void_p),
+        ("scales", ctypes.c_void_p),
         ("bias", ctypes.c_void_p),
         ("norm", ctypes.c_void_p),
         ("num_inputs", ctypes.c_int64),
@@ -44,8 +48,58 @@ class SiluGate:
     """`silu(states[..., :in_features]) * states[..., in_features:]` before they are multiplied."""
 
 
-class PackedLinear:
-    """`y = reads(x) W^T + b`, summed in float32. Not for several threads at once."""
+class PackedMatrix:
+    """`y = reads(x) W^T + b` in some kernel of linear.h. Not for several threads at once."""
+
+    def __init__(
+        self,
+        function: Callable[..., int],
+        weights: tuple[Tensor, Tensor | None],
+        shape: tuple[int, int],
+        dtype: torch.dtype,
+        bias: Tensor | None,
+        reads: Normalise | SiluGate | None,
+    ) -> None:
+        """`weights`: packed, and their scales. `shape`: out_features, in_features. `dtype`: of states."""
+        packed, scales = weights
+        norm = reads.weight.float().contiguous() if isinstance(reads, Normalise) else None
+        self._function = function
+        self._dtype = dtype
+        self._tensors = (packed, scales, bias, norm)  # keeps the memory that the arguments point to
+        self._num_outputs, num_inputs = shape
+        self._arguments = _Linear(
+            weights=packed.data_ptr(),
+            scales=_address(scales),
+            bias=_address(bias),
+            norm=_address(norm),
+            num_inputs=num_inputs,
+            num_outputs=self._num_outputs,
+            dtype=DTYPES[dtype],
+            transform=_PLAIN if reads is None else _GATE if norm is None else _NORMALISE,
+            eps=reads.eps if isinstance(reads, Normalise) else 0.0,
+        )
+
+    def __call__(self, states: Tensor, residual: Tensor | None = None) -> Tensor:
+        """`[T, in_features]` (twice as wide for SiluGate) to `[T, out_features]`, plus `residual` if given.
+
+        All in the dtype of the bias and of the weights as they were loaded. Raises MemoryError.
+        """
+        states = states.contiguous()
+        arguments = self._arguments
+        num_rows = states.shape[0]
+        output = torch.empty(num_rows, self._num_outputs, dtype=self._dtype)
+        arguments.num_rows = num_rows
+        arguments.states = states.data_ptr()
+        arguments.residual = _address(residual)
+        arguments.output = output.data_ptr()
+        arguments.num_threads = torch.get_num_threads()
+        if self._function(ctypes.byref(arguments)):
+            raise MemoryError("There is no memory for a matrix product's rows.")
+        return output
+
+
+class PackedLinear(PackedMatrix):
+    """Weights in their own dtype, products summed in float32 (linear.c)."""
 
     def __init__(
         self,
@@ -57,50 +111,15 @@ class PackedLinear:
         """Packs a copy of weight `[out_features, in_features]`: float32, bfloat16 or float16, on the CPU."""
         num_outputs, num_inputs = weight.shape
         dtype = DTYPES[weight.dtype]
-        num_bytes = library.baton_packed_bytes(num_outputs, num_inputs, dtype)
-        self._library = library
-        self._dtype = weight.dtype
-        self._packed = torch.zeros(num_bytes, dtype=torch.uint8)
+        packed = torch.zeros(library.baton_packed_bytes(num_outputs, num_inputs, dtype), dtype=torch.uint8)
         weight = weight.contiguous()
         library.baton_pack(
-            self._packed.data_ptr(),
-            weight.data_ptr(),
-            num_outputs,
-            num_inputs,
-            dtype,
-            torch.get_num_threads(),
+            packed.data_ptr(), weight.data_ptr(), num_outputs, num_inputs, dtype, torch.get_num_threads()
         )
-        self._bias = bias
-        self._norm = reads.weight.float().contiguous() if isinstance(reads, Normalise) else None
-        self._arguments = _Linear(
-            weights=self._packed.data_ptr(),
-            bias=None if bias is None else bias.data_ptr(),
-            norm=None if self._norm is None else self._norm.data_ptr(),
-            num_inputs=num_inputs,
-            num_outputs=num_outputs,
-            dtype=dtype,
-            transform=_PLAIN if reads is None else _GATE if self._norm is None else _NORMALISE,
-            eps=reads.eps if isinstance(reads, Normalise) else 0.0,
+        super().__init__(
+            library.baton_linear, (packed, None), (num_outputs, num_inputs), weight.dtype, bias, reads
         )
-        self._num_outputs = num_outputs
-
-    def __call__(self, states: Tensor, residual: Tensor | None = None) -> Tensor:
-        """`[T, in_features]` (twice as wide for SiluGate) to `[T, out_features]`, plus `residual` if given.
-
-        All in the weight's dtype. Raises MemoryError.
-        """
-        states = states.contiguous()
-        arguments = self._arguments
-        num_rows = states.shape[0]
-        output = torch.empty(num_rows, self._num_outputs, dtype=self._dtype)
-        arguments.num_rows = num_rows
-        arguments.states = states.data_ptr()
-        arguments.residual = None if residual is None else residual.data_ptr()
-        arguments.output = output.data_ptr()
-        arguments.num_threads = torch.get_num_threads()
-        if self._library.baton_linear(ctypes.byref(arguments)):
-            raise MemoryError("There is no memory for a matrix product's rows.")
-        return output
+        self._library = library
 
     def rows(self, indices: Tensor) -> Tensor:
         """Rows of the weight, as an embedding looks them up: int64 `[T]` to `[T, in_features]`."""
@@ -111,3 +130,31 @@ class PackedLinear:
             indices.shape[0], arguments.num_inputs, arguments.dtype,
         )  # fmt: skip
         return output
+
+
+class PackedInt8Linear(PackedMatrix):
+    """8-bit weights and states, products summed in 32-bit integers (linear_int8.c)."""
+
+    def __init__(
+        self,
+        library: ctypes.CDLL,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        reads: Normalise | SiluGate | None = None,
+    ) -> None:
+        """Rounds and packs weight `[out_features, in_features]`: float32, bfloat16 or float16, on the CPU.
+
+        A scale for each output; each row of states gets its own when it is multiplied.
+        """
+        num_outputs, num_inputs = weight.shape
+        rounded, scales = int8_rows(weight)
+        packed = torch.zeros(library.baton_packed_bytes_int8(num_outputs, num_inputs), dtype=torch.int8)
+        library.baton_pack_int8(packed.data_ptr(), rounded.data_ptr(), num_outputs, num_inputs)
+        scales = torch.nn.functional.pad(scales, (0, -num_outputs % _PANEL))
+        super().__init__(
+            library.baton_linear_int8, (packed, scales), (num_outputs, num_inputs), weight.dtype, bias, reads
+        )
+
+
+def _address(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()

@@ -16,6 +16,8 @@ static inline void read_row(float *to, const void *from, size_t size, enum dtype
         memcpy(to, from, 4 * size);
     } else if (dtype == BFLOAT16) {
         read_row_as(to, from, size, BFLOAT16);
+    } else if (dtype == FLOAT8) {
+        read_row_as(to, from, size, FLOAT8);
     } else {
         read_row_as(to, from, size, FLOAT16);
     }
@@ -32,6 +34,8 @@ static inline void write_row(void *to, const float *from, size_t size, enum dtyp
         memcpy(to, from, 4 * size);
     } else if (dtype == BFLOAT16) {
         write_row_as(to, from, size, BFLOAT16);
+    } else if (dtype == FLOAT8) {
+        write_row_as(to, from, size, FLOAT8);
     } else {
         write_row_as(to, from, size, FLOAT16);
     }

@@ -1,7 +1,7 @@
 /* Vectors of floats in GCC's and Clang's vector extensions: one source for every instruction set.
  *
  * A file that includes this is compiled for one level of CPU (see compiler.py), which sets the width.
- * Numbers in memory are float32, bfloat16 or float16; all arithmetic is in float32.
+ * Numbers in memory are float32, bfloat16, float16 or, in KV pages, float8 (e4m3); all arithmetic is in float32.
  */
 #ifndef BATON_VECTOR_H
 #define BATON_VECTOR_H
@@ -31,11 +31,12 @@
 typedef float vfloat __attribute__((vector_size(4 * LANES)));
 typedef int32_t vint __attribute__((vector_size(4 * LANES)));
 typedef uint32_t vuint __attribute__((vector_size(4 * LANES)));
+typedef uint8_t vbyte __attribute__((vector_size(LANES)));
 typedef uint16_t vhalf __attribute__((vector_size(2 * LANES)));
 
-enum dtype { FLOAT32 = 0, BFLOAT16 = 1, FLOAT16 = 2 };
+enum dtype { FLOAT32 = 0, BFLOAT16 = 1, FLOAT16 = 2, FLOAT8 = 3 };
 
-INLINE size_t bytes_of(enum dtype dtype) { return dtype == FLOAT32 ? 4 : 2; }
+INLINE size_t bytes_of(enum dtype dtype) { return dtype == FLOAT32 ? 4 : dtype == FLOAT8 ? 1 : 2; }
 
 INLINE vfloat splat(float value) { return value - (vfloat){0}; }
 
@@ -99,8 +100,27 @@ INLINE uint16_t float_to_bfloat(float value) {
     return (uint16_t)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
 }
 
+/* As half precision with the exponent in the wrong place, which 2^8 puts right. */
+INLINE float float8_to_float(uint8_t byte) {
+    if ((byte & 0x7f) == 0x7f) return __builtin_nanf("");
+    return half_to_float((uint16_t)((byte & 0x80) << 8 | (byte & 0x7f) << 7)) * 256.0f;
+}
+
+/* To the nearest, ties to even; what is too large becomes the greatest, 448. */
+INLINE uint8_t float_to_float8(float value) {
+    uint32_t bits = float_to_bits(value), rest = bits & 0x7fffffff;
+    uint8_t sign = (uint8_t)((bits >> 24) & 0x80);
+    if (rest > 0x7f800000) return sign | 0x7f;
+    if (rest >= 0x43e00000) return sign | 0x7e;
+    if (rest < 0x3c800000) { /* below 2^-6: adding 2^14 leaves multiples of 2^-9 at the bottom of the mantissa */
+        return sign | (uint8_t)(float_to_bits(bits_to_float(rest) + 16384.0f) - 0x46800000);
+    }
+    return sign | (uint8_t)((rest - 0x3c000000 + 0x7ffff + ((rest >> 20) & 1)) >> 20);
+}
+
 INLINE float load_one(const void *from, size_t index, enum dtype dtype) {
     if (dtype == FLOAT32) return ((const float *)from)[index];
+    if (dtype == FLOAT8) return float8_to_float(((const uint8_t *)from)[index]);
     uint16_t half = ((const uint16_t *)from)[index];
     return dtype == BFLOAT16 ? bits_to_float((uint32_t)half << 16) : half_to_float(half);
 }
@@ -108,14 +128,49 @@ INLINE float load_one(const void *from, size_t index, enum dtype dtype) {
 INLINE void store_one(void *to, size_t index, float value, enum dtype dtype) {
     if (dtype == FLOAT32) {
         ((float *)to)[index] = value;
+    } else if (dtype == FLOAT8) {
+        ((uint8_t *)to)[index] = float_to_float8(value);
     } else {
         ((uint16_t *)to)[index] = dtype == BFLOAT16 ? float_to_bfloat(value) : float_to_half(value);
     }
 }
 
+/* See float8_to_float; through halves because arithmetic on subnormal floats is slow. */
+INLINE vfloat load_float8(const uint8_t *from) {
+    vbyte bytes;
+    memcpy(&bytes, from, sizeof bytes);
+#if LANES >= 8
+    vhalf wide = __builtin_convertvector(bytes, vhalf), rest = wide & 0x7f;
+    vhalf halves = (wide & 0x80) << 8 | rest << 7 | ((vhalf)(rest == 0x7f) & 0x7c00); /* NaN stays NaN */
+#if LANES == 16
+    return (vfloat)_mm512_cvtph_ps((__m256i)halves) * 256.0f;
+#else
+    return (vfloat)_mm256_cvtph_ps((__m128i)halves) * 256.0f;
+#endif
+#else
+    vfloat vector;
+    for (int lane = 0; lane < LANES; lane++) vector[lane] = float8_to_float(bytes[lane]);
+    return vector;
+#endif
+}
+
+/* See float_to_float8. */
+INLINE void store_float8(uint8_t *to, vfloat vector) {
+    vuint bits = (vuint)vector, rest = bits & 0x7fffffff;
+    vuint small = (vuint)((vfloat)rest + 16384.0f) - 0x46800000;
+    vuint large = (rest - 0x3c000000 + 0x7ffff + ((rest >> 20) & 1)) >> 20;
+    vuint is_small = (vuint)(rest < 0x3c800000), is_over = (vuint)(rest >= 0x43e00000);
+    vuint is_nan = (vuint)(rest > 0x7f800000);
+    vuint code = (is_small & small) | (~is_small & large);
+    code = (is_over & 0x7e) | (~is_over & code) | (is_nan & 1);
+    vbyte bytes = __builtin_convertvector(code | ((bits >> 24) & 0x80), vbyte);
+    memcpy(to, &bytes, sizeof bytes);
+}
+
 /* LANES numbers from index on; `dtype` is a constant where this is inlined. */
 INLINE vfloat load_as(const void *from, size_t index, enum dtype dtype) {
     if (dtype == FLOAT32) return load((const float *)from + index);
+    if (dtype == FLOAT8) return load_float8((const uint8_t *)from + index);
     vhalf halves;
     memcpy(&halves, (const uint16_t *)from + index, sizeof halves);
 #if LANES == 16
@@ -135,6 +190,10 @@ INLINE vfloat load_as(const void *from, size_t index, enum dtype dtype) {
 INLINE void store_as(void *to, size_t index, vfloat vector, enum dtype dtype) {
     if (dtype == FLOAT32) {
         store((float *)to + index, vector);
+        return;
+    }
+    if (dtype == FLOAT8) {
+        store_float8((uint8_t *)to + index, vector);
         return;
     }
     vhalf halves;

@@ -43,16 +43,17 @@ def attend_one_token_rows(
     num_splits: int,
     window: int | None = None,
     soft_cap: float | None = None,
+    scales: tuple[float, float] = (1.0, 1.0),
     output: Tensor | None = None,
 ) -> Tensor:
     """Attention of rows whose one query is their last token, accumulated in float32.
 
     query: `[R, H, D]`, D contiguous. key, value: one layer of the pool, `[N, K, P, D]` with any strides but
-    D's, in query's dtype. block_tables: int32 `[R, B]`, page of every P positions. context_lens: int32 `[R]`,
-    tokens that the row attends to, its own included; at least 1. num_splits: what `splits_for` gave.
-    window: a query sees this many last tokens, itself included. soft_cap: scores become
-    `soft_cap * tanh(score / soft_cap)` (Gemma 2). Returns `[R, H, D]` in query's dtype, which is `output`
-    if that is given.
+    D's, in query's dtype or float8_e4m3fn. block_tables: int32 `[R, B]`, page of every P positions.
+    context_lens: int32 `[R]`, tokens that the row attends to, its own included; at least 1. num_splits: what
+    `splits_for` gave. window: a query sees this many last tokens, itself included. soft_cap: scores become
+    `soft_cap * tanh(score / soft_cap)` (Gemma 2). scales: what float8 K and V are to be multiplied by.
+    Returns `[R, H, D]` in query's dtype, which is `output` if that is given.
     """
     num_rows, num_heads, head_dim = query.shape
     num_kv_heads, block_size = key.shape[1:3]
@@ -67,7 +68,7 @@ def attend_one_token_rows(
     scale, cap = folded_scale(head_dim, soft_cap)
     _attend_split[(num_rows, num_kv_heads, num_splits)](
         query, key, value, block_tables, context_lens, output, partial, log_sums,
-        scale, cap, window or 0,
+        scale * scales[0], cap, scales[1], window or 0,
         query.stride(0), query.stride(1), output.stride(0), output.stride(1), block_tables.stride(0),
         key.stride(0), key.stride(1), key.stride(2),
         GROUP=group, GROUP_PADDED=max(16, triton.next_power_of_2(group)),
@@ -108,7 +109,7 @@ def _tokens_per_split(num_visible, TILE: tl.constexpr, NUM_SPLITS: tl.constexpr)
 @triton.jit(do_not_specialize=["table_stride"])
 def _attend_split(
     query, key, value, block_tables, context_lens, output, partial, log_sums,
-    scale, soft_cap, window,
+    scale, soft_cap, value_scale, window,
     query_row_stride, query_head_stride, output_row_stride, output_head_stride, table_stride,
     page_stride, head_stride, slot_stride,
     GROUP: tl.constexpr, GROUP_PADDED: tl.constexpr,  # noqa: N803
@@ -146,7 +147,7 @@ def _attend_split(
         places = pages * page_stride + kv_head * head_stride + (tokens % BLOCK_SIZE) * slot_stride
         # Masked, not only weighted 0: an unwritten slot may hold NaN, and 0 * NaN is NaN.
         is_there = is_token[:, None] & is_dim[None, :]
-        keys = tl.load(key + places[:, None] + dims[None, :], mask=is_there, other=0.0)
+        keys = tl.load(key + places[:, None] + dims[None, :], mask=is_there, other=0.0).to(queries.dtype)
         scores = add_product(queries, tl.trans(keys), tl.zeros([GROUP_PADDED, TILE], tl.float32)) * scale
         if HAS_SOFT_CAP:
             scores = soft_cap * tanh(scores)
@@ -155,11 +156,11 @@ def _attend_split(
         shrink = tl.exp2(greatest - new_greatest)
         weights = tl.exp2(scores - new_greatest[:, None])
         total = total * shrink + tl.sum(weights, 1)
-        values = tl.load(value + places[:, None] + dims[None, :], mask=is_there, other=0.0)
+        values = tl.load(value + places[:, None] + dims[None, :], mask=is_there, other=0.0).to(queries.dtype)
         weighted = weighted * shrink[:, None]
         weighted = add_product(weights.to(values.dtype), values, weighted)
         greatest = new_greatest
-    result = weighted / total[:, None]
+    result = weighted / total[:, None] * value_scale
     if NUM_SPLITS == 1:
         places = output + row * output_row_stride + heads[:, None] * output_head_stride + dims[None, :]
         tl.store(places, result.to(output.dtype.element_ty), mask=is_query)

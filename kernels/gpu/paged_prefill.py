@@ -25,15 +25,16 @@ def attend_long_rows(
     *,
     window: int | None = None,
     soft_cap: float | None = None,
+    scales: tuple[float, float] = (1.0, 1.0),
     output: Tensor | None = None,
 ) -> Tensor:
     """Causal attention of rows of any number of tokens, accumulated in float32.
 
     query: `[T, H, D]`, D contiguous; row r is tokens row_bounds[r] .. row_bounds[r + 1], the last ones of its
-    context. key, value: one layer of the pool, `[N, K, P, D]` with any strides but D's, in query's dtype,
-    the rows' own tokens stored already. block_tables: int32 `[R, B]`. context_lens: int32 `[R]`.
-    row_bounds: int32 `[R + 1]`. max_row_len: tokens of the longest row. window, soft_cap: as in
-    `paged_decode`. Returns `[T, H, D]` in query's dtype, which is `output` if that is given.
+    context. key, value: one layer of the pool, `[N, K, P, D]` with any strides but D's, in query's dtype
+    or float8_e4m3fn, the rows' own tokens stored already. block_tables: int32 `[R, B]`. context_lens: int32
+    `[R]`. row_bounds: int32 `[R + 1]`. max_row_len: tokens of the longest row. window, soft_cap, scales: as
+    in `paged_decode`. Returns `[T, H, D]` in query's dtype, which is `output` if that is given.
     """
     num_heads, head_dim = query.shape[1:]
     num_kv_heads, block_size = key.shape[1:3]
@@ -44,7 +45,7 @@ def attend_long_rows(
     grid = (triton.cdiv(max_row_len, query_tile), num_heads, context_lens.shape[0])
     _attend_tile[grid](
         query, key, value, block_tables, context_lens, row_bounds, output,
-        scale, cap, window or 0,
+        scale * scales[0], cap, scales[1], window or 0,
         query.stride(0), query.stride(1), output.stride(0), output.stride(1), block_tables.stride(0),
         key.stride(0), key.stride(1), key.stride(2),
         GROUP=num_heads // num_kv_heads, HEAD_DIM=head_dim, HEAD_DIM_PADDED=head_dim_padded,
@@ -69,7 +70,7 @@ def _tiles(bytes_per_value: int, head_dim: int) -> tuple[int, int, int, int]:
 )
 def _attend_tile(
     query, key, value, block_tables, context_lens, row_bounds, output,
-    scale, soft_cap, window,
+    scale, soft_cap, value_scale, window,
     query_token_stride, query_head_stride, output_token_stride, output_head_stride, table_stride,
     page_stride, head_stride, slot_stride,
     GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, HEAD_DIM_PADDED: tl.constexpr,  # noqa: N803
@@ -116,7 +117,7 @@ def _attend_tile(
         HEAD_DIM, HEAD_DIM_PADDED, BLOCK_SIZE, KEY_TILE, True, HAS_WINDOW, HAS_SOFT_CAP,
     )  # fmt: skip
     places = output + long_tokens * output_token_stride + head * output_head_stride + dims[None, :]
-    tl.store(places, (weighted / total[:, None]).to(output.dtype.element_ty), mask=is_query)
+    tl.store(places, (weighted / total[:, None] * value_scale).to(output.dtype.element_ty), mask=is_query)
 
 
 @triton.jit
@@ -134,7 +135,7 @@ def _add_keys(
         is_there = (slots < context_end)[:, None] & (dims < HEAD_DIM)[None, :]
         pages = tl.load(table + slots // BLOCK_SIZE, mask=slots < context_end, other=0).to(tl.int64)
         places = (pages * page_stride + (slots % BLOCK_SIZE) * slot_stride)[:, None] + dims[None, :]
-        keys = tl.load(key + places, mask=is_there, other=0.0)
+        keys = tl.load(key + places, mask=is_there, other=0.0).to(queries.dtype)
         scores = (
             add_product(queries, tl.trans(keys), tl.zeros([positions.shape[0], KEY_TILE], tl.float32)) * scale
         )
@@ -151,7 +152,7 @@ def _add_keys(
         shrink = tl.exp2(greatest - pivot)
         weights = tl.exp2(scores - pivot[:, None])
         total = total * shrink + tl.sum(weights, 1)
-        values = tl.load(value + places, mask=is_there, other=0.0)
+        values = tl.load(value + places, mask=is_there, other=0.0).to(queries.dtype)
         weighted = weighted * shrink[:, None]
         weighted = add_product(weights.to(values.dtype), values, weighted)
         greatest = new_greatest

@@ -10,13 +10,21 @@ from torch import Tensor
 
 
 def rotate_and_store(
-    qkv: Tensor, cosines: Tensor, sines: Tensor, key: Tensor, value: Tensor, slot_mapping: Tensor
+    qkv: Tensor,
+    cosines: Tensor,
+    sines: Tensor,
+    key: Tensor,
+    value: Tensor,
+    slot_mapping: Tensor,
+    scales: tuple[float, float] = (1.0, 1.0),
 ) -> Tensor:
     """Rotate queries and keys in float32, write K and V into their slots.
 
     qkv: `[T, H + 2K, D]`, D contiguous: queries, keys, values. cosines, sines: `[T, 1, D]`, contiguous, as
     `rotate` of the engine takes them: sines carry the sign of their half of a head. key, value: one layer of
-    the pool, `[N, K, P, D]` with any strides but D's. slot_mapping: int64 `[T]`, page * P + slot in page.
+    the pool, `[N, K, P, D]` with any strides but D's, in qkv's dtype or float8_e4m3fn. scales: what float8 K
+    and V are divided by; what is too large becomes the greatest there is. slot_mapping: int64 `[T]`, page * P
+    + slot in page.
     Returns the rotated queries, `[T, H, D]`, contiguous, in qkv's dtype.
     """
     num_tokens, num_states, head_dim = qkv.shape
@@ -25,26 +33,43 @@ def rotate_and_store(
     group = num_heads // num_kv_heads
     rotated = torch.empty((num_tokens, num_heads, head_dim), dtype=qkv.dtype, device=qkv.device)
     _rotate_and_store[(num_tokens, num_kv_heads)](
-        qkv, cosines, sines, key, value, slot_mapping, rotated,
+        qkv, cosines, sines, key, value, slot_mapping, rotated, *scales,
         qkv.stride(0), qkv.stride(1), key.stride(0), key.stride(1), key.stride(2),
         NUM_HEADS=num_heads, GROUP=group, GROUP_PADDED=triton.next_power_of_2(group),
         HEAD_DIM=head_dim, HEAD_DIM_PADDED=triton.next_power_of_2(head_dim), BLOCK_SIZE=block_size,
-        num_warps=1 if group * head_dim <= 512 else 4,
+        IS_FLOAT8=key.dtype == torch.float8_e4m3fn, num_warps=1 if group * head_dim <= 512 else 4,
     )  # fmt: skip
     return rotated
 
 
-def store(key_states: Tensor, value_states: Tensor, key: Tensor, value: Tensor, slot_mapping: Tensor) -> None:
+def store(
+    key_states: Tensor,
+    value_states: Tensor,
+    key: Tensor,
+    value: Tensor,
+    slot_mapping: Tensor,
+    scales: tuple[float, float] = (1.0, 1.0),
+) -> None:
     """Write K and V, `[T, K, D]` with any strides but D's, into their slots; the rest as above."""
     num_tokens, num_kv_heads, head_dim = key_states.shape
     _store[(num_tokens,)](
-        key_states, value_states, key, value, slot_mapping,
+        key_states, value_states, key, value, slot_mapping, *scales,
         key_states.stride(0), key_states.stride(1), value_states.stride(0), value_states.stride(1),
         key.stride(0), key.stride(1), key.stride(2),
         NUM_KV_HEADS=num_kv_heads, NUM_KV_HEADS_PADDED=triton.next_power_of_2(num_kv_heads),
         HEAD_DIM=head_dim, HEAD_DIM_PADDED=triton.next_power_of_2(head_dim), BLOCK_SIZE=key.shape[2],
-        num_warps=4,
+        IS_FLOAT8=key.dtype == torch.float8_e4m3fn, num_warps=4,
     )  # fmt: skip
+
+
+@triton.jit
+def _as_stored(numbers, scale, page, IS_FLOAT8: tl.constexpr):  # noqa: N803
+    """Numbers in the dtype of the page that they go to."""
+    if IS_FLOAT8:
+        numbers = numbers.to(tl.float32) / scale
+        limited = tl.minimum(tl.maximum(numbers, -448.0), 448.0)
+        numbers = tl.where(numbers == numbers, limited, numbers)  # NaN stays
+    return numbers.to(page.dtype.element_ty)
 
 
 @triton.jit
@@ -59,10 +84,11 @@ def _rotated(line, dims, is_there, cosines, sines, HEAD_DIM: tl.constexpr):  # n
 
 @triton.jit
 def _rotate_and_store(
-    qkv, cosines, sines, key, value, slot_mapping, rotated,
+    qkv, cosines, sines, key, value, slot_mapping, rotated, key_scale, value_scale,
     token_stride, state_stride, page_stride, head_stride, slot_stride,
     NUM_HEADS: tl.constexpr, GROUP: tl.constexpr, GROUP_PADDED: tl.constexpr,  # noqa: N803
     HEAD_DIM: tl.constexpr, HEAD_DIM_PADDED: tl.constexpr, BLOCK_SIZE: tl.constexpr,  # noqa: N803
+    IS_FLOAT8: tl.constexpr,  # noqa: N803
 ):  # fmt: skip
     token, kv_head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     dims = tl.arange(0, HEAD_DIM_PADDED)
@@ -84,17 +110,18 @@ def _rotate_and_store(
     values = tl.load(value_line + dims, mask=is_dim)
     slot = tl.load(slot_mapping + token)
     place = slot // BLOCK_SIZE * page_stride + kv_head * head_stride + slot % BLOCK_SIZE * slot_stride
-    tl.store(key + place + dims, keys.to(key.dtype.element_ty), mask=is_dim)
-    tl.store(value + place + dims, values, mask=is_dim)
+    tl.store(key + place + dims, _as_stored(keys, key_scale, key, IS_FLOAT8), mask=is_dim)
+    tl.store(value + place + dims, _as_stored(values, value_scale, value, IS_FLOAT8), mask=is_dim)
 
 
 @triton.jit
 def _store(
-    key_states, value_states, key, value, slot_mapping,
+    key_states, value_states, key, value, slot_mapping, key_scale, value_scale,
     key_token_stride, key_state_stride, value_token_stride, value_state_stride,
     page_stride, head_stride, slot_stride,
     NUM_KV_HEADS: tl.constexpr, NUM_KV_HEADS_PADDED: tl.constexpr,  # noqa: N803
     HEAD_DIM: tl.constexpr, HEAD_DIM_PADDED: tl.constexpr, BLOCK_SIZE: tl.constexpr,  # noqa: N803
+    IS_FLOAT8: tl.constexpr,  # noqa: N803
 ):  # fmt: skip
     token = tl.program_id(0).to(tl.int64)
     heads, dims = tl.arange(0, NUM_KV_HEADS_PADDED)[:, None], tl.arange(0, HEAD_DIM_PADDED)[None, :]
@@ -105,5 +132,5 @@ def _store(
     )
     slot = tl.load(slot_mapping + token)
     places = slot // BLOCK_SIZE * page_stride + heads * head_stride + slot % BLOCK_SIZE * slot_stride + dims
-    tl.store(key + places, keys, mask=is_there)
-    tl.store(value + places, values, mask=is_there)
+    tl.store(key + places, _as_stored(keys, key_scale, key, IS_FLOAT8), mask=is_there)
+    tl.store(value + places, _as_stored(values, value_scale, value, IS_FLOAT8), mask=is_there)

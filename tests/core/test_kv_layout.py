@@ -18,7 +18,7 @@ def test_bytes_of_a_page() -> None:
 
 @pytest.mark.parametrize(("dtype", "num_bytes"), DTYPE_BYTES.items())
 def test_dtypes_have_their_size(dtype: str, num_bytes: int) -> None:
-    assert num_bytes == {"float32": 4, "bfloat16": 2, "float16": 2}[dtype]
+    assert num_bytes == {"float32": 4, "bfloat16": 2, "float16": 2, "float8_e4m3fn": 1}[dtype]
     assert replace(LAYOUT, dtype=dtype).bytes_per_layer == 8192 * num_bytes
 
 
@@ -49,6 +49,13 @@ def test_any_difference_is_refused_by_name(field: str, value: Any) -> None:
     assert refused.value.reason == "layout"
     assert repr(LAYOUT) in str(refused.value)
     assert repr(other) in str(refused.value)
+
+
+def test_scales_of_1_are_no_scales() -> None:
+    plain = replace(LAYOUT, dtype="float8_e4m3fn")
+    assert replace(plain, scales=(1.0,) * 24) == plain
+    with pytest.raises(TransferRefused, match="differ in scales"):
+        plain.require_same(replace(plain, scales=(1.0,) * 23 + (0.5,)))
 
 
 def test_all_differences_are_named() -> None:

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 
+from baton.core.errors import StartupError
 from baton.engine import packing
 from baton.engine.layers import Linear, OutputProjection, Placement, RMSNorm
 from kernels.cpu.library import cpu_kernels
@@ -75,6 +76,25 @@ def test_cpus_that_multiply_bfloat16_leave_it_to_onednn(monkeypatch):
     linear.pack()
     assert isinstance(linear._packed, packing.OneDnnLinear)
     assert linear.weight is None
+
+
+@pytest.mark.usefixtures("no_kernels")
+def test_8_bit_weights_need_the_kernels():
+    linear = Linear(32, {"a": 40}, False, Placement(torch.bfloat16, CPU, "int8"))
+    with pytest.raises(StartupError, match=r"--quantization int8 needs .* install a C compiler"):
+        linear.pack()
+
+
+def test_a_cpu_without_vnni_is_told_once_what_it_costs(monkeypatch, caplog):
+    monkeypatch.setattr(packing, "multiplies_int8", lambda: False)
+    packing._warn_without_vnni.cache_clear()
+    try:
+        for _ in range(2):
+            packing._warn_without_vnni()
+    finally:
+        packing._warn_without_vnni.cache_clear()
+    [warning] = caplog.records
+    assert "slower" in warning.getMessage()
 
 
 @pytest.mark.usefixtures("no_kernels")

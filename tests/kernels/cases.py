@@ -11,7 +11,8 @@ from torch import Tensor
 from kernels import reference
 from kernels.cpu.argmax import argmax
 from kernels.cpu.attention import PagedAttention, Rotation
-from kernels.cpu.linear import Normalise, PackedLinear, SiluGate
+from kernels.cpu.linear import Normalise, PackedInt8Linear, PackedLinear, SiluGate
+from kernels.quantization import int8_rows, to_float8
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # Of one rounding to the dtype; sums are in float32.
@@ -45,17 +46,72 @@ def check_linear(library: ctypes.CDLL, seed: int) -> None:
     reads = choose.choice([None, Normalise(numbers(generator, dtype, inputs), EPS), SiluGate()])
     states = numbers(generator, dtype, num_rows, inputs * (2 if isinstance(reads, SiluGate) else 1))
     packed = PackedLinear(library, weight, bias, reads)
-    read = states.double()
-    if isinstance(reads, Normalise):
-        read = F.rms_norm(read, (inputs,), reads.weight.double(), EPS)
-    elif isinstance(reads, SiluGate):
-        read = F.silu(read[:, :inputs]) * read[:, inputs:]
+    read = _transformed(states, inputs, reads)
     expected = F.linear(read, weight.double(), None if bias is None else bias.double())
     if residual is not None:
         expected += residual.double()
     check_close(packed(states, residual), expected, dtype)
     ids = torch.randint(outputs, (num_rows,), generator=generator)
     assert torch.equal(packed.rows(ids), weight[ids])
+
+
+def check_linear_int8(library: ctypes.CDLL, seed: int) -> None:
+    """As `check_linear`, against the reference: the states may be rounded to either side of a tie."""
+    choose, generator = random.Random(seed), torch.Generator().manual_seed(seed)
+    dtype = choose.choice(DTYPES)
+    num_rows, inputs, outputs = (choose.choice([1, 2, choose.randint(3, 90)]) for _ in range(3))
+    if choose.random() < 0.1:
+        num_rows, inputs = 300, 2049  # more rows than one block has
+    weight = numbers(generator, dtype, outputs, inputs)
+    bias = numbers(generator, dtype, outputs) if choose.random() < 0.5 else None
+    residual = numbers(generator, dtype, num_rows, outputs) if choose.random() < 0.5 else None
+    reads = choose.choice([None, Normalise(numbers(generator, dtype, inputs), EPS), SiluGate()])
+    states = numbers(generator, dtype, num_rows, inputs * (2 if isinstance(reads, SiluGate) else 1))
+    states[0] = 0.0
+    read = _transformed(states, inputs, reads)
+    rounded, scales = int8_rows(weight)
+    expected = reference.int8_linear(read, rounded, scales)
+    one_step = read.abs().amax(dim=1, keepdim=True) * scales  # a state's last place times the greatest weight
+    for addend in (bias, residual):
+        expected += 0.0 if addend is None else addend.double()
+    ours = PackedInt8Linear(library, weight, bias, reads)(states, residual)
+    assert ours.dtype == dtype
+    allowed = 2 * one_step + TOLERANCE[dtype] * expected.abs().max().clamp(min=1e-3)
+    assert ((ours.double() - expected).abs() <= allowed).all()
+
+
+def check_int8_is_exact(library: ctypes.CDLL, seed: int) -> None:
+    """Whole numbers of which each row has a 127 lose nothing in 8 bits, so that float64 says all."""
+    choose, generator = random.Random(seed), torch.Generator().manual_seed(seed)
+    dtype = choose.choice(DTYPES)
+    num_rows, inputs, outputs = (choose.choice([1, 5, choose.randint(6, 300)]) for _ in range(3))
+    matrices = []
+    for rows in (outputs, num_rows):
+        matrix = torch.randint(-127, 128, (rows, inputs), generator=generator)
+        if choose.random() < 0.3:
+            matrix = matrix.sign() * 127  # the greatest sums
+        matrix[:, choose.randrange(inputs)] = choose.choice([-127, 127])
+        matrices.append((matrix * 2.0 ** choose.randint(-12, -6)).to(dtype))
+    weight, states = matrices
+    expected = F.linear(states.double(), weight.double())
+    check_close(PackedInt8Linear(library, weight)(states), expected, dtype)
+
+
+def check_int8_without_a_scale(library: ctypes.CDLL) -> None:
+    """A row with NaN or infinity gives NaN and no row beside it does."""
+    states = torch.ones(4, 40)
+    states[1, 7], states[2, 39] = float("nan"), float("-inf")
+    output = PackedInt8Linear(library, torch.ones(50, 40))(states)
+    assert output[1:3].isnan().all()
+    assert torch.allclose(output[::3], torch.full((2, 50), 40.0))
+
+
+def _transformed(states: Tensor, inputs: int, reads: Normalise | SiluGate | None) -> Tensor:
+    """What is multiplied, float64 `[T, inputs]`."""
+    read = states.double()
+    if isinstance(reads, Normalise):
+        return F.rms_norm(read, (inputs,), reads.weight.double(), EPS)
+    return read if reads is None else F.silu(read[:, :inputs]) * read[:, inputs:]
 
 
 def check_argmax(library: ctypes.CDLL, seed: int) -> None:
@@ -125,16 +181,66 @@ def check_attention(library: ctypes.CDLL, seed: int) -> None:
     query, key, value = plain.to(dtype).double().split((heads, kv_heads, kv_heads), dim=1)
     reference.store_kv(exact, layer, key, value, reference.token_lines(exact, pages.slots))
     expected = _expected(exact, layer, query, pages, window)
-    lengths = torch.tensor(pages.lengths)
-    bounds = torch.cat((torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)))
-    attention = PagedAttention(
-        library, pages.pool, pages.slots, pages.tables, lengths + torch.tensor(pages.starts), bounds,
-        pages.lengths.count(1),
-    )  # fmt: skip
-    output = attention.attend(layer, states.clone(), window, rotation)
+    output = _attention(library, pages).attend(layer, states.clone(), window, rotation)
     check_close(output, expected, dtype)
     assert torch.equal(pages.pool.isnan(), exact.isnan())
     check_close(pages.pool.nan_to_num(), exact.nan_to_num(), dtype)
+
+
+def _attention(library: ctypes.CDLL, pages: Pages, scales: tuple[float, ...] = ()) -> PagedAttention:
+    lengths = torch.tensor(pages.lengths)
+    bounds = torch.cat((torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)))
+    return PagedAttention(
+        library, pages.pool, pages.slots, pages.tables, lengths + torch.tensor(pages.starts), bounds,
+        pages.lengths.count(1), scales,
+    )  # fmt: skip
+
+
+def check_attention_float8(library: ctypes.CDLL, seed: int) -> None:
+    """The same over float8 pages: what was stored is near, and what is attended is what was stored."""
+    choose, generator = random.Random(seed), torch.Generator().manual_seed(seed)
+    dtype = choose.choice(DTYPES)
+    pages = make_pages(choose, generator, dtype)
+    _, num_layers, _, kv_heads, _, head_dim = pages.pool.shape
+    layer, heads = choose.randrange(num_layers), kv_heads * choose.choice([1, 3, 14])
+    window = choose.choice([None, None, choose.randint(1, 300)])
+    states = numbers(generator, dtype, len(pages.slots), heads + 2 * kv_heads, head_dim)
+    rotation = _rotation(choose, generator, dtype, len(pages.slots), head_dim)
+    plain = states.double()
+    if rotation is not None:
+        plain[:, : heads + kv_heads] = _rotated(plain[:, : heads + kv_heads], heads, rotation)
+    query, key, value = plain.split((heads, kv_heads, kv_heads), dim=1)
+    scales = tuple(choose.choice([1.0, 0.25, 0.013]) for _ in range(2 * num_layers))
+    factors = torch.tensor(scales).double().view(1, num_layers, 2, 1, 1, 1)
+    pages.pool = (pages.pool.float() / factors.float()).to(torch.float8_e4m3fn)
+    ideal = pages.pool.double() * factors
+    reference.store_kv(ideal, layer, key, value, reference.token_lines(ideal, pages.slots))
+    output = _attention(library, pages, scales).attend(layer, states.clone(), window, rotation)
+    stored = pages.pool.double() * factors
+    assert torch.equal(stored.isnan(), ideal.isnan())
+    half_steps = (ideal.abs() / 16).maximum(factors * 2.0**-10) * 1.01 + TOLERANCE[dtype]
+    limited = ideal.clamp(-448 * factors, 448 * factors)
+    assert ((stored - limited).abs().nan_to_num(0.0) <= half_steps.nan_to_num(1.0)).all()
+    expected = _expected(stored, layer, query.to(dtype).double(), pages, window)
+    check_close(output, expected, dtype)
+
+
+def check_every_float8(library: ctypes.CDLL, dtype: torch.dtype) -> None:
+    """Every number of 16 bits as a value to store, and what one token's attention reads back."""
+    values = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype).view(1024, 1, 64)
+    pool = torch.zeros(1025, 1, 2, 1, 1, 64, dtype=torch.float8_e4m3fn)
+    slots, ones = torch.arange(1024), torch.ones(1024, dtype=torch.int64)
+    attention = PagedAttention(library, pool, slots, slots[:, None], ones, torch.arange(1025), 1024)
+    states = torch.zeros(1024, 3, 64, dtype=dtype)
+    states[:, 2:] = values
+    output = attention.attend(0, states, None, None)
+    expected = to_float8(values, 1.0)
+    is_nan = values.isnan()
+    stored = pool[:1024, 0, 1, 0]
+    assert torch.equal(stored.view(torch.uint8)[~is_nan], expected.view(torch.uint8)[~is_nan])
+    assert torch.equal(stored.float().isnan(), is_nan)
+    assert torch.equal(output.float()[~is_nan], expected.float()[~is_nan])
+    assert torch.equal(output.isnan(), is_nan)
 
 
 def _rotation(

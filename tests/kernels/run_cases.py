@@ -6,7 +6,14 @@ from pathlib import Path
 import torch
 
 from kernels.cpu.library import load
-from tests.kernels.cases import check_argmax, check_attention, check_linear
+from tests.kernels.cases import (
+    check_argmax,
+    check_attention,
+    check_attention_float8,
+    check_int8_is_exact,
+    check_linear,
+    check_linear_int8,
+)
 
 
 def main(path: str, count: str) -> None:
@@ -16,7 +23,10 @@ def main(path: str, count: str) -> None:
     for seed in range(1000, 1000 + int(count)):
         check_argmax(library, seed)
         check_linear(library, seed)
+        check_linear_int8(library, seed)
+        check_int8_is_exact(library, seed)
         check_attention(library, seed)
+        check_attention_float8(library, seed)
     print(count)
 
 

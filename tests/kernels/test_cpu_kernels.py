@@ -11,7 +11,16 @@ import torch
 
 from kernels.cpu.build import LEVELS, SOURCES, KernelsUnavailable, Level, build, sources, supported_levels
 from kernels.cpu.library import load, openmp_functions
-from tests.kernels.cases import check_argmax, check_attention, check_linear
+from tests.kernels.cases import (
+    check_argmax,
+    check_attention,
+    check_attention_float8,
+    check_every_float8,
+    check_int8_is_exact,
+    check_int8_without_a_scale,
+    check_linear,
+    check_linear_int8,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -39,6 +48,17 @@ def test_linear(library: ctypes.CDLL, seed: int) -> None:
 
 
 @pytest.mark.usefixtures("_threads")
+@pytest.mark.parametrize("seed", range(20))
+def test_linear_int8(library: ctypes.CDLL, seed: int) -> None:
+    check_linear_int8(library, seed)
+    check_int8_is_exact(library, seed)
+
+
+def test_linear_int8_without_a_scale(library: ctypes.CDLL) -> None:
+    check_int8_without_a_scale(library)
+
+
+@pytest.mark.usefixtures("_threads")
 @pytest.mark.parametrize("seed", range(5))
 def test_argmax(library: ctypes.CDLL, seed: int) -> None:
     check_argmax(library, seed)
@@ -48,6 +68,17 @@ def test_argmax(library: ctypes.CDLL, seed: int) -> None:
 @pytest.mark.parametrize("seed", range(20))
 def test_attention(library: ctypes.CDLL, seed: int) -> None:
     check_attention(library, seed)
+
+
+@pytest.mark.usefixtures("_threads")
+@pytest.mark.parametrize("seed", range(20))
+def test_attention_over_float8_pages(library: ctypes.CDLL, seed: int) -> None:
+    check_attention_float8(library, seed)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_every_float8(library: ctypes.CDLL, dtype: torch.dtype) -> None:
+    check_every_float8(library, dtype)
 
 
 def test_one_openmp_runtime_and_one_pool_of_threads() -> None:

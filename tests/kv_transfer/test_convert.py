@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from baton.core.errors import TransferRefused
-from baton.core.kv_layout import DTYPE_BYTES, KVLayout
+from baton.core.kv_layout import DTYPE_BYTES, FLOAT8, KVLayout
 from baton.core.reservation import FramePlace
 from kv_transfer.convert import PageConverter, convert_dtype
 from tests.services.fake_engine import BytesPages
@@ -28,12 +28,24 @@ NUM_TOKENS = 139  # a multiple of nothing
 BASE = KVLayout(16, NUM_LAYERS, NUM_HEADS, HEAD_DIM, "bfloat16")
 
 
+INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
+
+
 def as_integers(tensor: Tensor) -> Tensor:
-    return tensor.view(torch.int32 if tensor.element_size() == 4 else torch.int16)
+    return tensor.view(INTEGERS[tensor.element_size()])
+
+
+def converted(tensor: Tensor, dtype: str, source_scale: float = 1.0, target_scale: float = 1.0) -> Tensor:
+    """What torch makes of it; 8 bits have no infinity, so what is too large becomes the greatest."""
+    if source_scale != target_scale:
+        tensor = tensor.float() * source_scale / target_scale
+    if dtype == FLOAT8 and tensor.element_size() > 1:
+        tensor = tensor.float().clamp(-448.0, 448.0)
+    return tensor.to(getattr(torch, dtype))
 
 
 def from_bits(bits: np.ndarray[Any, Any], dtype: str) -> Tensor:
-    signed = bits.view(np.int32 if DTYPE_BYTES[dtype] == 4 else np.int16)
+    signed = bits.view({1: np.uint8, 2: np.int16, 4: np.int32}[DTYPE_BYTES[dtype]])
     return torch.from_numpy(signed.copy()).view(getattr(torch, dtype))
 
 
@@ -45,8 +57,9 @@ def dense_kv(num_tokens: int, num_heads: int, dtype: str, seed: int) -> Tensor:
     bits = generator.integers(0, 1 << 8 * DTYPE_BYTES[dtype], shape, f"u{DTYPE_BYTES[dtype]}")
     ordinary = torch.from_numpy(generator.standard_normal(shape)).to(getattr(torch, dtype))
     wild = from_bits(bits, dtype)
-    is_wild = torch.from_numpy(generator.random(shape) < 0.5) & ~wild.isnan()
-    return torch.where(is_wild, wild, ordinary)
+    is_wild = torch.from_numpy(generator.random(shape) < 0.5) & ~wild.float().isnan()
+    mixed = torch.where(is_wild, as_integers(wild), as_integers(ordinary))
+    return mixed.view(ordinary.dtype)
 
 
 def ranks(layout: KVLayout, tp_degree: int) -> Iterator[KVLayout]:
@@ -107,10 +120,13 @@ class Receiver:
         whole = self.layout.blocks_for(self.num_tokens) * self.layout.block_size
         tokens = torch.arange(first_token, whole if is_copied else self.num_tokens)
         pages = torch.tensor(self.table, dtype=torch.long)[tokens // self.layout.block_size]
+        expected = as_integers(self.expected)
         for head in set(heads_of(source)) & set(heads_of(self.layout)):
-            values = dense[tokens, :, :, head].to(self.expected.dtype)
+            values = as_integers(
+                converted(as_integers(dense)[tokens, :, :, head].view(dense.dtype), self.layout.dtype)
+            )
             own = head - self.layout.first_kv_head
-            self.expected[pages, :, :, own, tokens % self.layout.block_size] = values
+            expected[pages, :, :, own, tokens % self.layout.block_size] = values
 
     def receive(self, source: KVLayout, dense: Tensor, first_token: int) -> range:
         """Let a sender's pages come; the heads that were in them."""
@@ -250,7 +266,11 @@ def test_source_blocks(first_token: int, num_tokens: int, blocks: range) -> None
         ({"num_layers": 3}, "num_layers"),
         ({"head_dim": 8}, "head_dim"),
         ({"total_kv_heads": 8}, "total_kv_heads"),
-        ({"dtype": "float8_e4m3fn"}, "dtype"),
+        ({"dtype": "float8_e5m2"}, "dtype"),
+        ({"scales": (0.5,) * 2 * NUM_LAYERS}, "scales"),  # of pages that are not of 8 bits
+        ({"dtype": FLOAT8, "scales": (0.5,)}, "scales"),
+        ({"dtype": FLOAT8, "scales": (0.5, 0.5, 0.0, 1.0)}, "scales"),
+        ({"dtype": FLOAT8, "scales": (0.5, float("nan"), 1.0, 1.0)}, "scales"),
         ({"block_size": 0}, "block_size"),
         ({"num_kv_heads": 0}, r"heads \(none is on both sides\)"),
         ({"num_kv_heads": 2, "first_kv_head": 2}, r"heads \(none is on both sides\)"),
@@ -270,8 +290,8 @@ def test_what_cannot_be_converted_is_refused(changes: dict[str, Any], named: str
 
 def every_pattern(dtype: str) -> np.ndarray[Any, Any]:
     """All there are of two bytes. Of four: random ones, and those around every edge of rounding."""
-    if DTYPE_BYTES[dtype] == 2:
-        return np.arange(1 << 16, dtype=np.uint16)
+    if DTYPE_BYTES[dtype] < 4:
+        return np.arange(1 << 8 * DTYPE_BYTES[dtype], dtype=f"u{DTYPE_BYTES[dtype]}")
     generator = np.random.default_rng(6)
     anything = generator.integers(0, 1 << 32, 1 << 20, np.uint32)
     small = generator.integers(0, 1 << 32, 1 << 18, np.uint32) & 0x807FFFFF  # zero and subnormal
@@ -285,17 +305,50 @@ def every_pattern(dtype: str) -> np.ndarray[Any, Any]:
 @pytest.mark.parametrize(("source", "target"), list(itertools.product(DTYPES, DTYPES)))
 def test_every_value_becomes_what_torch_makes_of_it(source: str, target: str) -> None:
     bits = every_pattern(source)
-    expected = from_bits(bits, source).to(getattr(torch, target))
+    expected = converted(from_bits(bits, source), target)
     found = from_bits(convert_dtype(bits, source, target), target)
     if source == target:
         assert torch.equal(as_integers(found), as_integers(from_bits(bits, source)))
         return
     # Which NaN it is depends on how torch was compiled.
-    is_nan = expected.isnan()
-    assert torch.equal(found.isnan(), is_nan)
+    is_nan = expected.float().isnan()
+    assert torch.equal(found.float().isnan(), is_nan)
     assert torch.equal(as_integers(found)[~is_nan], as_integers(expected)[~is_nan])
     assert is_nan.any()
-    assert expected.isinf().any()
+    assert expected.float().isinf().any() == (FLOAT8 not in (source, target))
+
+
+@pytest.mark.parametrize(
+    ("source_scales", "target_scales"),
+    [((), (0.5, 3.0, 0.1, 1.0)), ((0.5, 3.0, 0.1, 1.0), (0.25, 3.0, 1.0, 0.7)), ((0.5, 3.0, 0.1, 1.0), ())],
+)
+@pytest.mark.parametrize("other", ["bfloat16", "float32", FLOAT8])
+def test_scales_of_layers_and_parts(
+    source_scales: tuple[float, ...], target_scales: tuple[float, ...], other: str
+) -> None:
+    """Into 8 bits, out of them, and from one set of scales to another."""
+    source = replace(BASE, dtype=FLOAT8 if source_scales else other, scales=source_scales)
+    target = replace(BASE, dtype=FLOAT8 if target_scales else other, scales=target_scales, block_size=32)
+    dense = dense_kv(192, NUM_HEADS, source.dtype, seed=8)
+    receiver = Receiver(target, NUM_TOKENS, random.Random(9))
+    receiver.receive(source, dense, 0)
+    pages = torch.tensor(receiver.table)[torch.arange(NUM_TOKENS) // 32]
+    found = as_integers(receiver.pool)[pages, :, :, :, torch.arange(NUM_TOKENS) % 32].view(
+        receiver.pool.dtype
+    )
+    ones = (1.0,) * 2 * NUM_LAYERS
+    for index, (source_scale, target_scale) in enumerate(
+        zip(source_scales or ones, target_scales or ones, strict=True)
+    ):
+        layer, part = divmod(index, 2)
+        numbers = as_integers(dense)[:NUM_TOKENS, layer, part].view(dense.dtype)
+        expected = converted(numbers, target.dtype, source_scale, target_scale)
+        is_nan = expected.float().isnan()
+        ours = found[:, layer, part]
+        assert torch.equal(ours.float().isnan(), is_nan)
+        # The scales' quotient may be rounded before the product: the last place may differ.
+        steps = as_integers(ours)[~is_nan].int() - as_integers(expected)[~is_nan].int()
+        assert steps.abs().max() <= 1
 
 
 def test_one_byte_too_few_is_an_error() -> None:

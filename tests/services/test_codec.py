@@ -150,6 +150,11 @@ def test_arrays_of_unequal_length_are_an_error() -> None:
         list(codec.tokens_from_proto(output))
 
 
+def test_scales_of_a_layout_travel() -> None:
+    layout = KVLayout(1, 2, 3, 4, "float8_e4m3fn", scales=(0.5, 1.0, 0.25, 3.0))
+    assert codec.layout_from_proto(codec.layout_to_proto(layout)) == layout
+
+
 @pytest.mark.parametrize("field", ["block_size", "num_layers", "num_kv_heads", "head_dim", "version"])
 def test_every_number_of_a_layout_travels(field: str) -> None:
     layout = replace(KVLayout(1, 2, 3, 4, "float16"), **{field: 77})

@@ -12,18 +12,26 @@ from kernels import reference
 class CpuAttention:
     """Rows of one token are computed together with others of similar length, longer rows one by one."""
 
-    def __init__(self, pool: Tensor, windows: tuple[int | None, ...]) -> None:
-        """`pool` as in `kernels.reference`; `windows`: each layer's sliding window; None: all."""
+    def __init__(self, pool: Tensor, windows: tuple[int | None, ...], scales: tuple[float, ...] = ()) -> None:
+        """`pool`, `scales` as in `kernels.reference`; `windows`: each layer's sliding window; None: all."""
         self._pool = pool
         self._windows = windows
+        self._scales = scales
 
     def begin_step(self, metadata: AttentionMetadata) -> AttentionStep:
         """Find the pages and masks that all layers of the step share."""
-        return _CpuStep(self._pool, self._windows, metadata)
+        return _CpuStep(self._pool, self._windows, self._scales, metadata)
 
 
 class _CpuStep:
-    def __init__(self, pool: Tensor, windows: tuple[int | None, ...], metadata: AttentionMetadata) -> None:
+    def __init__(
+        self,
+        pool: Tensor,
+        windows: tuple[int | None, ...],
+        scales: tuple[float, ...],
+        metadata: AttentionMetadata,
+    ) -> None:
+        self._scales = scales
         self._pool = pool
         self._windows = windows
         self._metadata = metadata
@@ -41,16 +49,17 @@ class _CpuStep:
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """See `AttentionStep`."""
-        pool, window = self._pool, self._windows[layer]
-        reference.store_kv(pool, layer, key, value, self._token_lines)
+        pool, window, scales = self._pool, self._windows[layer], self._scales
+        reference.store_kv(pool, layer, key, value, self._token_lines, scales)
         outputs = []
         for group in self._groups:  # a row is a token here
             rows = self._one_token_rows[window, group.start]
-            outputs.append(reference.attend_one_token_rows(query[group], pool, layer, rows))
+            outputs.append(reference.attend_one_token_rows(query[group], pool, layer, rows, scales))
         for row, lines in zip(self._long_rows, self._long_row_lines, strict=True):
             first, end = self._metadata.row_bounds[row : row + 2]
             start = self._metadata.context_lengths[row] - (end - first)
-            outputs.append(reference.attend_long_row(query[first:end], pool, layer, lines, start, window))
+            output = reference.attend_long_row(query[first:end], pool, layer, lines, start, window, scales)
+            outputs.append(output)
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
     def _row_lines(self, row: int) -> Tensor:

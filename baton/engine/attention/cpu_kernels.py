@@ -11,22 +11,31 @@ from kernels.cpu.attention import PagedAttention, Rotation
 from kernels.cpu.library import cpu_kernels
 
 
-def cpu_attention(pool: Tensor, windows: tuple[int | None, ...]) -> AttentionBackend:
+def cpu_attention(
+    pool: Tensor, windows: tuple[int | None, ...], scales: tuple[float, ...]
+) -> AttentionBackend:
     """The C kernels' attention, or torch's where there are none."""
     library = cpu_kernels()
     if library is None:
-        return CpuAttention(pool, windows)
-    return CpuKernelAttention(library, pool, windows)
+        return CpuAttention(pool, windows, scales)
+    return CpuKernelAttention(library, pool, windows, scales)
 
 
 class CpuKernelAttention:
     """All rows of a layer in one call, which rotates queries and keys and stores keys and values as well."""
 
-    def __init__(self, library: ctypes.CDLL, pool: Tensor, windows: tuple[int | None, ...]) -> None:
-        """`pool` as in `kernels.reference`; `windows`: each layer's sliding window; None: all."""
+    def __init__(
+        self,
+        library: ctypes.CDLL,
+        pool: Tensor,
+        windows: tuple[int | None, ...],
+        scales: tuple[float, ...] = (),
+    ) -> None:
+        """`pool`, `scales` as in `kernels.reference`; `windows`: each layer's sliding window; None: all."""
         self._library = library
         self._pool = pool
         self._windows = windows
+        self._scales = scales
 
     def begin_step(self, metadata: AttentionMetadata) -> RotatingAttentionStep:
         """See `AttentionBackend`."""
@@ -38,6 +47,7 @@ class CpuKernelAttention:
             metadata.context_lens,
             torch.tensor(metadata.row_bounds),
             metadata.num_one_token_rows,
+            self._scales,
         )
         return _CpuKernelStep(attention, self._windows)
 

@@ -31,11 +31,13 @@ _logger = logging.getLogger(__name__)
 Windows = tuple[int | None, ...]
 
 
-def cuda_attention(pool: Tensor, windows: Windows) -> AttentionBackend:
+def cuda_attention(pool: Tensor, windows: Windows, scales: tuple[float, ...] = ()) -> AttentionBackend:
     """The backend for this pool, tried out on a small one of the same layout. Raises StartupError."""
     reasons = []
     for name, make in (*_LIBRARIES, (_OWN, None)):
         try:
+            if make is not None and pool.dtype == torch.float8_e4m3fn:
+                raise Unavailable("its pages in 8 bits have another meaning")
             backend = _backend(name, make)
             error = _trial_error(backend, pool)
             if not error < _TRIAL_ERROR:  # NaN is not
@@ -48,7 +50,7 @@ def cuda_attention(pool: Tensor, windows: Windows) -> AttentionBackend:
             reasons.append(f"{name}: {type(obstacle).__name__}: {first_line}")
             continue
         _logger.info("attention: %s on %s%s", name, pool.device, _not_taken(reasons))
-        return backend(pool, windows)
+        return backend(pool, windows, scales)
     raise StartupError(
         f"No attention kernel runs on {pool.device} with {pool.dtype}, head_dim {pool.shape[5]} and pages of "
         f"{pool.shape[4]} tokens; install triton, or choose another --dtype or --block-size. "
@@ -56,12 +58,10 @@ def cuda_attention(pool: Tensor, windows: Windows) -> AttentionBackend:
     )
 
 
-def _backend(
-    name: str, make: Callable[[], VarlenAttention] | None
-) -> Callable[[Tensor, Windows], AttentionBackend]:
+def _backend(name: str, make: Callable[[], VarlenAttention] | None) -> Callable[..., AttentionBackend]:
     if make is not None:
         attention = make()
-        return lambda pool, windows: LibraryAttention(pool, windows, attention)
+        return lambda pool, windows, scales=(): LibraryAttention(pool, windows, attention)
     try:
         from baton.engine.attention.own_kernels import KernelAttention
     except ImportError as error:
@@ -73,7 +73,7 @@ def _not_taken(reasons: list[str]) -> str:
     return f" (not taken: {'; '.join(reasons)})" if reasons else ""
 
 
-def _trial_error(backend: Callable[[Tensor, Windows], AttentionBackend], pool: Tensor) -> float:
+def _trial_error(backend: Callable[..., AttentionBackend], pool: Tensor) -> float:
     """Relative error of a decode row and a chunk of prefill with a sliding window, against plain torch.
 
     Layers and pages that are not the rows' hold NaN, so that reading one shows.
@@ -81,8 +81,10 @@ def _trial_error(backend: Callable[[Tensor, Windows], AttentionBackend], pool: T
     _, _, _, kv_heads, block_size, head_dim = pool.shape
     generator = torch.Generator().manual_seed(0)
     length = 2 * block_size + 3
-    pages = torch.full((8, 2, *pool.shape[2:]), float("nan"), dtype=pool.dtype, device=pool.device)
-    pages[:7, 1] = torch.randn(7, *pool.shape[2:], generator=generator).to(pages)
+    dtype = torch.bfloat16 if pool.dtype == torch.float8_e4m3fn else pool.dtype
+    numbers = torch.full((8, 2, *pool.shape[2:]), float("nan"))
+    numbers[:7, 1] = torch.randn(7, *pool.shape[2:], generator=generator)
+    pages = numbers.to(pool.device).to(pool.dtype)
     untouched = pages.clone()
     tables = torch.tensor([[6, 2, 4], [1, 5, 3]], device=pool.device)
     slots = [2, *range(length - 4, length)]
@@ -93,7 +95,9 @@ def _trial_error(backend: Callable[[Tensor, Windows], AttentionBackend], pool: T
     metadata = AttentionMetadata(
         slot_mapping, tables, torch.tensor([3, length], device=pool.device), (0, 1, 5), (3, length), 1
     )
-    states = torch.randn(5, 6 * kv_heads, head_dim, generator=generator).to(pool)
+    states = (
+        torch.randn(5, 6 * kv_heads, head_dim, generator=generator).to(pool.dtype).to(dtype).to(pool.device)
+    )
     query, key, value = states.split_with_sizes((4 * kv_heads, kv_heads, kv_heads), 1)
     windows = (None, block_size + 1)
     output = backend(pages, windows).begin_step(metadata).attend(1, query, key, value)

@@ -10,6 +10,7 @@ from baton.engine.attention.base import AttentionMetadata, AttentionStep, Rotati
 from baton.engine.attention.paged import PagedRows, layer_pages
 from kernels.cpu.attention import Rotation
 from kernels.gpu import paged_decode, paged_prefill, rotary_store
+from kernels.quantization import layer_scales
 
 _INTERPRETED_MULTIPROCESSORS = 4  # so that small contexts are split too
 
@@ -17,8 +18,15 @@ _INTERPRETED_MULTIPROCESSORS = 4  # so that small contexts are split too
 class KernelAttention:
     """Rows of one token in one launch, the context split among programs, longer rows in another."""
 
-    def __init__(self, pool: Tensor, windows: tuple[int | None, ...], soft_cap: float | None = None) -> None:
-        """`pool` as in `kernels.reference`; `windows`: each layer's sliding window; None: all."""
+    def __init__(
+        self,
+        pool: Tensor,
+        windows: tuple[int | None, ...],
+        scales: tuple[float, ...] = (),
+        soft_cap: float | None = None,
+    ) -> None:
+        """`pool`, `scales` as in `kernels.reference`; `windows`: each layer's sliding window; None: all."""
+        self._scales = tuple(layer_scales(scales, layer) for layer in range(pool.shape[1]))
         self._pages = layer_pages(pool)
         self._windows = windows
         self._soft_cap = soft_cap
@@ -41,7 +49,9 @@ class KernelAttention:
     def attend(self, layer: int, query: Tensor, rows: PagedRows, num_splits: int) -> Tensor:
         """Attention of query `[T, H, D]`, after the tokens' K and V are stored. Returns `[T, H, D]`."""
         pages, split = self._pages[layer], rows.num_one_token_rows
-        options: dict[str, Any] = {"window": self._windows[layer], "soft_cap": self._soft_cap}
+        options: dict[str, Any] = {
+            "window": self._windows[layer], "soft_cap": self._soft_cap, "scales": self._scales[layer],
+        }  # fmt: skip
         output = torch.empty(query.shape, dtype=query.dtype, device=query.device)
         if split:
             paged_decode.attend_one_token_rows(
@@ -58,7 +68,7 @@ class KernelAttention:
     def store(self, layer: int, key: Tensor, value: Tensor, rows: PagedRows) -> None:
         """Write the tokens' K and V, `[T, K, D]`, into their slots."""
         pages = self._pages[layer]
-        rotary_store.store(key, value, pages.key, pages.value, rows.slot_mapping)
+        rotary_store.store(key, value, pages.key, pages.value, rows.slot_mapping, self._scales[layer])
 
     def rotate_and_store(self, layer: int, states: Tensor, rotation: Rotation, rows: PagedRows) -> Tensor:
         """Rotate `[T, H + 2K, D]`, write K and V into their slots; returns the rotated queries."""
@@ -66,8 +76,9 @@ class KernelAttention:
         if rotation.norms is not None:
             states = _with_head_norms(states, rotation.norms, pages.key.shape[1])
         return rotary_store.rotate_and_store(
-            states, rotation.cosines, rotation.sines, pages.key, pages.value, rows.slot_mapping
-        )
+            states, rotation.cosines, rotation.sines, pages.key, pages.value, rows.slot_mapping,
+            self._scales[layer],
+        )  # fmt: skip
 
 
 def _with_head_norms(states: Tensor, norms: tuple[Tensor, Tensor, float], kv_heads: int) -> Tensor:

@@ -18,14 +18,19 @@ _BACKENDS = {
 _logger = logging.getLogger(__name__)
 
 
-def attention_backend(pool: Tensor, windows: tuple[int | None, ...]) -> AttentionBackend:
-    """The backend for the device that the KV pool lies on. Raises StartupError if there is none."""
+def attention_backend(
+    pool: Tensor, windows: tuple[int | None, ...], scales: tuple[float, ...] = ()
+) -> AttentionBackend:
+    """The backend for the device that the KV pool lies on. Raises StartupError if there is none.
+
+    `scales`: of a float8 pool, as in `kernels.reference`; `windows`: each layer's sliding window; None: all.
+    """
     device = pool.device.type
     if device not in _BACKENDS:
         raise StartupError(
             f"There is no attention for device '{device}' yet; choose one of: {', '.join(_BACKENDS)}."
         )
     module, name = _BACKENDS[device]
-    backend: AttentionBackend = getattr(import_module(module), name)(pool, windows)
+    backend: AttentionBackend = getattr(import_module(module), name)(pool, windows, scales)
     _logger.info("attention: %s on %s", type(backend).__name__, pool.device)
     return backend

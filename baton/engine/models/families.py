@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from baton.core.errors import StartupError
+from baton.engine.checkpoint_scales import require_readable_weights
 from baton.engine.layers import ACTIVATIONS
 from baton.engine.models.decoder import DecoderConfig
 from baton.engine.rope import ROPE_TYPES, RopeConfig, yarn_attention_factor
@@ -64,7 +65,7 @@ def _decoder_config(
     head_dim: int | None = None,
 ) -> DecoderConfig:
     """`kv_heads` and `head_dim` are defaults; None: as many as heads, and hidden_size / heads."""
-    _refuse_quantized(config)
+    require_readable_weights(config)
     hidden_size, num_heads = _required(config, "hidden_size"), _required(config, "num_attention_heads")
     num_layers = _required(config, "num_hidden_layers")
     num_kv_heads = config.get("num_key_value_heads", kv_heads) or num_heads
@@ -151,14 +152,6 @@ def _qwen_windows(config: HFConfig) -> tuple[int | None, ...]:
         return tuple(window if kind == "sliding_attention" else None for kind in layer_types)
     first = config.get("max_window_layers", 28)
     return tuple(window if index >= first else None for index in range(num_layers))
-
-
-def _refuse_quantized(config: HFConfig) -> None:
-    if config.get("quantization_config"):
-        raise StartupError(
-            "The checkpoint is quantized (config.json has 'quantization_config'), which Baton does not "
-            "support; use the model's bfloat16 or float16 checkpoint."
-        )
 
 
 def _required(config: HFConfig, key: str) -> int:

@@ -40,8 +40,9 @@ def problem(
     dtype: torch.dtype,
     seed: int,
     device: torch.device,
+    float8_scales: tuple[float, float] | None = None,
 ) -> Problem:
-    """rows: (tokens of prefix, tokens of the row)."""
+    """rows: (tokens of prefix, tokens of the row). With scales of K and V the pool is float8."""
     generator = torch.Generator().manual_seed(seed)
     counts = [-(-(start + length) // block_size) for start, length in rows]
     pages = torch.randperm(sum(counts) + 3, generator=generator).int()
@@ -53,9 +54,16 @@ def problem(
         table[:count] = pages[used : used + count]
         used += count
         context = torch.randn(2, start + length, kv_heads, head_dim, generator=generator).to(dtype)
-        contexts.append(context)
+        if float8_scales is None:
+            contexts.append(context)
+        else:
+            factors = torch.tensor(float8_scales).view(2, 1, 1, 1)
+            context = (context.float() / factors).to(torch.float8_e4m3fn).float()
+            contexts.append(context.double() * factors.double())
         for position in range(start + length):
             pool[table[position // block_size], layer, :, :, position % block_size] = context[:, position]
+    if float8_scales is not None:
+        pool = pool.float().to(torch.float8_e4m3fn)
     lengths = torch.tensor([length for _, length in rows])
     query = torch.randn(int(lengths.sum()), kv_heads * group, head_dim, generator=generator).to(dtype)
     bounds = torch.cat((torch.zeros(1), lengths.cumsum(0))).int()

@@ -57,6 +57,26 @@ def test_long_rows(device, kv_heads, group, head_dim, block_size, dtype, window,
     assert relative_error(output, expected(given, rows, window, soft_cap)) < TOLERANCE[dtype]
 
 
+@pytest.mark.parametrize("dtype", [F32, BF16])
+def test_float8_pages(device, dtype):
+    """Rows of both kinds over float8 K and V, each with a scale."""
+    rows, scales = [(40, 1), (200, 1), (37, 70)], (0.25, 0.013)
+    given = problem(
+        rows, kv_heads=2, group=2, head_dim=32, block_size=16, dtype=dtype, seed=11, device=device,
+        float8_scales=scales,
+    )  # fmt: skip
+    output = torch.full_like(given.query, float("nan"))
+    attend_one_token_rows(
+        given.query[:2], given.key, given.value, given.block_tables, given.context_lens[:2],
+        num_splits=2, scales=scales, output=output[:2],
+    )  # fmt: skip
+    attend_long_rows(
+        given.query, given.key, given.value, given.block_tables[2:], given.context_lens[2:],
+        given.row_bounds[2:], 70, scales=scales, output=output,
+    )  # fmt: skip
+    assert relative_error(output, expected(given, rows, None, None)) < TOLERANCE[dtype]
+
+
 def test_strided_queries(device):
     """Queries as a slice of qkv, without a copy."""
     rows = [(20, 1), (3, 1)]
