@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 
@@ -21,9 +22,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.timeout(120 + _num_schedules(config) * _SLOWEST_SCHEDULE_S))
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    if (said := config.stash.get(_SAID, None)) is not None:
-        terminalreporter.write_line(said)
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            for name, line in getattr(report, "user_properties", ()):
+                if name == _SAID and report.when == "call":
+                    terminalreporter.write_line(line)
 
 
 @pytest.fixture
@@ -40,17 +44,13 @@ def seed(request: pytest.FixtureRequest) -> int:
 
 
 @pytest.fixture
-def say(request: pytest.FixtureRequest) -> Callable[[str], None]:
+def say(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
     """Print a line when all tests have run."""
-
-    def remember(line: str) -> None:
-        request.config.stash[_SAID] = line
-
-    return remember
+    return partial(record_property, _SAID)
 
 
 def _num_schedules(config: pytest.Config) -> int:
     return int(config.getoption("--schedules", default=NUM_SCHEDULES))
 
 
-_SAID = pytest.StashKey[str]()
+_SAID = "said in the end"
