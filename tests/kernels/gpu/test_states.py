@@ -93,3 +93,20 @@ def test_gather_and_scatter_blocks(device, dtype, first_layer, num_layers):
     expected = torch.zeros_like(pool)
     expected[blocks, first_layer : first_layer + num_layers] = staging
     assert torch.equal(target, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_store_into_float8_pages(device, dtype):
+    """Every number of 16 bits, bit for bit as torch rounds it, divided by a scale."""
+    values = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype).view(256, 4, 64)
+    states = values.to(device)
+    pages = torch.zeros(2, 64, 4, 4, 64, device=device).to(torch.float8_e4m3fn)
+    slots = torch.randperm(256, generator=torch.Generator().manual_seed(7))
+    rotary_store.store(states, states, pages[0], pages[1], slots.to(device), (1.0, 0.25))
+    for page, scale in zip(pages.cpu(), (1.0, 0.25), strict=True):
+        found = page.view(torch.uint8)[slots // 4, :, slots % 4]
+        limited = (values.float() / scale).clamp(-448.0, 448.0)
+        is_nan = limited.isnan()
+        expected = limited.to(torch.float8_e4m3fn).view(torch.uint8)
+        assert torch.equal(found[~is_nan], expected[~is_nan])
+        assert (found[is_nan] & 0x7F == 0x7F).all()
