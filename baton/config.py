@@ -36,9 +36,7 @@ class EngineConfig:
     max_num_batched_tokens: int = 512  # tokens of one step
     max_model_len: int | None = None  # None: as the model's config says
     num_threads: int = 1  # CPU threads of one step, at most
-    cores_file: Path | None = (
-        None  # workers that name the same share those cores; None: not shared
-    )
+    cores_file: Path | None = None  # workers that name the same share those cores; None: not shared
     device: str = "auto"  # "auto": cuda where there is one; else one of DEVICES
     gpu_memory_utilization: float = 0.9  # share of a GPU's memory for weights, steps and KV cache
     enforce_eager: bool = False  # no CUDA graphs

@@ -1,4 +1,6 @@
-"""Runs one step of one model on one device."""
+"""Runs the steps of one model on the CPU, one at a time."""
+
+from dataclasses import dataclass
 
 import torch
 
@@ -18,8 +20,25 @@ _MAX_LAYER_GROUPS = 4
 _MIN_GROUP_BYTES = 256 << 10
 
 
+@dataclass(frozen=True, slots=True)
+class PlannedStep:
+    """Implements `core.ports.SubmittedStep`; nothing is computed before `collect`."""
+
+    runner: "ModelRunner"
+    plan: StepPlan
+
+    def collect(self, layers_done: LayersDone | None = None) -> StepResult:
+        """See SubmittedStep."""
+        return self.runner.compute(self.plan, layers_done)
+
+
 class ModelRunner:
-    """Implements `core.ports.Runner`; not thread-safe, it belongs to the engine loop's thread."""
+    """Implements `core.ports.Runner`; not thread-safe, it belongs to the engine loop's thread.
+
+    It computes on the cores that would prepare the next step, so that there is nothing to overlap.
+    """
+
+    depth = 1
 
     def __init__(
         self,
@@ -34,8 +53,12 @@ class ModelRunner:
         self._attention = attention
         self._cores = cores
 
+    def submit(self, plan: StepPlan) -> PlannedStep:
+        """See Runner."""
+        return PlannedStep(self, plan)
+
     @torch.inference_mode()
-    def run(self, plan: StepPlan, layers_done: LayersDone | None = None) -> StepResult:
+    def compute(self, plan: StepPlan, layers_done: LayersDone | None = None) -> StepResult:
         """Copy pages, compute all rows in one forward pass, sample. Token ids must be below vocab_size.
 
         `layers_done` hears of groups of layers that are worth a transfer of their own.

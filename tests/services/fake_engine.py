@@ -48,8 +48,22 @@ class BytesPages:
         ]
 
 
+@dataclass(frozen=True, slots=True)
+class FakeStep:
+    """Implements `baton.core.ports.SubmittedStep`."""
+
+    runner: "FakeRunner"
+    plan: StepPlan
+
+    def collect(self, layers_done: LayersDone | None = None) -> StepResult:
+        """See SubmittedStep."""
+        return self.runner.run(self.plan, layers_done)
+
+
 class FakeRunner:
     """Implements `baton.core.ports.Runner`: a slot holds the state of its token and of all before it."""
+
+    depth = 1
 
     def __init__(self, store: BytesPages) -> None:
         self.num_steps = 0
@@ -59,8 +73,12 @@ class FakeRunner:
         self.is_held = threading.Event()  # a step waits at the gate
         self._store = store
 
-    def run(self, plan: StepPlan, layers_done: LayersDone | None = None) -> StepResult:
+    def submit(self, plan: StepPlan) -> FakeStep:
         """See Runner."""
+        return FakeStep(self, plan)
+
+    def run(self, plan: StepPlan, layers_done: LayersDone | None = None) -> StepResult:
+        """Compute, when the step is collected."""
         if not self.gate.is_set():
             self.is_held.set()
             assert self.gate.wait(_GATE_TIMEOUT_S), "the test has left a step at the gate"
