@@ -43,11 +43,12 @@ MODELS: dict[str, DecoderConfig] = {
 
 
 def in_float32(decoder: Decoder) -> Decoder:
-    """The same weights, on the CPU, in float32."""
+    """The same weights, on the CPU, in float32, packed; before `decoder` is."""
     reference = Decoder(decoder.config, Placement(torch.float32, torch.device("cpu")))
     weights = decoder.checkpoint_tensors()
     for name, tensor in reference.checkpoint_tensors().items():
         tensor.copy_(weights[name].cpu())
+    reference.pack()
     return reference
 
 

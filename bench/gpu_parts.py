@@ -183,6 +183,7 @@ def parity(_: Path) -> Iterator[Figure]:
         attention = attention_backend(cache.pool, config.windows)
         reference = gpu_parity.fed(ModelRunner(gpu_parity.in_float32(decoder), cache, attention), None)
         tokens = [token.token_id for token in reference]
+        decoder.pack()
         sampled = []
         for batch_sizes in ((1,), ()):
             runner = runner_for(decoder, CUDA, num_blocks=num_blocks, batch_sizes=batch_sizes).runner

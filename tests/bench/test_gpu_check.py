@@ -127,6 +127,8 @@ def on_cpu(config, dtype, num_blocks=16):
     decoder = random_decoder(config, cpu, std=0.1)
     if dtype == "float32":
         decoder = gpu_parity.in_float32(decoder)
+    else:
+        decoder.pack()
     layout = KVLayout(16, config.num_layers, config.num_kv_heads, config.head_dim, dtype)
     cache = KVCache(layout, num_blocks, cpu)
     return ModelRunner(decoder, cache, attention_backend(cache.pool, config.windows))
