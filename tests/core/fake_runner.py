@@ -86,6 +86,10 @@ class FakeRunner:
     def idle(self) -> None:
         """See Runner."""
 
+    def forget_steps(self) -> None:
+        """What was submitted and not computed has failed: it never will be."""
+        self._last = None
+
     def compute(self, plan: StepPlan, known: Sequence[Sequence[int]] | None) -> StepResult:
         """Check, write and sample a step whose rows have all their tokens."""
         for source, destination in plan.block_copies:

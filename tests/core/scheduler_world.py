@@ -182,6 +182,7 @@ class SchedulerWorld:
             self._submit(step)
         if after_running:
             self.compute()
+        self.runner.forget_steps()
         for step, _ in self.under_way:
             self._fail(step)
         self.under_way = []
