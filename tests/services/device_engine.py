@@ -1,7 +1,7 @@
 """Fake engines whose pages transfers may only reach as pages on a device: the same code, on CPU tensors."""
 
 import threading
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -12,6 +12,8 @@ from baton.core.ports import LayersDone
 from baton.engine.page_staging import PageStaging
 from tests.same_process_ipc import SameProcessIpc
 from tests.services.fake_engine import BytesPages, FakeEngine, FakeRunner
+
+_TIMEOUT_S = 20.0
 
 
 class DeviceStore:
@@ -47,6 +49,7 @@ class LateStaging(PageStaging):
     def __init__(self, computed: BytesPages) -> None:
         self._computed = _tensor_of(computed)
         self._on_device = torch.zeros_like(self._computed)
+        self.marks: list[LateMark] = []  # of the step submitted last
         self._num_marks = 0
         self._last_reached = 0
         self._lock = threading.Lock()
@@ -54,7 +57,8 @@ class LateStaging(PageStaging):
 
     def mark(self) -> "LateMark":  # type: ignore[override]
         self._num_marks += 1
-        return LateMark(self, self._num_marks, self._computed.clone())
+        self.marks.append(LateMark(self, self._num_marks, self._computed.clone()))
+        return self.marks[-1]
 
     def reach(self, mark: "LateMark") -> None:
         """Do what was queued before the mark; the engine's thread and others wait, and not in order."""
@@ -71,10 +75,12 @@ class LateMark:
     device: LateStaging
     number: int
     computed: Tensor
+    is_reached: threading.Event = field(default_factory=threading.Event)
 
     def wait(self) -> None:
         """See Mark."""
         self.device.reach(self)
+        self.is_reached.set()
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,10 +88,13 @@ class LateStep:
     """Implements baton.core.ports.SubmittedStep."""
 
     result: StepResult
+    layers: list[LateMark]
     end: LateMark
 
     def collect(self) -> StepResult:
-        """See SubmittedStep."""
+        """See SubmittedStep. A step takes longer than it takes to read layers of it that nobody waits for."""
+        for mark in self.layers:
+            assert mark.is_reached.wait(_TIMEOUT_S), "layers were told of, and nobody has waited for them"
         self.end.wait()
         return self.result
 
@@ -106,8 +115,9 @@ class LateRunner(FakeRunner):
             row if row.follows is None else replace(row, token_ids=self._tokens_of(row.follows))
             for row in plan.rows
         )
+        self._device.marks = []
         self._last = self.run(replace(plan, rows=rows), layers_done)
-        return LateStep(self._last, self._device.mark())
+        return LateStep(self._last, list(self._device.marks), self._device.mark())
 
     def _tokens_of(self, row: int) -> tuple[int, ...]:
         """That the step before sampled for one of its rows."""
