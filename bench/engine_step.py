@@ -61,7 +61,7 @@ class StepBench:
         return ScheduledRow(token_ids, start, table, (SampleTask(GREEDY, 0, end, token_ids, []),))
 
     def _timed(self, name: str, plan: StepPlan, num_kv_tokens: int) -> dict[str, Any]:
-        milliseconds = passes_ms(lambda: self._engine.runner.run(plan), self._num_passes)
+        milliseconds = passes_ms(lambda: self._engine.runner.submit(plan).collect(), self._num_passes)
         kv_bytes = num_kv_tokens * self._engine.page_store.layout.bytes_per_block / BLOCK_SIZE
         read_bytes = self._shape.num_step_weights * self._bytes + kv_bytes
         output_weights = self._shape.vocab_size * self._shape.hidden_size

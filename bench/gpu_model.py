@@ -9,14 +9,16 @@ from baton.core.plan import SampleTask, ScheduledRow, StepPlan, StepResult
 from baton.core.sampling import SamplingParams
 from baton.engine.attention.registry import attention_backend
 from baton.engine.gpu_runner import GpuRunner
-from baton.engine.graphs import DecodeGraphs, GraphInputs
+from baton.engine.graphs import CudaRecorder, DecodeGraphs, GraphInputs, GraphShape
 from baton.engine.kv_cache import KVCache
 from baton.engine.layers import Placement
 from baton.engine.models.decoder import Decoder, DecoderConfig
 from baton.engine.rope import RopeConfig
+from baton.engine.token_feed import TokenFeed
 
 BLOCK_SIZE = 16
 MAX_LEN = 8192
+MAX_NUM_SEQS = 64
 
 LLAMA_8B = DecoderConfig(
     vocab_size=128_256,
@@ -48,15 +50,15 @@ class BenchRunner:
 
     def run(self, plan: StepPlan) -> StepResult:
         """One step."""
-        return self.runner.run(plan)
+        return self.runner.submit(plan).collect()
 
 
-def random_decoder(config: DecoderConfig, device: torch.device) -> Decoder:
-    """bfloat16, normal weights small enough that nothing overflows."""
+def random_decoder(config: DecoderConfig, device: torch.device, std: float = 0.02) -> Decoder:
+    """bfloat16, normal weights; of the default deviation small enough that nothing overflows."""
     decoder = Decoder(config, Placement(torch.bfloat16, device))
     torch.manual_seed(0)
     for name, tensor in decoder.checkpoint_tensors().items():
-        tensor.normal_(std=0.02)
+        tensor.normal_(std=std)
         if "norm" in name:
             tensor.add_(1.0)
     return decoder
@@ -77,17 +79,13 @@ def runner_for(
         cache = KVCache(layout, num_blocks, device)
         cache.pool.normal_()  # zeros can be computed with faster than what a model writes
     attention = attention_backend(cache.pool, config.windows)
-    padding_block = cache.padding_block
+    feed = TokenFeed(MAX_NUM_SEQS, device)
     graphs = None
     if batch_sizes:
-
-        def inputs() -> GraphInputs:
-            num_pages = MAX_LEN // BLOCK_SIZE
-            return GraphInputs.of(batch_sizes[-1], num_pages, BLOCK_SIZE, padding_block, device)
-
-        graphs = DecodeGraphs(decoder, attention, inputs, batch_sizes, MAX_LEN)
-        graphs.capture(lambda _: None)
-    return BenchRunner(GpuRunner(decoder, cache, attention, graphs), cache)
+        shape = GraphShape(batch_sizes[-1], MAX_LEN // BLOCK_SIZE, BLOCK_SIZE, cache.padding_block)
+        graphs = DecodeGraphs(decoder, attention, feed, GraphInputs(shape, device), batch_sizes, MAX_LEN)
+        graphs.capture(CudaRecorder(), lambda _: None)
+    return BenchRunner(GpuRunner(decoder, cache, attention, feed, graphs), cache)
 
 
 def step_of(num_rows: int, num_tokens: int, start: int) -> StepPlan:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from baton.engine.models.decoder import Decoder
 from bench.gpu_figures import Figure
 from bench.gpu_model import LLAMA_8B, random_decoder, runner_for, step_of
 
@@ -122,6 +123,7 @@ def model(out: Path) -> Iterator[Figure]:
         slow = wall_seconds(partial(eager.run, plan), repeats=10)
         yield Figure(f"{name}, eager", slow * 1e3, "ms")
         yield Figure(f"{name}, eager over graph", slow / seconds, "x", at_least=2.0 if rows == 1 else None)
+    yield from engine_loops(decoder)
     tokens = 8192
     seconds = wall_seconds(lambda: eager.run(step_of(1, tokens, 0)), repeats=5)
     matrices = (weights - 2 * embedding) * tokens  # two operations for the two bytes of a weight
@@ -130,6 +132,47 @@ def model(out: Path) -> Iterator[Figure]:
     yield Figure("prefill of 8192 tokens", seconds * 1e3, "ms")
     share = 0.6 * measured.flops_per_s / 1e12
     yield Figure("prefill of 8192 tokens, rate", rate / 1e12, "TFLOP/s", at_least=share)
+
+
+def engine_loops(decoder: Decoder) -> Iterator[Figure]:
+    """Tokens per second of an engine's loop at batch 32, with the next step prepared ahead and without."""
+    from bench import gpu_parity
+
+    rows, tokens = 32, 64
+    num_blocks = rows * -(-(len(gpu_parity.PROMPT) + 1 + tokens) // 16)
+    runner = runner_for(decoder, CUDA, num_blocks=num_blocks, batch_sizes=(rows,)).runner
+    gpu_parity.tokens_per_s(runner, num_blocks, rows, 8)  # warms up
+    for name, each in (("one step at a time", gpu_parity.OneStepAtATime(runner)), ("a step ahead", runner)):
+        rates = [gpu_parity.tokens_per_s(each, num_blocks, rows, tokens) for _ in range(3)]
+        yield Figure(f"engine loop, batch {rows}, {name}", statistics.median(rates), "tokens/s")
+
+
+def parity(_: Path) -> Iterator[Figure]:
+    """Tokens of small models in bfloat16: the CPU's in float32; with graphs, the eager ones bit for bit."""
+    from baton.core.kv_layout import KVLayout
+    from baton.engine.attention.registry import attention_backend
+    from baton.engine.kv_cache import KVCache
+    from baton.engine.runner import ModelRunner
+    from bench import gpu_parity
+
+    cpu, num_blocks = torch.device("cpu"), 16
+    for name, config in gpu_parity.MODELS.items():
+        decoder = random_decoder(config, CUDA, std=0.1)
+        layout = KVLayout(16, config.num_layers, config.num_kv_heads, config.head_dim, "float32")
+        cache = KVCache(layout, num_blocks, cpu)
+        attention = attention_backend(cache.pool, config.windows)
+        reference = gpu_parity.fed(ModelRunner(gpu_parity.in_float32(decoder), cache, attention), None)
+        tokens = [token.token_id for token in reference]
+        decoder.pack()
+        sampled = []
+        for batch_sizes in ((1,), ()):
+            runner = runner_for(decoder, CUDA, num_blocks=num_blocks, batch_sizes=batch_sizes).runner
+            sampled.append(gpu_parity.fed(runner, tokens))
+        found = gpu_parity.agreement(sampled[0], reference)
+        yield Figure(f"{name}: equal tokens of {gpu_parity.NUM_STEPS}", found.num_equal, "", at_least=60)
+        yield Figure(f"{name}: log probabilities off by", found.worst, "", at_most=gpu_parity.TOLERANCE)
+        equal = sum(one == other for one, other in zip(*sampled, strict=True))
+        yield Figure(f"{name}: graph equal to eager, bit for bit", equal, "steps", at_least=64)
 
 
 def other_kernels(_: Path) -> Iterator[Figure]:
@@ -208,6 +251,7 @@ def transfers(_: Path) -> Iterator[Figure]:
 
 PARTS = {
     "limits": limits,
+    "parity": parity,
     "attention": attention,
     "model": model,
     "other-kernels": other_kernels,

@@ -1,13 +1,16 @@
 """One engine without services: the production scheduler and runner, driven step by step."""
 
+from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
 
 from baton.config import EngineConfig
 from baton.core.block_pool import BlockPool
+from baton.core.ports import SubmittedStep
 from baton.core.prefix import block_hashes, chain_seed
-from baton.core.request import EngineRequest
+from baton.core.request import EngineRequest, TokenEvent
 from baton.core.sampling import SampledToken, SamplingParams
-from baton.core.scheduler import Scheduler, SchedulerConfig
+from baton.core.scheduler import ScheduledStep, Scheduler, SchedulerConfig
 from baton.engine.factory import load_engine
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=64)
@@ -38,15 +41,35 @@ class ColocatedEngine:
         self, prompts: list[list[int]], params: SamplingParams = GREEDY
     ) -> list[list[list[SampledToken]]]:
         """The tokens of every choice of every prompt, all prompts at once."""
-        ids = [self._add(prompt, params) for prompt in prompts]
+        return self.generate_each([(prompt, params) for prompt in prompts])
+
+    def generate_each(
+        self, requests: list[tuple[list[int], SamplingParams]]
+    ) -> list[list[list[SampledToken]]]:
+        """The tokens of every choice of every prompt and its settings, all at once."""
+        ids = [self._add(prompt, params) for prompt, params in requests]
         answers: dict[tuple[str, int], list[SampledToken]] = {}
-        while (step := self.scheduler.schedule()) is not None:
-            self.num_steps += 1
-            for event in self.scheduler.apply(step, self.engine.runner.run(step.plan)).tokens:
-                answers.setdefault((event.request_id, event.choice), []).append(event.token)
+        for event in self._events():
+            answers.setdefault((event.request_id, event.choice), []).append(event.token)
         self.pool.check_integrity()
         assert self.pool.num_free == self.pool.num_blocks, "pages leaked"
-        return [[answers[request_id, choice] for choice in range(params.n)] for request_id in ids]
+        return [
+            [answers[request_id, choice] for choice in range(params.n)]
+            for request_id, (_, params) in zip(ids, requests, strict=True)
+        ]
+
+    def _events(self) -> Iterator[TokenEvent]:
+        """Of all steps until there are none, as many under way as the runner takes."""
+        runner = self.engine.runner
+        under_way: deque[tuple[ScheduledStep, SubmittedStep]] = deque()
+        while True:
+            while len(under_way) < runner.depth and (step := self.scheduler.schedule()) is not None:
+                self.num_steps += 1
+                under_way.append((step, runner.submit(step.plan)))
+            if not under_way:
+                return
+            step, submitted = under_way.popleft()
+            yield from self.scheduler.apply(step, submitted.collect()).tokens
 
     def token_ids(self, prompts: list[list[int]], params: SamplingParams = GREEDY) -> list[list[int]]:
         """The token ids of every prompt's first choice."""

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
+from baton.core.ports import Mark
 from baton.core.request import BlocksReserved, EngineRequest, LoadSnapshot, PagesReady, TokenEvent
 
 
@@ -87,3 +88,4 @@ class EngineOutput:
     reserved: list[BlocksReserved] = field(default_factory=list)
     failures: list[RequestFailure] = field(default_factory=list)
     is_within_step: bool = False  # only `pages` are new: the step goes on
+    mark: Mark | None = None  # what is said of `pages` comes true on the device when this is reached

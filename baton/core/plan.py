@@ -10,7 +10,8 @@ from baton.core.sampling import SampledToken, SamplingParams
 class SampleTask:
     """One token to sample from the last hidden state of a row.
 
-    The sequences are the request's own lists: read them during the step, never keep or change them.
+    The sequences are the request's own lists: read them while the step is submitted, never keep or change
+    them. A row that `follows` another has an output that lacks that one's token.
     """
 
     params: SamplingParams
@@ -19,6 +20,11 @@ class SampleTask:
     prompt_token_ids: Sequence[int]
     output_token_ids: Sequence[int]
 
+    @property
+    def num_output_tokens(self) -> int:
+        """Tokens of output before the one to sample, known or not."""
+        return self.position - len(self.prompt_token_ids)
+
 
 @dataclass(frozen=True, slots=True)
 class ScheduledRow:
@@ -26,13 +32,17 @@ class ScheduledRow:
 
     `block_table[i]` is the page of positions [i * block_size, (i + 1) * block_size); it covers at least
     positions [0, start + len(token_ids)), of which [0, start) are computed already. `block_table` is the
-    request's own list: read it during the step only.
+    request's own list: read it while the step is submitted only.
+
+    A row that `follows` has one token, which the step planned just before this one samples: as the one sample
+    of its row of that index. Nobody on the host knows it yet, and `token_ids` is (0,).
     """
 
     token_ids: Sequence[int]
     start: int
     block_table: Sequence[int]
     samples: tuple[SampleTask, ...] = ()  # empty while the row does not reach the request's last token
+    follows: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

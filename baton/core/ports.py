@@ -10,19 +10,40 @@ from baton.core.plan import StepPlan, StepResult
 LayersDone = Callable[[int], None]
 
 
+class SubmittedStep(Protocol):
+    """A step that a runner has taken on."""
+
+    def collect(self) -> StepResult:
+        """Wait for the step's end; once for each step, in the order of submission.
+
+        Raises what the step failed of. The step is over either way: its device has ended it too, and it
+        writes to no page any more.
+        """
+        ...
+
+
 class Runner(Protocol):
-    """Computes one step; knows tensors, not requests."""
+    """Computes steps, one after the other in the order of submission; knows tensors, not requests."""
 
-    def run(self, plan: StepPlan, layers_done: LayersDone | None = None) -> StepResult:
-        """Copy pages, write the rows' K and V into their pages, and sample what the plan asks for.
+    @property
+    def depth(self) -> int:
+        """Steps that may be submitted and not collected: 1, or 2 where one computes while the next one is
+        prepared."""
+        ...
 
-        `layers_done`, if given, is told a few times during the step, on the same thread, before which layer
-        all K and V are written; never for the last layer.
+    def submit(self, plan: StepPlan, layers_done: LayersDone | None = None) -> SubmittedStep:
+        """Copy pages, write the rows' K and V into their pages, and sample what the plan asks for; nothing of
+        `plan` is read after the return. Raises what it failed of, when nothing of the step runs any more.
+
+        `layers_done`, if given, is told a few times before the return, on the same thread, before which layer
+        the writing of all K and V is queued on the device; never for the last layer.
+
+        A runner of depth 1 reads `plan`, computes and tells of layers in `collect`, at once after `submit`.
         """
         ...
 
     def idle(self) -> None:
-        """There is nothing to compute until the next `run`."""
+        """There is nothing to compute until the next `submit`."""
         ...
 
 

@@ -44,6 +44,9 @@ class SequenceState:
     dropped_choices: set[int] = field(default_factory=set)  # before their first token
     output_token_ids: list[int] = field(default_factory=list)
     num_computed_tokens: int = 0  # tokens whose K and V are in the pages
+    num_steps_under_way: int = 0  # that have a row of it
+    num_tokens_under_way: int = 0  # tokens whose K and V they compute, after the computed ones
+    num_awaited_tokens: int = 0  # that they sample: its next tokens, not known yet
     block_table: list[int] = field(default_factory=list)
     block_hashes: list[bytes] = field(init=False)  # of its full blocks; output's are added as they fill
     num_published_blocks: int = 0
@@ -67,6 +70,11 @@ class SequenceState:
     def num_tokens(self) -> int:
         """Tokens known so far: prompt and output."""
         return len(self.request.prompt_token_ids) + len(self.output_token_ids)
+
+    @property
+    def num_planned_tokens(self) -> int:
+        """Tokens whose K and V are in the pages when the steps under way have ended."""
+        return self.num_computed_tokens + self.num_tokens_under_way
 
     @property
     def order(self) -> tuple[int, int, int]:

@@ -5,8 +5,13 @@ tokens are computed": prefill, chunked prefill, decode and mixed batches are one
 under a budget. The scheduler is a pure state machine; the engine's loop runs it:
 
     step = scheduler.schedule()
-    result = runner.run(step.plan)
-    events = scheduler.apply(step, result)
+    submitted = runner.submit(step.plan)
+    events = scheduler.apply(step, submitted.collect())
+
+The next step may be planned while one is under way: between `schedule` and `apply` everything but the tokens
+that the step samples is known (rows.py says who can go on without them). A step's result for a sequence that
+ended meanwhile is dropped, and the sequence keeps its pages until no step that has a row of it is under way,
+since such a step may be writing them. For the same reason nobody is preempted while a step is under way.
 """
 
 from bisect import insort
@@ -15,7 +20,7 @@ from dataclasses import dataclass, field
 
 from baton.core.block_pool import BlockPool
 from baton.core.errors import InvalidRequest
-from baton.core.plan import SampleTask, ScheduledRow, StepPlan, StepResult
+from baton.core.plan import ScheduledRow, StepPlan, StepResult
 from baton.core.request import (
     BlocksReserved,
     EngineRequest,
@@ -26,8 +31,10 @@ from baton.core.request import (
     TokenEvent,
 )
 from baton.core.reserved_blocks import ReservedBlocks
-from baton.core.sampling import SampledToken, choice_seed
+from baton.core.rows import choices_to_sample, num_ready_tokens, row_of
+from baton.core.sampling import SampledToken
 from baton.core.sequence_pages import SequencePages
+from baton.core.steps_under_way import StepsUnderWay
 from baton.core.stopping import finish_reason
 
 
@@ -44,10 +51,11 @@ class SchedulerConfig:
 
 @dataclass(frozen=True, slots=True)
 class ScheduledStep:
-    """A plan for the runner, and whose rows they are."""
+    """A plan for the runner, whose rows they are, and of which choices each row samples a token."""
 
     plan: StepPlan
     sequences: tuple[SequenceState, ...]
+    choices: tuple[tuple[int, ...], ...]
 
 
 @dataclass(slots=True)
@@ -67,6 +75,7 @@ class Scheduler:
         self.num_preemptions = 0
         self._pages = SequencePages(pool, config.block_size)
         self._reserved = ReservedBlocks(pool, config.block_size)
+        self._under_way = StepsUnderWay()
         self._running: list[SequenceState] = []
         self._waiting: list[SequenceState] = []  # by SequenceState.order
         self._by_request: dict[str, list[SequenceState]] = {}
@@ -147,7 +156,7 @@ class Scheduler:
         for sequence in self._by_request.get(request_id, ()):
             if not sequence.output_token_ids:  # the prompt, which every choice is still to fork from
                 sequence.dropped_choices.add(choice)
-                if not _choices_to_sample(sequence):
+                if not choices_to_sample(sequence):
                     self._finish(sequence)
                 return
             if sequence.choice == choice:
@@ -161,7 +170,8 @@ class Scheduler:
     # --- steps --------------------------------------------------------------------------------------
 
     def schedule(self) -> ScheduledStep | None:
-        """Plan the next step, or None where there is nothing to compute.
+        """Plan the next step, or None where there is nothing to compute, or nothing before a step under way
+        has ended.
 
         Sequences that only miss one token go first, so that a long prompt never holds up a decode; then
         prompts under way; then waiting requests.
@@ -169,25 +179,38 @@ class Scheduler:
         batch: dict[SequenceState, int] = {}
         num_preemptions = self.num_preemptions
         budget = self.config.max_num_batched_tokens
-        for sequence in sorted(self._running, key=_decode_first):
+        for sequence, num_ready in self._ready():
             if budget > 0 and sequence.phase is Phase.RUNNING:
-                count = min(sequence.num_tokens - sequence.num_computed_tokens, budget)
-                if self._make_room(sequence, sequence.num_computed_tokens + count, batch):
+                count = min(num_ready, budget)
+                end = sequence.num_planned_tokens + count
+                if self._under_way and self._pages.num_missing(sequence, end) > self.pool.num_free:
+                    return None  # a step under way may write the pages of whoever is to give way
+                if self._make_room(sequence, end, batch):
                     batch[sequence] = count
                 budget = self.config.max_num_batched_tokens - sum(batch.values())
         # With nothing else to compute, even after a preemption: a None would put the engine's loop to sleep.
         if self.num_preemptions == num_preemptions or not batch:
             self._admit_waiting(batch, budget)
-        if not batch:
-            return None
-        copies = self._pages.copies.take()
-        rows = tuple(self._row(sequence, count) for sequence, count in batch.items())
+        return self._planned(batch) if batch else None
+
+    def _planned(self, batch: dict[SequenceState, int]) -> ScheduledStep:
+        """The step that computes so many tokens of each sequence."""
+        sequences = tuple(batch)
+        rows = tuple(
+            row_of(sequence, count, self._under_way.row_to_follow(sequence))
+            for sequence, count in batch.items()
+        )
         num_leaving = sum(
             self._pages.num_to_export(sequence, sequence.num_tokens)
-            for sequence, row in zip(batch, rows, strict=True)
+            for sequence, row in zip(sequences, rows, strict=True)
             if _leaves(sequence, row)
         )
-        return ScheduledStep(StepPlan(rows, copies, num_leaving), tuple(batch))
+        choices = tuple(
+            choices_to_sample(sequence) if row.samples else ()
+            for sequence, row in zip(sequences, rows, strict=True)
+        )
+        self._under_way.begin(sequences, rows)
+        return ScheduledStep(StepPlan(rows, self._pages.copies.take(), num_leaving), sequences, choices)
 
     def export_layers(self, step: ScheduledStep, end_layer: int) -> list[PagesReady]:
         """While `step` runs: all its K and V before `end_layer` are written, so that the pages of prompts
@@ -195,27 +218,36 @@ class Scheduler:
         return [
             self._pages.export_layers(sequence, sequence.num_tokens, end_layer)
             for sequence, row in zip(step.sequences, step.plan.rows, strict=True)
-            if _leaves(sequence, row)
+            if sequence.phase is Phase.RUNNING and _leaves(sequence, row)
         ]
 
     def apply(self, step: ScheduledStep, result: StepResult) -> StepEvents:
-        """Take in what the runner computed for `step`."""
+        """Take in what the runner computed for `step`; in the order of planning."""
         self._pages.copies.done(step.plan.block_copies)
+        self._end_step(step)
         events = StepEvents()
-        for sequence, row, samples in zip(step.sequences, step.plan.rows, result.samples, strict=True):
+        rows = zip(step.sequences, step.plan.rows, step.choices, result.samples, strict=True)
+        for sequence, row, choices, samples in rows:
+            if sequence.phase is Phase.FINISHED:
+                continue
             sequence.num_computed_tokens = row.start + len(row.token_ids)
             self._pages.publish(sequence)
             if samples:
-                self._take_samples(sequence, samples, events)
+                self._take_samples(sequence, dict(zip(choices, samples, strict=True)), events)
             elif sequence.export_from is not None:
                 events.pages.append(self._pages.export(sequence, is_last=False))
         return events
 
     def fail(self, step: ScheduledStep) -> list[str]:
-        """The runner could not compute `step`: forget its requests, and say which they were."""
+        """The runner could not compute `step`: forget its requests, and say which they were.
+
+        Every step that was planned before it must be over, and every one after it failed as well.
+        """
         # Its copies may be for sequences that had no row in it: those go on, and still need them.
         self._pages.copies.retry(step.plan.block_copies)
-        request_ids = list(dict.fromkeys(sequence.request.request_id for sequence in step.sequences))
+        self._end_step(step)
+        lost = [sequence for sequence in step.sequences if sequence.phase is not Phase.FINISHED]
+        request_ids = list(dict.fromkeys(sequence.request.request_id for sequence in lost))
         for request_id in request_ids:
             self.abort(request_id)
         return request_ids
@@ -262,26 +294,34 @@ class Scheduler:
             batch[sequence] = count
             budget -= count
 
-    def _row(self, sequence: SequenceState, count: int) -> ScheduledRow:
-        start = sequence.num_computed_tokens
-        samples: tuple[SampleTask, ...] = ()
-        if start + count == sequence.num_tokens:
-            samples = tuple(_sample_task(sequence, choice) for choice in _choices_to_sample(sequence))
-        return ScheduledRow(sequence.tokens(start, start + count), start, sequence.block_table, samples)
+    def _ready(self) -> list[tuple[SequenceState, int]]:
+        """Running sequences that need not wait for a step under way, in order, with the tokens they miss."""
+        ready = [
+            (sequence, count)
+            for sequence in self._running
+            if (count := num_ready_tokens(sequence, self.config.max_model_len))
+        ]
+        return sorted(ready, key=lambda entry: (entry[1] > 1, entry[0].order))
+
+    def _end_step(self, step: ScheduledStep) -> None:
+        """Nobody writes for `step` any more: what ended while it was under way gives its pages back."""
+        for sequence in self._under_way.end(step.sequences, step.plan.rows):
+            self._pages.drop(sequence)
 
     def _take_samples(
-        self, sequence: SequenceState, samples: tuple[SampledToken, ...], events: StepEvents
+        self, sequence: SequenceState, samples: dict[int, SampledToken], events: StepEvents
     ) -> None:
-        choices = _choices_to_sample(sequence)
+        """`samples`: the token of each choice, of which some may have been dropped meanwhile."""
+        wanted = {choice: samples[choice] for choice in choices_to_sample(sequence)}
         takers = [
             sequence
             if choice == sequence.choice
             else SequenceState(sequence.request, choice, sequence.arrival)
-            for choice in choices
+            for choice in wanted
         ]
         going_on = [
             taker
-            for taker, token in zip(takers, samples, strict=True)
+            for taker, token in zip(takers, wanted.values(), strict=True)
             if self._take_token(taker, _as_told(taker, sequence.told_first_tokens, token), events)
         ]
         if sequence.export_from is not None and going_on:
@@ -344,8 +384,9 @@ class Scheduler:
             self._running.remove(sequence)
         else:
             self._waiting.remove(sequence)
-        self._pages.drop(sequence)
         sequence.phase = Phase.FINISHED
+        if not sequence.num_steps_under_way:
+            self._pages.drop(sequence)
 
     def _num_slots_taken(self) -> int:
         return sum(_num_slots(sequence) for sequence in self._running) + self._reserved.num_slots
@@ -376,14 +417,6 @@ class Scheduler:
             )
 
 
-def _choices_to_sample(sequence: SequenceState) -> list[int]:
-    """A prompt's last row samples the first token of all its choices; after that each goes alone."""
-    if sequence.output_token_ids:
-        return [sequence.choice]
-    choices = range(sequence.request.sampling.n)
-    return [choice for choice in choices if choice not in sequence.dropped_choices]
-
-
 def _as_told(
     taker: SequenceState, told_first_tokens: Mapping[int, int], sampled: SampledToken
 ) -> SampledToken:
@@ -392,28 +425,13 @@ def _as_told(
     return sampled if told is None else SampledToken(told)
 
 
-def _sample_task(sequence: SequenceState, choice: int) -> SampleTask:
-    params = sequence.request.sampling
-    return SampleTask(
-        params=params,
-        seed=sequence.seed if choice == sequence.choice else choice_seed(params.seed, choice),
-        position=sequence.num_tokens,
-        prompt_token_ids=sequence.request.prompt_token_ids,
-        output_token_ids=sequence.output_token_ids,
-    )
-
-
 def _num_slots(sequence: SequenceState) -> int:
     """Places in the batch that a sequence takes, or will when its prompt is computed and it forks."""
     if sequence.output_token_ids or sequence.hands_over:
         return 1
-    return len(_choices_to_sample(sequence))
+    return len(choices_to_sample(sequence))
 
 
 def _leaves(sequence: SequenceState, row: ScheduledRow) -> bool:
     """Whether the step completes a prompt whose pages go to another server."""
     return sequence.export_from is not None and bool(row.samples)
-
-
-def _decode_first(sequence: SequenceState) -> tuple[bool, tuple[int, int, int]]:
-    return (sequence.num_tokens - sequence.num_computed_tokens > 1, sequence.order)

@@ -90,8 +90,11 @@ class SequencePages:
         return self._hold_for_export(sequence, num_tokens, first_layer, end_layer, False)
 
     def num_to_export(self, sequence: SequenceState, num_tokens: int) -> int:
-        """Pages of the sequence's first `num_tokens` tokens that have not been exported."""
-        return max(0, self._blocks_for(num_tokens) - sequence.num_exported_blocks)
+        """Pages of its first `num_tokens` tokens that no step, one under way included, exports before."""
+        num_exported = sequence.num_exported_blocks
+        if sequence.num_tokens_under_way:
+            num_exported = max(num_exported, sequence.num_planned_tokens // self.block_size)
+        return max(0, self._blocks_for(num_tokens) - num_exported)
 
     def _hold_for_export(
         self, sequence: SequenceState, num_tokens: int, first_layer: int, end_layer: int | None, is_last: bool

@@ -22,6 +22,13 @@ def finish_reason(
     """
     if token_id in params.stop_token_ids and num_output_tokens > params.min_tokens:
         return FinishReason.STOP
-    if num_output_tokens >= params.max_tokens or num_tokens >= max_model_len:
+    if ends_by_length(params, num_output_tokens, num_tokens, max_model_len):
         return FinishReason.LENGTH
     return None
+
+
+def ends_by_length(
+    params: SamplingParams, num_output_tokens: int, num_tokens: int, max_model_len: int
+) -> bool:
+    """Whether a choice of so many tokens ends, whatever they are."""
+    return num_output_tokens >= params.max_tokens or num_tokens >= max_model_len

@@ -5,29 +5,26 @@ import threading
 from collections.abc import Callable
 
 from baton.core.commands import EngineOutput
-from baton.core.ports import DevicePages, Mark
 
 
 class DeviceOrder:
-    """Passes an engine's outputs on, in order, each once the device has done what it speaks of.
+    """Passes an engine's outputs on, in order, each once the device has reached its mark.
 
-    Steps are queued on the device, and told of before it has run them. Pages that are ready to leave must not
-    be read before they are written; and pages that were given to a reservation must not be filled while the
-    device may still be at a step of those who had them before. The engine itself goes on meanwhile.
+    Layers of pages are told of when they are queued on the device, and must not be read before it has written
+    them. The engine itself goes on meanwhile. What has no mark speaks of steps that were collected, which the
+    device has ended: their pages may be read, and what they gave back may be filled by a transfer.
     """
 
     def __init__(
         self,
-        pages: DevicePages,
         forward: Callable[[EngineOutput], None],
         on_error: Callable[[Exception], None],
     ) -> None:
         """`forward` and `on_error` are called on a thread of this one's own; after an error comes nothing."""
-        self._pages = pages
         self._forward = forward
         self._on_error = on_error
         # Bounded by the steps that the engine queues ahead of the device.
-        self._outputs: queue.SimpleQueue[tuple[EngineOutput, Mark | None] | None] = queue.SimpleQueue()
+        self._outputs: queue.SimpleQueue[EngineOutput | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="device-order", daemon=True)
 
     def start(self) -> None:
@@ -35,9 +32,8 @@ class DeviceOrder:
         self._thread.start()
 
     def put(self, output: EngineOutput) -> None:
-        """Take an output; on the engine's thread, right after what it speaks of was queued on the device."""
-        speaks_of_pages = output.pages or output.reserved
-        self._outputs.put((output, self._pages.mark() if speaks_of_pages else None))
+        """Take an output; on the engine's thread."""
+        self._outputs.put(output)
 
     def stop(self) -> None:
         """End the thread when all that was put is passed on."""
@@ -45,11 +41,10 @@ class DeviceOrder:
         self._thread.join()
 
     def _run(self) -> None:
-        while (item := self._outputs.get()) is not None:
-            output, mark = item
+        while (output := self._outputs.get()) is not None:
             try:
-                if mark is not None:
-                    mark.wait()
+                if output.mark is not None:
+                    output.mark.wait()
             except Exception as error:  # what CUDA raises has no other base
                 self._on_error(error)
                 return

@@ -1,7 +1,6 @@
-"""Chooses the next tokens on the device that has the logits; one copy to the host, of token ids.
+"""Chooses the next tokens on the device that has the logits; nothing here waits for it.
 
-The same tokens as `baton.engine.sampler`, but for last bits (`kernels.gpu.sample_tokens`). Log probabilities,
-where asked for, are taken as there, with copies of their own.
+The same tokens as `baton.engine.sampler`, but for last bits (`kernels.gpu.sample_tokens`).
 """
 
 from collections.abc import Sequence
@@ -10,51 +9,62 @@ import torch
 from torch import Tensor
 
 from baton.core.plan import SampleTask
-from baton.core.sampling import SampledToken
+from baton.engine.host_copies import all_to_device, to_device
 from baton.engine.logit_rules import has_rules
-from baton.engine.sampler import Task, with_logprobs
+from baton.engine.sampler import Task
 from kernels.gpu.penalties import penalise
 from kernels.gpu.sample_tokens import SamplingRows, sample_tokens
 
 _LEAST = torch.finfo(torch.float32).min
 
 
-def sample_on_device(logits: Tensor, tasks: Sequence[Task]) -> list[SampledToken]:
-    """One token for each task, in order. logits: `[rows, V]`, any float dtype, left unchanged."""
+def sample_on_device(logits: Tensor, tasks: Sequence[Task]) -> Tensor:
+    """One token for each task, in order, int64 `[tasks]`. logits: `[rows, V]`, any float dtype."""
     lines = [line for line, _ in tasks]
+    token_ids = sample_tokens(logits, _rows(lines, [task for _, task in tasks], logits.device))
+    sample_again_with_rules(logits, tasks, token_ids)
+    return token_ids
+
+
+def sample_again_with_rules(logits: Tensor, tasks: Sequence[Task], token_ids: Tensor) -> None:
+    """Where a task's rules change its logits, choose from those, and change `token_ids`, int64 `[tasks]`."""
     ruled = [index for index, (_, task) in enumerate(tasks) if has_rules(task)]
-    if ruled:
-        changed = _with_rules(logits, [tasks[index] for index in ruled])
-        source = torch.cat((logits.float(), changed))
-        for place, index in enumerate(ruled):
-            lines[index] = logits.shape[0] + place
-    else:
-        source = logits
-    token_ids = sample_tokens(source, _rows(lines, [task for _, task in tasks], logits.device))
-    chosen: list[int] = token_ids.tolist()  # the step's one wait for the device
-    return with_logprobs(logits, tasks, chosen)
+    if not ruled:
+        return
+    chosen = [tasks[index] for index in ruled]
+    changed = _with_rules(logits, chosen)
+    rows = _rows(list(range(len(ruled))), [task for _, task in chosen], logits.device)
+    token_ids.index_copy_(0, to_device(torch.tensor(ruled), logits.device), sample_tokens(changed, rows))
+
+
+def sampling_columns(tasks: Sequence[SampleTask]) -> tuple[Tensor, Tensor]:
+    """How the tasks' tokens are chosen, in host memory.
+
+    int64 `[3, n]`: top_k, the bits of the seed, position; float64 `[3, n]`: temperature, top_p, min_p.
+    """
+    params = [task.params for task in tasks]
+    integers = [[p.top_k for p in params], [_signed(t.seed) for t in tasks], [t.position for t in tasks]]
+    numbers = [[p.temperature for p in params], [p.top_p for p in params], [p.min_p for p in params]]
+    return torch.tensor(integers), torch.tensor(numbers, dtype=torch.float64)
+
+
+def sampling_rows(lines: Tensor, integers: Tensor, numbers: Tensor) -> SamplingRows:
+    """The columns of `sampling_columns` on the device, as the kernel takes them. lines: int64 `[n]`."""
+    return SamplingRows(
+        lines=lines,
+        temperatures=numbers[0].float(),
+        top_k=integers[0].int(),
+        top_p=numbers[1],
+        min_p=numbers[2].float(),
+        seeds=integers[1],
+        positions=integers[2],
+    )
 
 
 def _rows(lines: list[int], tasks: list[SampleTask], device: torch.device) -> SamplingRows:
-    """All columns in one copy to the device, as float64 and int64."""
-    params = [task.params for task in tasks]
-    integers = _to_device(
-        [lines, [p.top_k for p in params], [_signed(task.seed) for task in tasks],
-         [task.position for task in tasks]], torch.int64, device,
-    )  # fmt: skip
-    numbers = _to_device(
-        [[p.temperature for p in params], [p.top_p for p in params], [p.min_p for p in params]],
-        torch.float64, device,
-    )  # fmt: skip
-    return SamplingRows(
-        lines=integers[0],
-        temperatures=numbers[0].float(),
-        top_k=integers[1].int(),
-        top_p=numbers[1],
-        min_p=numbers[2].float(),
-        seeds=integers[2],
-        positions=integers[3],
-    )
+    integers, numbers = sampling_columns(tasks)
+    columns = all_to_device([torch.tensor(lines), integers, numbers.view(torch.int64)], device)
+    return sampling_rows(columns[0], columns[1], columns[2].view(torch.float64))
 
 
 def _with_rules(logits: Tensor, tasks: list[Task]) -> Tensor:
@@ -69,7 +79,7 @@ def _with_rules(logits: Tensor, tasks: list[Task]) -> Tensor:
     forbidden = [
         (i, token)
         for i, (_, t) in enumerate(tasks)
-        if len(t.output_token_ids) < t.params.min_tokens
+        if t.num_output_tokens < t.params.min_tokens
         for token in t.params.stop_token_ids
     ]
     changed.view(-1).index_fill_(0, _places(forbidden, vocab_size, device), float("-inf"))
@@ -107,11 +117,10 @@ def _places(pairs: list[tuple[int, int]], vocab_size: int, device: torch.device)
     return _to_device(known, torch.int64, device)
 
 
-def _to_device(values: list[int] | list[float] | list[list[int]] | list[list[float]], dtype: torch.dtype,
-               device: torch.device) -> Tensor:  # fmt: skip
-    """Through pinned memory, so that nothing waits."""
-    tensor = torch.tensor(values, dtype=dtype)
-    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
+def _to_device(
+    values: list[int] | list[float] | list[list[float]], dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    return to_device(torch.tensor(values, dtype=dtype), device)
 
 
 def _signed(seed: int) -> int:

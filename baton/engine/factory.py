@@ -4,6 +4,7 @@ import logging
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -25,6 +26,9 @@ from baton.engine.runner import ModelRunner
 from baton.engine.shared_cores import SharedCores
 from baton.engine.weights import load_weights, progress, resolve_dtype
 from baton.model_files import eos_token_ids, model_fingerprint, read_config
+
+if TYPE_CHECKING:
+    from baton.engine.graphs import DecodeGraphs
 
 _logger = logging.getLogger(__name__)
 
@@ -123,21 +127,34 @@ def _runner(decoder: Decoder, page_store: KVCache, options: EngineConfig, max_mo
     if device.type == "cpu":
         return ModelRunner(decoder, page_store, attention, _shared_cores(options))
     from baton.engine.gpu_runner import GpuRunner
-    from baton.engine.graphs import DecodeGraphs, GraphInputs, graph_batch_sizes
+    from baton.engine.token_feed import TokenFeed
 
+    feed = TokenFeed(options.max_num_seqs, device)
     if options.enforce_eager:
         _logger.info("CUDA graphs are off: every step launches its kernels one by one")
-        return GpuRunner(decoder, page_store, attention, None)
+        return GpuRunner(decoder, page_store, attention, feed, None)
+    from baton.engine.graphs import DecodeGraphs, GraphInputs, GraphShape, graph_batch_sizes
+
     sizes = graph_batch_sizes(options.max_num_seqs)
-    num_blocks = layout.blocks_for(max_model_len)
+    shape = GraphShape(
+        sizes[-1], layout.blocks_for(max_model_len), layout.block_size, page_store.padding_block
+    )
+    graphs = DecodeGraphs(decoder, attention, feed, GraphInputs(shape, device), sizes, max_model_len)
+    _capture(graphs, sizes)
+    return GpuRunner(decoder, page_store, attention, feed, graphs)
 
-    def inputs() -> GraphInputs:
-        return GraphInputs.of(sizes[-1], num_blocks, layout.block_size, page_store.padding_block, device)
 
-    graphs = DecodeGraphs(decoder, attention, inputs, sizes, max_model_len)
+def _capture(graphs: "DecodeGraphs", sizes: tuple[int, ...]) -> None:
+    from baton.engine.graphs import CudaRecorder
+
+    started, free_before = time.monotonic(), torch.cuda.mem_get_info()[0]
     with torch.inference_mode(), progress("Capturing graphs", len(sizes)) as advance:
-        graphs.capture(lambda _: advance())
-    return GpuRunner(decoder, page_store, attention, graphs)
+        graphs.capture(CudaRecorder(), lambda _: advance())
+    _logger.info(
+        "%d CUDA graphs for up to %d rows in %.1f s, %d MiB",
+        len(sizes), sizes[-1], time.monotonic() - started,
+        (free_before - torch.cuda.mem_get_info()[0]) >> 20,
+    )  # fmt: skip
 
 
 def _shared_cores(options: EngineConfig) -> SharedCores | None:
@@ -147,10 +164,11 @@ def _shared_cores(options: EngineConfig) -> SharedCores | None:
 
 
 def _warm_up(runner: Runner, page_store: KVCache) -> None:
-    """A prefill row and a decode row, greedy and drawn, all in the padding page."""
+    """A prefill row and then a decode row, greedy and drawn, both in the padding page."""
     block_table = [page_store.padding_block]
     greedy = SampleTask(SamplingParams(temperature=0.0), 0, 2, [0], [])
     drawn = SampleTask(SamplingParams(top_k=2, top_p=0.5), 0, 1, [0], [])
     long_row = ScheduledRow([0] * min(2, page_store.layout.block_size), 0, block_table, (greedy,))
-    runner.run(StepPlan((long_row, ScheduledRow([0], 0, block_table, (drawn,)))))
+    for row in (long_row, ScheduledRow([0], 0, block_table, (drawn,))):
+        runner.submit(StepPlan((row,))).collect()
     runner.idle()

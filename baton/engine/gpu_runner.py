@@ -1,7 +1,9 @@
 """Runs the steps of one model on a GPU: decode steps as CUDA graphs, others kernel by kernel."""
 
 import logging
-from dataclasses import replace
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -13,53 +15,117 @@ from baton.core.ports import LayersDone
 from baton.core.sampling import SampledToken, SamplingParams
 from baton.engine.attention.base import AttentionBackend
 from baton.engine.attention.registry import attention_backend
-from baton.engine.device_sampler import sample_on_device
+from baton.engine.device_logprobs import Logprobs, add_logprobs, logprobs_on_device
+from baton.engine.device_sampler import sample_again_with_rules, sample_on_device
 from baton.engine.graphs import DecodeGraphs
+from baton.engine.host_copies import HostCopies, all_to_device, to_device
 from baton.engine.inputs import StepInputs, build_inputs
 from baton.engine.kv_cache import KVCache
 from baton.engine.memory import kv_cache_bytes_on_gpu
 from baton.engine.models.decoder import Decoder
 from baton.engine.runner import layer_group_ends
 from baton.engine.sampler import Task
+from baton.engine.token_feed import TokenFeed
 
 _CPU = torch.device("cpu")
 
 _logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class GpuStep:
+    """Implements `core.ports.SubmittedStep`: what the device has been asked for, and what comes back.
+
+    copies: the tokens of all tasks, int64 `[tasks]`, then the tensors of each of `logprobs`.
+    """
+
+    num_rows: int  # of the plan
+    rows: tuple[int, ...]  # of the plan, each task's
+    tasks: Sequence[Task]
+    logprobs: tuple[Logprobs, ...]
+    copies: HostCopies
+
+    def collect(self) -> StepResult:
+        """See SubmittedStep."""
+        token_ids, *others = self.copies.wait()
+        tokens = [SampledToken(token_id) for token_id in token_ids.tolist()]
+        for index, logprobs in enumerate(self.logprobs):
+            add_logprobs(tokens, logprobs, self.tasks, others[3 * index : 3 * index + 3])
+        samples: list[list[SampledToken]] = [[] for _ in range(self.num_rows)]
+        for row, token in zip(self.rows, tokens, strict=True):
+            samples[row].append(token)
+        return StepResult(samples=tuple(tuple(row) for row in samples))
+
+
 class GpuRunner:
     """Implements `core.ports.Runner`; not thread-safe, it belongs to the engine loop's thread.
 
-    Layers are told of when they are queued on the device: who reads their pages waits for a mark behind them.
+    All steps go into one stream of the device, where each one begins when the one before it has ended: it
+    finds that one's tokens in the feed and its K and V in the pages. The host waits for nothing but the
+    tokens of a step that it collects. Layers are told of when they are queued: who reads their pages waits
+    for a mark made there and then.
     """
 
+    depth = 2
+
     def __init__(
-        self, decoder: Decoder, cache: KVCache, attention: AttentionBackend, graphs: DecodeGraphs | None
+        self,
+        decoder: Decoder,
+        cache: KVCache,
+        attention: AttentionBackend,
+        feed: TokenFeed,
+        graphs: DecodeGraphs | None,
     ) -> None:
+        """`graphs` read and write the same `feed`."""
         self._decoder = decoder
         self._cache = cache
         self._attention = attention
+        self._feed = feed
         self._graphs = graphs
 
     def idle(self) -> None:
         """See Runner."""
 
     @torch.inference_mode()
-    def run(self, plan: StepPlan, layers_done: LayersDone | None = None) -> StepResult:
-        """Copy pages, compute all rows in one forward pass, sample. Token ids must be below vocab_size."""
+    def submit(self, plan: StepPlan, layers_done: LayersDone | None = None) -> GpuStep:
+        """Ask for page copies, one forward pass and the samples. Token ids must be below vocab_size.
+
+        A step that a graph runs tells of no layers: it is launched as a whole.
+        """
+        try:
+            return self._submit(plan, self._after_layer(plan, layers_done))
+        except Exception:
+            if self._cache.pool.is_cuda:
+                torch.cuda.synchronize()  # what was launched before it failed may still write
+            raise
+
+    def _submit(self, plan: StepPlan, after_layer: LayersDone | None) -> GpuStep:
         self._cache.copy_blocks(plan.block_copies)
-        cache = self._cache
-        inputs = build_inputs(plan, cache.layout.block_size, cache.padding_block, _CPU)
-        logits = self._logits(inputs, self._after_layer(plan, layers_done))
-        if not inputs.sampled_rows:
-            return StepResult(samples=((),) * len(plan.rows))
-        tasks: list[Task] = [
-            (line, task) for line, row in enumerate(inputs.sampled_rows) for task in plan.rows[row].samples
-        ]
-        samples: list[list[SampledToken]] = [[] for _ in plan.rows]
-        for (line, _), token in zip(tasks, sample_on_device(logits, tasks), strict=True):
-            samples[inputs.sampled_rows[line]].append(token)
-        return StepResult(samples=tuple(tuple(row) for row in samples))
+        inputs = build_inputs(plan, self._cache.layout.block_size, self._cache.padding_block, _CPU)
+        rows, tasks = _tasks(plan, inputs)
+        sources = self._feed.sources(plan, inputs.row_order, inputs.token_ids.shape[0])
+        logits = None
+        if self._graphs is not None:
+            logits = self._graphs.run(inputs, sources, [task for _, task in tasks])
+        if logits is not None:
+            token_ids = self._feed.tokens[: len(tasks)]
+            sample_again_with_rules(logits, tasks, token_ids)
+            self._feed.remember(rows)
+        else:
+            logits = self._logits(inputs, sources, after_layer)
+            token_ids = sample_on_device(logits, tasks) if tasks else self._feed.tokens[:0]
+            self._take_into_feed(rows, token_ids)
+        logprobs = tuple(logprobs_on_device(logits, tasks, token_ids))
+        copies = HostCopies([token_ids, *(tensor for each in logprobs for tensor in each.tensors)])
+        return GpuStep(len(plan.rows), rows, tasks, logprobs, copies)
+
+    def _logits(self, inputs: StepInputs, sources: Tensor, after_layer: LayersDone | None) -> Tensor:
+        """`[sampled rows, V]`, kernel by kernel."""
+        inputs, sources = _on_device(inputs, sources, self._cache.pool.device)
+        step = self._attention.begin_step(inputs.attention)
+        token_ids = self._feed.resolve(inputs.token_ids, sources)
+        hidden = self._decoder.forward(token_ids, inputs.positions, step, after_layer)
+        return self._decoder.logits(hidden[inputs.sampled_tokens])
 
     def _after_layer(self, plan: StepPlan, layers_done: LayersDone | None) -> LayersDone | None:
         """Tells `layers_done` after every group of layers but the last one."""
@@ -73,17 +139,24 @@ class GpuRunner:
 
         return after_layer
 
-    def _logits(self, inputs: StepInputs, after_layer: LayersDone | None) -> Tensor:
-        """`[sampled rows, V]`."""
-        num_rows = len(inputs.attention.context_lengths)
-        if self._graphs is not None and len(inputs.sampled_rows) == num_rows:
-            logits = self._graphs.run(inputs)
-            if logits is not None:
-                return logits
-        inputs = _on_device(inputs, self._cache.pool.device)
-        step = self._attention.begin_step(inputs.attention)
-        hidden = self._decoder.forward(inputs.token_ids, inputs.positions, step, after_layer)
-        return self._decoder.logits(hidden[inputs.sampled_tokens])
+    def _take_into_feed(self, rows: tuple[int, ...], token_ids: Tensor) -> None:
+        """Of all tokens those that are their row's only one: no other is ever followed."""
+        num_samples = Counter(rows)
+        single = [index for index, row in enumerate(rows) if num_samples[row] == 1]
+        if len(single) < len(rows):
+            token_ids = token_ids.index_select(
+                0, to_device(torch.tensor(single, dtype=torch.int64), token_ids.device)
+            )
+        self._feed.tokens[: len(single)].copy_(token_ids)
+        self._feed.remember([rows[index] for index in single])
+
+
+def _tasks(plan: StepPlan, inputs: StepInputs) -> tuple[tuple[int, ...], list[Task]]:
+    """What is to be sampled, each with its row of the plan, and with its line of the logits."""
+    found = [
+        (row, (line, task)) for line, row in enumerate(inputs.sampled_rows) for task in plan.rows[row].samples
+    ]
+    return tuple(row for row, _ in found), [task for _, task in found]
 
 
 def size_pool(
@@ -99,8 +172,9 @@ def size_pool(
     elsewhere = total - free - torch.cuda.memory_reserved(device)
     try:
         cache = KVCache(layout, 0, device)
-        runner = GpuRunner(decoder, cache, attention_backend(cache.pool, windows, layout.scales), None)
-        runner.run(largest_step(layout.block_size, max_num_batched_tokens, max_num_seqs))
+        feed = TokenFeed(max_num_seqs, device)
+        runner = GpuRunner(decoder, cache, attention_backend(cache.pool, windows, layout.scales), feed, None)
+        runner.submit(largest_step(layout.block_size, max_num_batched_tokens, max_num_seqs)).collect()
     except torch.OutOfMemoryError as error:
         raise StartupError(
             f"The largest step does not fit into the memory of {torch.cuda.get_device_name(device)}; lower "
@@ -129,20 +203,23 @@ def largest_step(block_size: int, max_num_batched_tokens: int, max_num_seqs: int
     )
 
 
-def _on_device(inputs: StepInputs, device: torch.device) -> StepInputs:
-    def move(tensor: Tensor) -> Tensor:
-        return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
-
+def _on_device(inputs: StepInputs, sources: Tensor, device: torch.device) -> tuple[StepInputs, Tensor]:
+    attention = inputs.attention
+    token_ids, positions, sources, slot_mapping, context_lens, sampled_tokens, block_tables = all_to_device(
+        [
+            inputs.token_ids, inputs.positions, sources, attention.slot_mapping, attention.context_lens,
+            inputs.sampled_tokens, attention.block_tables,
+        ],
+        device,
+    )  # fmt: skip
     attention = replace(
-        inputs.attention,
-        slot_mapping=move(inputs.attention.slot_mapping),
-        block_tables=move(inputs.attention.block_tables),
-        context_lens=move(inputs.attention.context_lens),
+        attention, slot_mapping=slot_mapping, block_tables=block_tables, context_lens=context_lens
     )
-    return replace(
+    inputs = replace(
         inputs,
-        token_ids=move(inputs.token_ids),
-        positions=move(inputs.positions),
+        token_ids=token_ids,
+        positions=positions,
         attention=attention,
-        sampled_tokens=move(inputs.sampled_tokens),
+        sampled_tokens=sampled_tokens,
     )
+    return inputs, sources

@@ -1,27 +1,34 @@
 """CUDA graphs of decode steps: one for each of some batch sizes, replayed with the step's inputs.
 
 A decode step of a small batch launches hundreds of short kernels, and launching costs the host more than
-running costs the device; a graph launches them all at once. Rows that fill a batch up to a graph's size
-lie in the padding page.
+running costs the device; a graph launches them all at once: it takes the tokens that the last step sampled,
+computes, samples, and leaves the new tokens where the next step takes them from. Rows that fill a batch up to
+a graph's size lie in the padding page.
 """
 
-import logging
-import time
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from baton.core.plan import SampleTask
 from baton.engine.attention.base import AttentionBackend, AttentionMetadata
+from baton.engine.decode_columns import DecodeColumns, padding_columns
+from baton.engine.device_sampler import sampling_columns
+from baton.engine.host_copies import staged
 from baton.engine.inputs import StepInputs
 from baton.engine.models.decoder import Decoder
+from baton.engine.token_feed import TokenFeed
+from kernels.gpu.sample_tokens import SamplingRows, sample_tokens
 
 _SMALL_BATCHES = (1, 2, 4, 8, 16)
 _BATCH_STEP = 16
 
-_logger = logging.getLogger(__name__)
+# Does the work once and returns what it returned, and what does it again, into the same memory.
+Recorder = Callable[[Callable[[], Tensor]], tuple[Tensor, Callable[[], None]]]
 
 
 def graph_batch_sizes(max_num_seqs: int) -> tuple[int, ...]:
@@ -36,58 +43,96 @@ def graph_for(num_rows: int, sizes: tuple[int, ...]) -> int | None:
     return sizes[index] if index < len(sizes) else None
 
 
-@dataclass(frozen=True, slots=True)
-class GraphInputs:
-    """What graphs read, of the largest batch; on the device, at addresses that stay.
+class CudaRecorder:
+    """Captures CUDA graphs that share their memory; the largest first, so that the others fit in it."""
 
-    token_ids, positions, slot_mapping, context_lens: int64 `[R]`; block_tables: int64 `[R, B]`.
+    def __init__(self) -> None:
+        self._memory = torch.cuda.graph_pool_handle()
+
+    def __call__(self, work: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], None]]:
+        """See Recorder."""
+        work()  # kernels are compiled and libraries loaded outside of captures
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._memory):
+            result = work()
+        return result, graph.replay
+
+
+@dataclass(frozen=True, slots=True)
+class GraphShape:
+    """Of the largest batch: rows, pages of a row, tokens of a page, and the page that padding lies in."""
+
+    num_rows: int
+    num_blocks: int
+    block_size: int
+    padding_block: int
+
+
+class GraphInputs:
+    """What graphs read, on the device, at addresses that stay.
+
+    Columns of a graph's own number of rows lie at the beginning of memory that all share, so that one copy
+    without gaps fills them. block_tables: int64 `[R, B]`.
     """
 
-    token_ids: Tensor
-    positions: Tensor
-    slot_mapping: Tensor
-    context_lens: Tensor
-    block_tables: Tensor
+    def __init__(self, shape: GraphShape, device: torch.device) -> None:
+        self._shape = shape
+        self._device = device
+        self._memory = self._padding(shape.num_rows).to(device)
+        self.block_tables = torch.full(
+            (shape.num_rows, shape.num_blocks), shape.padding_block, dtype=torch.int64, device=device
+        )
 
-    @classmethod
-    def of(
-        cls, num_rows: int, num_blocks: int, block_size: int, padding_block: int, device: torch.device
-    ) -> "GraphInputs":
-        """All rows in the padding page."""
+    def columns(self, size: int) -> DecodeColumns:
+        """Of the first `size` rows."""
+        return DecodeColumns.view(self._memory, size)
 
-        def full(value: int, *shape: int) -> Tensor:
-            return torch.full(shape, value, dtype=torch.int64, device=device)
+    def pad(self, size: int) -> None:
+        """Put `size` rows into the padding page: columns of another size would be read as anything."""
+        memory = self._padding(size)
+        self._memory[: memory.numel()].copy_(staged(memory, self._device), non_blocking=True)
 
-        slots = full(padding_block * block_size, num_rows)
-        tables = full(padding_block, num_rows, num_blocks)
-        return cls(full(0, num_rows), full(0, num_rows), slots, full(1, num_rows), tables)
+    def fill(self, inputs: StepInputs, sources: Tensor, tasks: Sequence[SampleTask], size: int) -> None:
+        """Take the step's rows, each of one token and one sample, and padding up to `size` rows.
 
-    def fill(self, inputs: StepInputs, padding: "GraphInputs", size: int) -> None:
-        """Take the step's rows, all of one token, and padding up to `size` rows. `inputs` may be anywhere."""
-        attention = inputs.attention
-        num_rows, num_blocks = attention.block_tables.shape
-        for mine, theirs, filler in (
-            (self.token_ids, inputs.token_ids, padding.token_ids),
-            (self.positions, inputs.positions, padding.positions),
-            (self.slot_mapping, attention.slot_mapping, padding.slot_mapping),
-            (self.context_lens, attention.context_lens, padding.context_lens),
+        `inputs` and `sources` are in host memory; `tasks` in the rows' order.
+        """
+        attention, num_rows = inputs.attention, len(tasks)
+        memory = self._padding(size)
+        columns = DecodeColumns.view(memory, size)
+        integers, numbers = sampling_columns(tasks)
+        for column, values in (
+            (columns.token_ids, inputs.token_ids),
+            (columns.sources, sources),
+            (columns.positions, inputs.positions),
+            (columns.slot_mapping, attention.slot_mapping),
+            (columns.context_lens, attention.context_lens),
+            *zip((columns.top_k, columns.seeds, columns.sampled_positions), integers, strict=True),
+            *zip((columns.temperatures, columns.top_p, columns.min_p), numbers, strict=True),
         ):
-            mine[:num_rows].copy_(theirs, non_blocking=True)
-            mine[num_rows:size].copy_(filler[num_rows:size])
+            column[:num_rows] = values
+        self._memory[: memory.numel()].copy_(staged(memory, self._device), non_blocking=True)
         # Pages beyond a row's context are never read, so what an earlier step left there may stay.
-        self.block_tables[:num_rows, :num_blocks].copy_(attention.block_tables, non_blocking=True)
-        self.block_tables[num_rows:size, :1].copy_(padding.block_tables[num_rows:size, :1])
+        num_blocks = attention.block_tables.shape[1]
+        tables = torch.full((size, num_blocks), self._shape.padding_block, dtype=torch.int64)
+        tables[:num_rows] = attention.block_tables
+        self.block_tables[:size, :num_blocks].copy_(staged(tables, self._device), non_blocking=True)
 
     def metadata(self, size: int, max_context_len: int) -> AttentionMetadata:
         """Of the first `size` rows, with contexts as long as they may become."""
+        columns = self.columns(size)
         return AttentionMetadata(
-            slot_mapping=self.slot_mapping[:size],
+            slot_mapping=columns.slot_mapping,
             block_tables=self.block_tables[:size],
-            context_lens=self.context_lens[:size],
+            context_lens=columns.context_lens,
             row_bounds=tuple(range(size + 1)),
             context_lengths=(max_context_len,) * size,
             num_one_token_rows=size,
         )
+
+    def _padding(self, size: int) -> Tensor:
+        return padding_columns(size, self._shape.padding_block * self._shape.block_size)
 
 
 class DecodeGraphs:
@@ -97,52 +142,59 @@ class DecodeGraphs:
         self,
         decoder: Decoder,
         attention: AttentionBackend,
-        inputs: Callable[[], GraphInputs],
+        feed: TokenFeed,
+        inputs: GraphInputs,
         sizes: tuple[int, ...],
         max_model_len: int,
     ) -> None:
-        """`inputs` makes the inputs of the largest batch; `sizes` as `graph_batch_sizes` gives them."""
+        """`inputs` are of the largest batch; `sizes` as `graph_batch_sizes` gives them."""
         self._decoder = decoder
         self._attention = attention
-        self._inputs, self._padding = inputs(), inputs()
+        self._feed = feed
+        self._inputs = inputs
         self._sizes = sizes
         self._max_model_len = max_model_len
-        self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
+        self._graphs: dict[int, tuple[Tensor, Callable[[], None]]] = {}
 
-    def capture(self, progress: Callable[[int], None]) -> None:
-        """Capture all sizes, the largest first, so that the smaller ones fit in its memory.
-
-        `progress` hears of every size that is done.
-        """
-        started, free_before = time.monotonic(), torch.cuda.mem_get_info()[0]
-        memory = torch.cuda.graph_pool_handle()
+    def capture(self, record: Recorder, progress: Callable[[int], None]) -> None:
+        """Capture all sizes, the largest first. `progress` hears of every size that is done."""
         for size in reversed(self._sizes):
-            self._logits(size)  # kernels are compiled and libraries loaded outside of captures
-            torch.cuda.synchronize()
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=memory):
-                logits = self._logits(size)
-            self._graphs[size] = graph, logits
+            self._inputs.pad(size)
+            self._graphs[size] = record(partial(self._step, size))
             progress(size)
-        used = free_before - torch.cuda.mem_get_info()[0]
-        _logger.info(
-            "%d CUDA graphs for up to %d rows in %.1f s, %d MiB",
-            len(self._sizes), self._sizes[-1], time.monotonic() - started, used >> 20,
-        )  # fmt: skip
 
-    def run(self, inputs: StepInputs) -> Tensor | None:
-        """Logits `[rows, V]` of a step, valid until the next one; None: no graph takes such a step."""
-        metadata = inputs.attention
-        num_rows = len(metadata.context_lengths)
+    def run(self, inputs: StepInputs, sources: Tensor, tasks: Sequence[SampleTask]) -> Tensor | None:
+        """Logits `[rows, V]` of a step, valid until the next one; None: no graph takes such a step.
+
+        The tokens are in the feed, in the rows' order, sampled from the logits as they are. `inputs` and
+        `sources` are in host memory; `tasks` in the order of `inputs.sampled_rows`.
+        """
+        num_rows = len(inputs.row_order)
         size = graph_for(num_rows, self._sizes)
-        if size is None or metadata.num_one_token_rows < num_rows:
+        is_decode = inputs.attention.num_one_token_rows == len(tasks) == len(inputs.sampled_rows) == num_rows
+        if size is None or not is_decode:
             return None
-        self._inputs.fill(inputs, self._padding, size)
-        graph, logits = self._graphs[size]
-        graph.replay()
+        self._inputs.fill(inputs, sources, tasks, size)
+        logits, replay = self._graphs[size]
+        replay()
         return logits[:num_rows]
 
-    def _logits(self, size: int) -> Tensor:
+    def _step(self, size: int) -> Tensor:
+        columns = self._inputs.columns(size)
         step = self._attention.begin_step(self._inputs.metadata(size, self._max_model_len))
-        hidden = self._decoder.forward(self._inputs.token_ids[:size], self._inputs.positions[:size], step)
-        return self._decoder.logits(hidden)
+        token_ids = self._feed.resolve(columns.token_ids, columns.sources)
+        logits = self._decoder.logits(self._decoder.forward(token_ids, columns.positions, step))
+        sample_tokens(logits, _sampling_rows(columns), self._feed.tokens[:size])
+        return logits
+
+
+def _sampling_rows(columns: DecodeColumns) -> SamplingRows:
+    return SamplingRows(
+        lines=torch.arange(columns.seeds.shape[0], device=columns.seeds.device),
+        temperatures=columns.temperatures.float(),
+        top_k=columns.top_k.int(),
+        top_p=columns.top_p,
+        min_p=columns.min_p.float(),
+        seeds=columns.seeds,
+        positions=columns.sampled_positions,
+    )

@@ -39,10 +39,11 @@ class EngineHost:
         self._event_loop: asyncio.AbstractEventLoop | None = None
         self._crash: asyncio.Future[None] | None = None
         self._order: DeviceOrder | None = None
-        if self.store.device_pages is not None:
-            self._order = DeviceOrder(self.store.device_pages, self._emit, self._report_crash)
-        emit = self._emit if self._order is None else self._order.put
-        self._engine = EngineLoop(scheduler, loaded.runner, emit, self._report_crash)
+        emit, mark, pages = self._emit, None, self.store.device_pages
+        if pages is not None:
+            self._order = DeviceOrder(self._emit, self._report_crash)
+            emit, mark = self._order.put, pages.mark
+        self._engine = EngineLoop(scheduler, loaded.runner, emit, self._report_crash, mark)
 
     def start(self, on_output: Callable[[EngineOutput], None]) -> None:
         """Run; `on_output` is called on this event loop's thread, in order, with all that happens."""

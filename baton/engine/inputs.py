@@ -18,6 +18,7 @@ class StepInputs:
     attention: where those tokens lie.
     sampled_tokens: int64 `[S]`, index into T of the last token of every row that is sampled.
     sampled_rows: index into the plan's rows of every row that is sampled, in the same order.
+    row_order: index into the plan's rows of every row, in AttentionMetadata's order.
     """
 
     token_ids: Tensor
@@ -25,6 +26,7 @@ class StepInputs:
     attention: AttentionMetadata
     sampled_tokens: Tensor
     sampled_rows: tuple[int, ...]
+    row_order: tuple[int, ...]
 
 
 def build_inputs(plan: StepPlan, block_size: int, padding_block: int, device: torch.device) -> StepInputs:
@@ -57,6 +59,7 @@ def build_inputs(plan: StepPlan, block_size: int, padding_block: int, device: to
         attention=attention,
         sampled_tokens=to_device(bounds[1:][sampled] - 1),
         sampled_rows=tuple(order[index] for index in sampled),
+        row_order=tuple(order),
     )
 
 

@@ -40,6 +40,45 @@ class Layer(Protocol):
         ...
 
 
+class ResidualStream:
+    """What a decoder's layers read and add to in one step: `[T, hidden_size]`.
+
+    On a GPU what a layer adds is kept until the next one reads, since one kernel then adds and normalises.
+    """
+
+    def __init__(self, states: Tensor) -> None:
+        """`states` are overwritten."""
+        self._states = states
+        self._added: Tensor | None = None
+
+    def normed(self, norm: "RMSNorm") -> Tensor:
+        """The states so far, normalised."""
+        if not has_gpu_kernels(self._states):
+            return norm(self._states)
+        added, self._added = self._added, None
+        return norm.with_gpu_kernels(self._states, added)
+
+    def states(self) -> Tensor:
+        """The states so far."""
+        if self._added is not None:
+            self._states += self._added
+            self._added = None
+        return self._states
+
+    def add(self, linear: "Linear", states: Tensor) -> None:
+        """Add a layer's output, which `linear` computes of `states`."""
+        if has_gpu_kernels(states):
+            assert self._added is None
+            self._added = linear(states)
+        else:
+            self._states = linear(states, residual=self._states)
+
+
+def has_gpu_kernels(states: Tensor) -> bool:
+    """Whether Baton's kernels for GPUs run where `states` lie."""
+    return states.is_cuda
+
+
 class Linear:
     """`y = reads(x) W^T + b`, where W may hold several matrices of the checkpoint, one below the other."""
 
@@ -66,6 +105,15 @@ class Linear:
         """`[T, what reads takes]` to `[T, sum of the parts' outputs]`, plus `residual` of that shape."""
         if self._reads is not None:
             states = self._reads(states)
+        return self._multiply(states, residual)
+
+    def of_stream(self, stream: ResidualStream) -> Tensor:
+        """As of the stream's states, where `reads` is a norm."""
+        if isinstance(self._reads, RMSNorm):
+            return self._multiply(stream.normed(self._reads), None)
+        return self._multiply(stream.states(), None)
+
+    def _multiply(self, states: Tensor, residual: Tensor | None) -> Tensor:
         if self._packed is not None:
             return self._packed(states, residual)
         assert self.weight is not None
@@ -140,6 +188,14 @@ class RMSNorm:
         """`[..., size]` to the same shape and dtype."""
         return F.rms_norm(states, self.weight.shape, self.weight, self.eps)
 
+    def with_gpu_kernels(self, states: Tensor, added: Tensor | None) -> Tensor:
+        """`[T, size]`, contiguous; `added`, of that shape, is added to `states` before, in place."""
+        from kernels.gpu.row_functions import add_rms_norm, rms_norm
+
+        if added is None:
+            return rms_norm(states, self.weight, self.eps)
+        return add_rms_norm(added, states, self.weight, self.eps)
+
     def checkpoint_tensors(self) -> Iterator[tuple[str, Tensor]]:
         """(name in the checkpoint, the parameter to load it into)."""
         yield f"{self._name}.weight", self.weight
@@ -158,7 +214,7 @@ class Gate:
 
     def __call__(self, states: Tensor) -> Tensor:
         """`[..., 2 * size]` to `[..., size]`."""
-        if states.is_cuda and self._name == "silu":
+        if has_gpu_kernels(states) and self._name == "silu":
             from kernels.gpu.row_functions import gated_silu
 
             return gated_silu(states)
@@ -180,9 +236,9 @@ class GatedMLP:
         down = {"mlp.down_proj": hidden_size}
         self._down = Linear(intermediate_size, down, bias, placement, reads=Gate(activation))
 
-    def __call__(self, hidden: Tensor) -> Tensor:
-        """`[T, hidden_size]` to `[T, hidden_size]`."""
-        return self._down(self._gate_up(hidden), residual=hidden)
+    def __call__(self, stream: ResidualStream) -> None:
+        """Read the stream and add to it."""
+        stream.add(self._down, self._gate_up.of_stream(stream))
 
     def pack(self) -> None:
         """See `Linear.pack`."""

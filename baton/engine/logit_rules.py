@@ -29,7 +29,7 @@ def apply_rules(logits: Tensor, task: SampleTask) -> None:
 
 
 def _forbids_stopping(task: SampleTask) -> bool:
-    return len(task.output_token_ids) < task.params.min_tokens
+    return task.num_output_tokens < task.params.min_tokens
 
 
 def _add_bias(logits: Tensor, biases: Sequence[tuple[int, float]]) -> None:

@@ -1,4 +1,6 @@
-"""Runs one step of one model on one device."""
+"""Runs the steps of one model on the CPU, one at a time."""
+
+from dataclasses import dataclass
 
 import torch
 
@@ -19,8 +21,26 @@ _MAX_LAYER_GROUPS = 4
 _MIN_GROUP_BYTES = 256 << 10
 
 
+@dataclass(frozen=True, slots=True)
+class PlannedStep:
+    """Implements `core.ports.SubmittedStep`; nothing is computed before `collect`."""
+
+    runner: "ModelRunner"
+    plan: StepPlan
+    layers_done: LayersDone | None
+
+    def collect(self) -> StepResult:
+        """See SubmittedStep."""
+        return self.runner.compute(self.plan, self.layers_done)
+
+
 class ModelRunner:
-    """Implements `core.ports.Runner`; not thread-safe, it belongs to the engine loop's thread."""
+    """Implements `core.ports.Runner`; not thread-safe, it belongs to the engine loop's thread.
+
+    It computes on the cores that would prepare the next step, so that there is nothing to overlap.
+    """
+
+    depth = 1
 
     def __init__(
         self,
@@ -35,8 +55,12 @@ class ModelRunner:
         self._attention = attention
         self._cores = cores
 
+    def submit(self, plan: StepPlan, layers_done: LayersDone | None = None) -> PlannedStep:
+        """See Runner."""
+        return PlannedStep(self, plan, layers_done)
+
     @torch.inference_mode()
-    def run(self, plan: StepPlan, layers_done: LayersDone | None = None) -> StepResult:
+    def compute(self, plan: StepPlan, layers_done: LayersDone | None = None) -> StepResult:
         """Copy pages, compute all rows in one forward pass, sample. Token ids must be below vocab_size.
 
         `layers_done` hears of groups of layers that are worth a transfer of their own.

@@ -7,10 +7,15 @@ import sys
 import pytest
 import torch
 
-from bench import gpu_check, gpu_parts
+from baton.core.kv_layout import KVLayout
+from baton.engine.attention.registry import attention_backend
+from baton.engine.kv_cache import KVCache
+from baton.engine.runner import ModelRunner
+from bench import gpu_check, gpu_model, gpu_parity, gpu_parts
 from bench.gpu_check import Outcome, Part, check, exit_code, run_part, table
 from bench.gpu_model import LLAMA_8B, random_decoder, runner_for, step_of
 from bench.gpu_parts import Figure, write_figures
+from tests.core.fake_runner import FakeRunner
 
 WRITES_ONE_AND_A_HALF = """
 import sys
@@ -114,3 +119,37 @@ def test_benchmark_models_run_the_steps_that_are_timed():
     for rows, tokens, start in ((2, 1, 40), (1, 70, 0)):
         result = runner.run(step_of(rows, tokens, start))
         assert [len(samples) for samples in result.samples] == [1] * rows
+
+
+def on_cpu(config, dtype, num_blocks=16):
+    """A decoder of random weights, and the CPU's runner of it in another dtype."""
+    cpu = torch.device("cpu")
+    decoder = random_decoder(config, cpu, std=0.1)
+    if dtype == "float32":
+        decoder = gpu_parity.in_float32(decoder)
+    else:
+        decoder.pack()
+    layout = KVLayout(16, config.num_layers, config.num_kv_heads, config.head_dim, dtype)
+    cache = KVCache(layout, num_blocks, cpu)
+    return ModelRunner(decoder, cache, attention_backend(cache.pool, config.windows))
+
+
+@pytest.mark.parametrize("name", gpu_parity.MODELS)
+def test_parity_holds_for_the_cpus_own_bfloat16(name):
+    """So that the bars tell a wrong GPU and not a wrong comparison; CPUs round in ways of their own."""
+    config = gpu_parity.MODELS[name]
+    with torch.inference_mode():
+        reference = gpu_parity.fed(on_cpu(config, "float32"), None)
+        tokens = [token.token_id for token in reference]
+        ours = gpu_parity.fed(on_cpu(config, "bfloat16"), tokens)
+        wrong = gpu_parity.fed(on_cpu(config, "bfloat16"), tokens[1:] + tokens[:1])
+    found = gpu_parity.agreement(ours, reference)
+    assert found.num_equal >= 56
+    assert 0.0 < found.worst < gpu_parity.TOLERANCE
+    assert gpu_parity.agreement(wrong, reference).num_equal < 32
+
+
+def test_engine_loops_are_timed_with_and_without_a_step_ahead():
+    runner = FakeRunner(40, gpu_model.BLOCK_SIZE, depth=2)
+    for each in (runner, gpu_parity.OneStepAtATime(runner)):
+        assert gpu_parity.tokens_per_s(each, 40, num_rows=3, num_tokens=5) > 0

@@ -51,6 +51,8 @@ def sampling_params(draw: st.DrawFn) -> SamplingParams:
         min_tokens=draw(st.integers(0, min(2, max_tokens))),
         stop_token_ids=draw(st.sampled_from([(), (), (0,), (1, 2)])),
         n=draw(st.sampled_from([1, 1, 2, 3])),
+        # The fake runner's tokens don't depend on it, but a scheduler must not run ahead of it.
+        presence_penalty=draw(st.sampled_from([0.0, 0.0, 0.0, 0.5])),
     )
 
 

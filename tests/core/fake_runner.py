@@ -1,9 +1,11 @@
 """A runner without tensors that checks what it reads: every slot must hold what its reader computed."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from baton.core.plan import SampleTask, ScheduledRow, StepPlan, StepResult
+from baton.core.ports import LayersDone
 from baton.core.sampling import SampledToken
 
 VOCABULARY_SIZE = 6  # small, so that stop tokens come up
@@ -18,18 +20,78 @@ class Slot(NamedTuple):
     prefix: int  # identity of the tokens up to and with this one
 
 
+class FakeStep:
+    """Implements `baton.core.ports.SubmittedStep`: computed when asked for, at the latest when collected."""
+
+    def __init__(
+        self,
+        runner: "FakeRunner",
+        plan: StepPlan,
+        known: Sequence[Sequence[int]] | None,
+        before: "FakeStep | None",
+    ) -> None:
+        self._runner = runner
+        self._plan = plan
+        self._known = known
+        self._before = before
+        self._result: StepResult | None = None
+
+    def compute(self) -> StepResult:
+        """As a device does: after all steps before it, and once."""
+        if self._result is None:
+            previous = None if self._before is None else self._before.compute()
+            self._before = None
+            known = self._known
+            if known is not None:
+                known = [
+                    [*tokens, *_followed(row, previous)]
+                    for tokens, row in zip(known, self._plan.rows, strict=True)
+                ]
+            self._result = self._runner.compute(_resolved(self._plan, previous), known)
+        return self._result
+
+    def collect(self) -> StepResult:
+        """See SubmittedStep."""
+        return self.compute()
+
+
 class FakeRunner:
     """Implements `baton.core.ports.Runner` on pages of slots."""
 
-    def __init__(self, num_blocks: int, block_size: int) -> None:
+    def __init__(self, num_blocks: int, block_size: int, depth: int = 1) -> None:
+        self.depth = depth
         self.block_size = block_size
         self.pages: list[list[Slot | None]] = [[None] * block_size for _ in range(num_blocks)]
+        self._last: FakeStep | None = None
 
-    def run(self, plan: StepPlan, known: Sequence[Sequence[int]] | None = None) -> StepResult:
-        """Check, write and sample. `known[r]`, where given, are all tokens of the sequence of row `r`.
+    def submit(
+        self,
+        plan: StepPlan,
+        layers_done: LayersDone | None = None,
+        *,
+        known: Sequence[Sequence[int]] | None = None,
+    ) -> FakeStep:
+        """Keep a copy of `plan`, whose lists may be others' by the time that it is computed; tell no layers.
 
+        `known[r]`, where given, are all tokens of the sequence of row `r`, but for the one that it follows.
         Without `known`, a row's computed tokens need only be some sequence until the row samples.
         """
+        self._last = FakeStep(self, _copied(plan), known, self._last)
+        return self._last
+
+    def run(self, plan: StepPlan) -> StepResult:
+        """Submit and collect."""
+        return self.submit(plan).collect()
+
+    def idle(self) -> None:
+        """See Runner."""
+
+    def forget_steps(self) -> None:
+        """What was submitted and not computed has failed: it never will be."""
+        self._last = None
+
+    def compute(self, plan: StepPlan, known: Sequence[Sequence[int]] | None) -> StepResult:
+        """Check, write and sample a step whose rows have all their tokens."""
         for source, destination in plan.block_copies:
             self.pages[destination] = list(self.pages[source])
         self._require_disjoint_writes(plan.rows)
@@ -69,7 +131,10 @@ class FakeRunner:
             assert bool(row.samples) == (end == len(known)), "samples exactly at the last known token"
         for task in row.samples:
             assert task.position == end
-            assert [*task.prompt_token_ids, *task.output_token_ids] == [*before, *row.token_ids]
+            known_to_task = [*task.prompt_token_ids, *task.output_token_ids]
+            followed = [] if row.follows is None else row.token_ids
+            assert not (followed and task.params.has_penalties), "penalties need all tokens"
+            assert [*known_to_task, *followed] == [*before, *row.token_ids]
         return prefix_identity(before)
 
     def _tokens_before(self, row: ScheduledRow) -> list[int]:
@@ -101,10 +166,45 @@ class FakeRunner:
         return self.pages[block_table[position // self.block_size]][position % self.block_size]
 
 
+def _copied(plan: StepPlan) -> StepPlan:
+    """The plan with lists of its own."""
+    rows = tuple(
+        replace(
+            row,
+            block_table=list(row.block_table),
+            samples=tuple(
+                replace(task, output_token_ids=list(task.output_token_ids)) for task in row.samples
+            ),
+        )
+        for row in plan.rows
+    )
+    return replace(plan, rows=rows)
+
+
+def _resolved(plan: StepPlan, previous: StepResult | None) -> StepPlan:
+    """The plan with the tokens that the step before has sampled, in the rows that follow."""
+    return replace(
+        plan,
+        rows=tuple(
+            row if row.follows is None else replace(row, token_ids=_followed(row, previous))
+            for row in plan.rows
+        ),
+    )
+
+
+def _followed(row: ScheduledRow, previous: StepResult | None) -> list[int]:
+    if row.follows is None:
+        return []
+    assert previous is not None, "a row follows, but no step came before"
+    assert list(row.token_ids) == [0]
+    [token] = previous.samples[row.follows]
+    return [token.token_id]
+
+
 def sample(prefix: int, task: SampleTask) -> int:
     """The next token: depends on all tokens so far, the choice's seed and the position, on nothing else."""
     token_id = hash((prefix, task.seed, task.position)) % VOCABULARY_SIZE
-    if len(task.output_token_ids) < task.params.min_tokens:
+    if task.num_output_tokens < task.params.min_tokens:
         while token_id in task.params.stop_token_ids:
             token_id = (token_id + 1) % VOCABULARY_SIZE
     return token_id

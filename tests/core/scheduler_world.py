@@ -7,10 +7,10 @@ from enum import Enum
 from baton.core.block_pool import BlockPool
 from baton.core.plan import ScheduledRow
 from baton.core.prefix import block_hashes
-from baton.core.request import BlocksReserved, EngineRequest, PagesReady, TokenEvent
+from baton.core.request import BlocksReserved, EngineRequest, PagesReady, Phase, TokenEvent
 from baton.core.scheduler import ScheduledStep, Scheduler, SchedulerConfig
 from tests.core.engine_requests import alone
-from tests.core.fake_runner import FakeRunner, Slot
+from tests.core.fake_runner import FakeRunner, FakeStep, Slot
 
 
 class Role(Enum):
@@ -51,11 +51,13 @@ class Export:
 class SchedulerWorld:
     """Drives one scheduler as engine loop and services would; every method checks what it sees."""
 
-    def __init__(self, config: SchedulerConfig, num_blocks: int) -> None:
+    def __init__(self, config: SchedulerConfig, num_blocks: int, depth: int = 1) -> None:
+        """`depth`: the runner's; with 2, all that happens may happen while a step is under way."""
         self.config = config
         self.pool = BlockPool(num_blocks)
         self.scheduler = Scheduler(config, self.pool)
-        self.runner = FakeRunner(num_blocks, config.block_size)
+        self.runner = FakeRunner(num_blocks, config.block_size, depth)
+        self.under_way: list[tuple[ScheduledStep, FakeStep]] = []
         self.live: dict[str, Tracked] = {}
         self.exports: list[Export] = []
         self.names: dict[bytes, tuple[int, ...]] = {}  # digest of a block: all tokens up to its end
@@ -127,18 +129,25 @@ class SchedulerWorld:
     # --- what the engine loop does ------------------------------------------------------------------
 
     def step(self) -> bool:
-        """Plan, run, apply; returns whether there was anything to compute."""
+        """One turn: plan and submit, and collect a step where that is due; returns whether there was one."""
         step = self.scheduler.schedule()
-        if step is None:
+        if step is not None:
+            self._submit(step)
+        elif not self.under_way:
             self._check_idle()
             return False
-        self._check_step(step)
-        known = [
-            [*sequence.request.prompt_token_ids, *sequence.output_token_ids] for sequence in step.sequences
-        ]
-        result = self.runner.run(step.plan, known)
+        if step is None or len(self.under_way) == self.runner.depth:
+            self.collect()
+        return True
+
+    def collect(self) -> None:
+        """Apply what the first step under way has computed."""
+        step, submitted = self.under_way.pop(0)
+        result = submitted.collect()
         leaving = self.scheduler.export_layers(step, 1)
-        assert sum(len(pages.blocks) for pages in leaving) == step.plan.num_leaving_blocks
+        ended = [sequence for sequence in step.sequences if sequence.phase is Phase.FINISHED]
+        num_leaving = sum(len(pages.blocks) for pages in leaving)
+        assert num_leaving == step.plan.num_leaving_blocks or ended
         for pages in leaving:
             self._take_layers(pages)
         events = self.scheduler.apply(step, result)
@@ -147,17 +156,48 @@ class SchedulerWorld:
             self._take_pages(pages)
         for token in events.tokens:
             self._take_token(token, handed_over=token.request_id in last_exports)
-        return True
 
-    def fail_step(self, *, after_running: bool) -> None:
-        """A step whose result never comes; whether its writes happened is not known to the scheduler."""
+    def compute(self) -> None:
+        """The device gets on with the steps under way, before anybody asks for what they give."""
+        for _, submitted in self.under_way:
+            submitted.compute()
+
+    def fail_submission(self, *, after_running: bool) -> None:
+        """A step that can't be submitted; whether its writes happened is not known to the scheduler."""
         step = self.scheduler.schedule()
         if step is None:
             return
         if after_running:
             self.runner.run(step.plan)
+        while self.under_way:
+            self.collect()
+        self._fail(step)
+
+    def fail_steps(self, *, after_running: bool) -> None:
+        """The first step under way fails, and those after it with it."""
+        if not self.under_way:
+            step = self.scheduler.schedule()
+            if step is None:
+                return
+            self._submit(step)
+        if after_running:
+            self.compute()
+        self.runner.forget_steps()
+        for step, _ in self.under_way:
+            self._fail(step)
+        self.under_way = []
+
+    def _submit(self, step: ScheduledStep) -> None:
+        self._check_step(step)
+        known = [
+            [*sequence.request.prompt_token_ids, *sequence.output_token_ids] for sequence in step.sequences
+        ]
+        self.under_way.append((step, self.runner.submit(step.plan, known=known)))
+
+    def _fail(self, step: ScheduledStep) -> None:
+        lost = [sequence for sequence in step.sequences if sequence.phase is not Phase.FINISHED]
         failed = self.scheduler.fail(step)
-        assert set(failed) == {sequence.request.request_id for sequence in step.sequences}
+        assert set(failed) == {sequence.request.request_id for sequence in lost}
         assert len(failed) == len(set(failed))
         for request_id in failed:
             del self.live[request_id]
@@ -196,24 +236,44 @@ class SchedulerWorld:
         for tracked in granted:
             self._check_received(tracked)
         self._check_prefix_cache()
+        self._check_writers()
 
     def _check_step(self, step: ScheduledStep) -> None:
         plan = step.plan
         assert plan.rows, "an empty step"
         assert plan.num_tokens <= self.config.max_num_batched_tokens
         assert len(step.sequences) == len(set(map(id, step.sequences))) <= self.config.max_num_seqs
-        copy_holds = Counter(page for copy in plan.block_copies for page in copy)
-        foreign = {block for export in self.exports for block in export.blocks}
-        for tracked in self.live.values():
-            if tracked.reserved is not None:
-                foreign.update(tracked.reserved.block_table)
-        written = [destination for _, destination in plan.block_copies]
-        for row in plan.rows:
+        plans = [plan, *(other.plan for other, _ in self.under_way)]
+        copy_holds = Counter(page for each in plans for copy in each.block_copies for page in copy)
+        for page in self._written_by(step):
+            assert self.pool.reference_count(page) - copy_holds[page] == 1, f"page {page} is shared"
+            assert page not in self._transferred(), f"page {page} belongs to a transfer"
+        for row, sequence in zip(plan.rows, step.sequences, strict=True):
+            if row.follows is not None:
+                before = self.under_way[-1][0]
+                assert before.sequences[row.follows] is sequence, "a row follows another sequence's"
+
+    def _check_writers(self) -> None:
+        """What a step under way may still write is nobody else's, whatever became of its sequences."""
+        for step, _ in self.under_way:
+            for page in self._written_by(step):
+                assert self.pool.reference_count(page) > 0, f"page {page} is free while a step writes it"
+                assert page not in self._transferred(), f"page {page} is a transfer's while a step writes it"
+
+    def _written_by(self, step: ScheduledStep) -> list[int]:
+        written = [destination for _, destination in step.plan.block_copies]
+        for row in step.plan.rows:
             first, last = (position // self.config.block_size for position in (row.start, _end(row) - 1))
             written += row.block_table[first : last + 1]
-        for page in written:
-            assert self.pool.reference_count(page) - copy_holds[page] == 1, f"page {page} is shared"
-            assert page not in foreign, f"page {page} belongs to a transfer"
+        return written
+
+    def _transferred(self) -> set[int]:
+        """Pages that transfers read or write."""
+        pages = {block for export in self.exports for block in export.blocks}
+        for tracked in self.live.values():
+            if tracked.reserved is not None:
+                pages.update(tracked.reserved.block_table)
+        return pages
 
     def _check_idle(self) -> None:
         """The engine loop sleeps after a None: nothing may be possible that needs no event from outside."""

@@ -310,7 +310,7 @@ def test_copies_of_a_failed_step_are_made_by_the_next() -> None:
     for index in sorted(tracked.missing_blocks):
         world.receive_block(tracked, index)
     world.commit(tracked)
-    world.fail_step(after_running=False)
+    world.fail_steps(after_running=False)
     assert list(world.live) == ["forked"]
     world.drain()
 

@@ -11,6 +11,7 @@ from baton.core.prefix import block_hashes, chain_seed
 from baton.core.request import EngineRequest
 from baton.core.sampling import SamplingParams
 from baton.core.scheduler import SchedulerConfig
+from baton.core.steps_under_way import MAX_STEPS_UNDER_WAY
 from tests.core.engine_requests import PROMPT_VOCABULARY_SIZE, prompts, sampling_params
 from tests.core.scheduler_world import Role, SchedulerWorld, Tracked
 
@@ -38,6 +39,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         max_num_seqs=st.integers(1, 6),
         max_num_batched_tokens=st.integers(1, 6) | st.integers(1, 24),
         spare_blocks=st.integers(0, 3) | st.integers(0, 12),
+        depth=st.integers(1, MAX_STEPS_UNDER_WAY),
     )
     def start(
         self,
@@ -46,12 +48,13 @@ class SchedulerMachine(RuleBasedStateMachine):
         max_num_seqs: int,
         max_num_batched_tokens: int,
         spare_blocks: int,
+        depth: int,
     ) -> None:
         config = SchedulerConfig(
             block_size, max_model_len, max_num_seqs, max_num_batched_tokens, PROMPT_VOCABULARY_SIZE
         )
         # The smallest pool holds one sequence of the greatest length, as the engine makes sure.
-        self.world = SchedulerWorld(config, -(-max_model_len // block_size) + spare_blocks)
+        self.world = SchedulerWorld(config, -(-max_model_len // block_size) + spare_blocks, depth)
         self.num_requests = 0
 
     # --- requests -----------------------------------------------------------------------------------
@@ -87,14 +90,16 @@ class SchedulerMachine(RuleBasedStateMachine):
                     self.world.scheduler.reserve(request)
 
     @precondition(lambda self: self.world.live)
-    @rule(what=st.sampled_from(["abort", "choice", "choice", "fail", "fail"]), which=anything)
+    @rule(what=st.sampled_from(["abort", "choice", "choice", "fail", "fail submission"]), which=anything)
     def lose_something(self, what: str, which: int) -> None:
         """One rule for all of these, so that most requests live long enough to meet one another."""
         if what == "choice":
             if self.open_choices():
                 self.world.abort_choice(*_pick(self.open_choices(), which))
         elif what == "fail":
-            self.world.fail_step(after_running=bool(which % 2))
+            self.world.fail_steps(after_running=bool(which % 2))
+        elif what == "fail submission":
+            self.world.fail_submission(after_running=bool(which % 2))
         else:
             self.world.abort(_pick(sorted(self.world.live), which))
 
@@ -124,6 +129,11 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule()
     def take_a_step(self) -> None:
         self.world.step()
+
+    @precondition(lambda self: self.world.under_way)
+    @rule()
+    def get_on_with_the_steps_under_way(self) -> None:
+        self.world.compute()
 
     @rule(count=st.integers(1, 8))
     def run_engine_loop(self, count: int) -> None:

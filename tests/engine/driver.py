@@ -43,7 +43,7 @@ class Driver:
     def step(self, work: Sequence[tuple[Request, int]]) -> None:
         """Compute that many tokens of each request; one whose last token is reached gets one more token."""
         rows = tuple(self._row(request, count) for request, count in work)
-        result = self.engine.runner.run(StepPlan(rows))
+        result = self.engine.runner.submit(StepPlan(rows)).collect()
         for (request, count), tokens in zip(work, result.samples, strict=True):
             request.num_computed += count
             for token in tokens:

@@ -80,7 +80,7 @@ def test_block_copies_come_first_and_in_order(engine):
     copies = ((first, spare), (spare, fork_pages[0]), (second, fork_pages[1]))
     task = SampleTask(driver_params(), 0, 21, original.prompt, original.output)
     row = ScheduledRow(original.output, 20, fork_pages, (task,))
-    forked = driver.engine.runner.run(StepPlan((row,), copies)).samples[0][0].token_id
+    forked = driver.engine.runner.submit(StepPlan((row,), copies)).collect().samples[0][0].token_id
     driver.generate([original], 2)
     assert forked == original.output[1]
 
@@ -96,17 +96,19 @@ def test_several_samples_of_one_row(engine):
         return tuple(SampleTask(params, seed, 9, prompt, []) for seed in seeds)
 
     silent = ScheduledRow(prompt[:4], 0, [driver.free.pop()])
-    result = driver.engine.runner.run(StepPlan((silent, ScheduledRow(prompt, 0, table, tasks(range(40))))))
+    plan = StepPlan((silent, ScheduledRow(prompt, 0, table, tasks(range(40)))))
+    result = driver.engine.runner.submit(plan).collect()
     assert result.samples[0] == ()
     assert len({token.token_id for token in result.samples[1]}) > 1
-    alone = driver.engine.runner.run(StepPlan((ScheduledRow(prompt, 0, table, tasks([17])),)))
+    plan = StepPlan((ScheduledRow(prompt, 0, table, tasks([17])),))
+    alone = driver.engine.runner.submit(plan).collect()
     assert alone.samples[0][0] == result.samples[1][17]
 
 
 def test_step_without_samples(engine):
     driver = Driver(engine("llama"))
     row = ScheduledRow([1, 2, 3], 0, [driver.free.pop()])
-    assert driver.engine.runner.run(StepPlan((row,))).samples == ((),)
+    assert driver.engine.runner.submit(StepPlan((row,))).collect().samples == ((),)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

@@ -217,9 +217,9 @@ def _undo_penalties(value, token_id, prompt, output):
 )
 def test_rules(params, expected):
     logits = torch.tensor([3.0, 2.9, 2.8, 0.0])
-    assert one(logits, SamplingParams(temperature=0.0, **params), prompt=[0], output=[2, 2]) == expected
-    drawn = SamplingParams(temperature=0.001, **params)
-    assert one(logits, drawn, prompt=[0], output=[2, 2]) == expected
+    for temperature in (0.0, 0.001):
+        chosen = SamplingParams(temperature=temperature, **params)
+        assert one(logits, chosen, prompt=[0], output=[2, 2], position=3) == expected
 
 
 def test_presence_and_frequency_count_the_output():

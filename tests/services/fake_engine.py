@@ -8,7 +8,7 @@ from typing import Any
 
 from baton.core.kv_layout import KVLayout
 from baton.core.plan import ScheduledRow, StepPlan, StepResult
-from baton.core.ports import DevicePages, LayersDone
+from baton.core.ports import DevicePages, LayersDone, SubmittedStep
 from baton.core.sampling import SampledToken, SamplingParams, choice_seed
 from baton.core.stopping import FinishReason, finish_reason
 
@@ -51,8 +51,23 @@ class BytesPages:
         ]
 
 
+@dataclass(frozen=True, slots=True)
+class FakeStep:
+    """Implements `baton.core.ports.SubmittedStep`."""
+
+    runner: "FakeRunner"
+    plan: StepPlan
+    layers_done: LayersDone | None
+
+    def collect(self) -> StepResult:
+        """See SubmittedStep."""
+        return self.runner.run(self.plan, self.layers_done)
+
+
 class FakeRunner:
     """Implements `baton.core.ports.Runner`: a slot holds the state of its token and of all before it."""
+
+    depth = 1
 
     def __init__(self, store: BytesPages) -> None:
         self.num_steps = 0
@@ -62,8 +77,12 @@ class FakeRunner:
         self.is_held = threading.Event()  # a step waits at the gate
         self._store = store
 
-    def run(self, plan: StepPlan, layers_done: LayersDone | None = None) -> StepResult:
+    def submit(self, plan: StepPlan, layers_done: LayersDone | None = None) -> SubmittedStep:
         """See Runner."""
+        return FakeStep(self, plan, layers_done)
+
+    def run(self, plan: StepPlan, layers_done: LayersDone | None = None) -> StepResult:
+        """Compute, when the step is collected."""
         if not self.gate.is_set():
             self.is_held.set()
             assert self.gate.wait(_GATE_TIMEOUT_S), "the test has left a step at the gate"

@@ -11,7 +11,15 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from baton.engine.attention.base import AttentionStep, RotatingAttentionStep
-from baton.engine.layers import GatedMLP, Layer, Linear, OutputProjection, Placement, RMSNorm
+from baton.engine.layers import (
+    GatedMLP,
+    Layer,
+    Linear,
+    OutputProjection,
+    Placement,
+    ResidualStream,
+    RMSNorm,
+)
 from baton.engine.rope import RopeConfig, RotaryEmbedding, rotate
 from kernels.cpu.attention import Rotation
 
@@ -76,13 +84,13 @@ class Decoder:
         with the number of layers that are done, after each.
         Returns `[T, hidden_size]` in the model's dtype.
         """
-        hidden = self._embed(token_ids)
+        stream = ResidualStream(self._embed(token_ids))
         cosines, sines = self._rotary.angles(positions)
         for num_done, layer in enumerate(self._layers, start=1):
-            hidden = layer(hidden, cosines, sines, attention)
+            layer(stream, cosines, sines, attention)
             if after_layer is not None:
                 after_layer(num_done)
-        return hidden
+        return stream.states()
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits `[rows, V]` of hidden states `[rows, hidden_size]`, both in the model's dtype."""
@@ -115,8 +123,11 @@ class _DecoderLayer:
             norm("post_attention_layernorm"), sizes, config.activation, config.mlp_bias, placement
         )
 
-    def __call__(self, hidden: Tensor, cosines: Tensor, sines: Tensor, attention: AttentionStep) -> Tensor:
-        return self._mlp(self._attention(hidden, cosines, sines, attention))
+    def __call__(
+        self, stream: ResidualStream, cosines: Tensor, sines: Tensor, attention: AttentionStep
+    ) -> None:
+        self._attention(stream, cosines, sines, attention)
+        self._mlp(stream)
 
     def pack(self) -> None:
         self._attention.pack()
@@ -148,16 +159,20 @@ class _Attention:
                 for name in ("q_norm", "k_norm")
             ]
 
-    def __call__(self, hidden: Tensor, cosines: Tensor, sines: Tensor, attention: AttentionStep) -> Tensor:
+    def __call__(
+        self, stream: ResidualStream, cosines: Tensor, sines: Tensor, attention: AttentionStep
+    ) -> None:
         heads, kv_heads = self._config.num_heads, self._config.num_kv_heads
-        states = self._qkv(hidden).view(-1, heads + 2 * kv_heads, self._config.head_dim)  # [T, H + 2K, D]
+        states = self._qkv.of_stream(stream).view(
+            -1, heads + 2 * kv_heads, self._config.head_dim
+        )  # [T, H + 2K, D]
         if isinstance(attention, RotatingAttentionStep):
             rotation = Rotation(cosines, sines, self._norm_weights)
             output = attention.rotate_and_attend(self._index, states, rotation)
         else:
             query, key, value = self._rotated(states, cosines, sines)
             output = attention.attend(self._index, query, key, value)
-        return self._output(output.flatten(1), residual=hidden)
+        stream.add(self._output, output.flatten(1))
 
     def _rotated(self, states: Tensor, cosines: Tensor, sines: Tensor) -> tuple[Tensor, ...]:
         """Query, key and value of `[T, H + 2K, D]`."""

@@ -12,17 +12,6 @@ from baton.engine.device_order import DeviceOrder
 SOON_S = 10.0
 
 
-class Device:
-    """Its marks are reached when the test says so (baton.core.ports.DevicePages, as far as it is used)."""
-
-    def __init__(self):
-        self.marks = []
-
-    def mark(self):
-        self.marks.append(HeldMark())
-        return self.marks[-1]
-
-
 class HeldMark:
     def __init__(self):
         self.reached = threading.Event()
@@ -41,41 +30,43 @@ def output(**what):
     return EngineOutput(load, **what)
 
 
-def pages():
-    return output(pages=[PagesReady("request", 0, (1,), 0, None, True)])
+def layers():
+    """Of pages that a step under way completes."""
+    return output(pages=[PagesReady("request", 0, (1,), 0, 2, False)], is_within_step=True, mark=HeldMark())
 
 
 @pytest.fixture
 def made():
-    device, passed = Device(), queue.SimpleQueue()
-    order = DeviceOrder(device, passed.put, passed.put)
+    passed = queue.SimpleQueue()
+    order = DeviceOrder(passed.put, passed.put)
     order.start()
-    yield device, passed, order
-    for mark in device.marks:
-        mark.reached.set()
+    yield passed, order
     order.stop()
 
 
-def test_pages_and_reservations_wait_for_the_device(made):
-    device, passed, order = made
-    sent = [output(), pages(), output(reserved=[BlocksReserved("request", (1,), 0)]), output()]
+def test_layers_wait_for_their_mark_and_all_stay_in_order(made):
+    passed, order = made
+    pages = output(pages=[PagesReady("request", 0, (1,), 2, None, True)])
+    reserved = output(reserved=[BlocksReserved("request", (1,), 0)])
+    sent = [output(), layers(), layers(), pages, reserved, output()]
     for one in sent:
         order.put(one)
     assert passed.get(timeout=SOON_S) is sent[0]
-    for index in (0, 1):
-        assert device.marks[index].is_awaited.wait(SOON_S)
+    for one in sent[1:3]:
+        assert one.mark.is_awaited.wait(SOON_S)
         assert passed.empty()
-        device.marks[index].reached.set()
-        assert passed.get(timeout=SOON_S) is sent[index + 1]
-    assert passed.get(timeout=SOON_S) is sent[3]
-    assert len(device.marks) == 2
+        one.mark.reached.set()
+        assert passed.get(timeout=SOON_S) is one
+    for one in sent[3:]:
+        assert passed.get(timeout=SOON_S) is one
 
 
 def test_what_goes_wrong_on_the_device_ends_it(made):
-    device, passed, order = made
-    order.put(pages())
-    device.marks[0].error = RuntimeError("an illegal memory access")
-    device.marks[0].reached.set()
+    passed, order = made
+    failing = layers()
+    order.put(failing)
+    failing.mark.error = RuntimeError("an illegal memory access")
+    failing.mark.reached.set()
     order.put(output())
     assert str(passed.get(timeout=SOON_S)) == "an illegal memory access"
     order.stop()

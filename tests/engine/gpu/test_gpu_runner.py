@@ -7,18 +7,18 @@ from baton.config import EngineConfig, WorkerConfig
 from baton.core.errors import StartupError
 from baton.core.kv_layout import KVLayout
 from baton.core.plan import SampleTask, ScheduledRow, StepPlan
-from baton.core.sampling import SamplingParams
+from baton.core.sampling import SampledToken, SamplingParams
 from baton.engine import devices, runner
-from baton.engine.attention.own_kernels import KernelAttention
-from baton.engine.attention.registry import attention_backend
+from baton.engine.device_logprobs import add_logprobs, logprobs_on_device
 from baton.engine.device_sampler import sample_on_device
 from baton.engine.factory import load_engine
-from baton.engine.gpu_runner import GpuRunner, largest_step
-from baton.engine.graphs import GraphInputs, graph_batch_sizes, graph_for
-from baton.engine.inputs import build_inputs
+from baton.engine.gpu_runner import largest_step
+from baton.engine.graphs import graph_batch_sizes, graph_for
+from baton.engine.host_copies import HostCopies
 from baton.engine.memory import kv_cache_bytes_on_gpu, num_blocks_for
 from baton.engine.sampler import sample
 from tests.engine.driver import Driver, Request, make_prompt
+from tests.engine.gpu.runners import gpu_runner
 
 MIB = 1 << 20
 
@@ -129,8 +129,9 @@ def mixed_tasks():
         SamplingParams(temperature=0.0, repetition_penalty=1.3),
         SamplingParams(min_p=0.02, temperature=1.4, min_tokens=4, stop_token_ids=(1, 2, 999)),
     ]
+    prompt = [1, 2, 3, 999]
     return [
-        (line % 4, SampleTask(kinds[line % 5], 2**64 - 1 - line, 10 + line, [1, 2, 3, 999], [4, 4, line]))
+        (line % 4, SampleTask(kinds[line % 5], 2**64 - 1 - line, 7, prompt, [4, 4, line]))
         for line in range(10)
     ]
 
@@ -139,69 +140,50 @@ def test_samples_as_the_cpu_does(device):
     logits = torch.randn(4, 50, generator=torch.Generator().manual_seed(0)) * 3
     logits[2, 7] = float("nan")
     expected = sample(logits, mixed_tasks())
-    tokens = sample_on_device(logits.to(device), mixed_tasks())
-    assert [token.token_id for token in tokens] == [token.token_id for token in expected]
+    tasks, logits = mixed_tasks(), logits.to(device)
+    token_ids = sample_on_device(logits, tasks)
+    assert token_ids.tolist() == [token.token_id for token in expected]
+    tokens = [SampledToken(token_id) for token_id in token_ids.tolist()]
+    for logprobs in logprobs_on_device(logits, tasks, token_ids):
+        add_logprobs(tokens, logprobs, tasks, HostCopies(logprobs.tensors).wait())
     for ours, theirs in zip(tokens, expected, strict=True):
-        assert (ours.logprob is None) == (theirs.logprob is None)
+        assert ours.logprob == (theirs.logprob and pytest.approx(theirs.logprob, abs=1e-5))
         assert [token for token, _ in ours.top_logprobs] == [token for token, _ in theirs.top_logprobs]
-
-
-def test_runs_steps_as_the_cpu_does(device, checkpoint):
-    """Without graphs, prefill in chunks beside decode, drawn and greedy: the CPU runner's tokens."""
-    outputs = []
-    for on_device in (False, True):
-        engine = load_engine(checkpoint("llama"), EngineConfig(kv_cache_bytes=4 * MIB, device="cpu"))
-        if on_device:
-            runner = gpu_runner(engine, device)
-            object.__setattr__(engine, "runner", runner)
-        drawn = SamplingParams(temperature=0.6, top_k=30, seed=7)
-        requests = [Request(make_prompt(20)), Request(make_prompt(9), drawn)]
-        Driver(engine).generate(requests, 4, chunk=8)
-        outputs.append([request.output for request in requests])
-    assert outputs[0] == outputs[1]
+        for (_, our), (_, their) in zip(ours.top_logprobs, theirs.top_logprobs, strict=True):
+            assert our == pytest.approx(their, abs=1e-5)
 
 
 def test_tells_of_layers_as_they_are_queued(device, checkpoint, monkeypatch):
-    """In groups, as the CPU's runner does, and never of the last one."""
+    """In groups, as the CPU's runner does when it has computed them, and never of the last one."""
+    if device.type == "cuda":
+        pytest.skip("one engine's weights and pages lie on one device")
     monkeypatch.setattr(runner, "_MIN_GROUP_BYTES", 1)
     engine = load_engine(checkpoint("llama"), EngineConfig(kv_cache_bytes=4 * MIB, device="cpu"))
-    row = ScheduledRow(list(range(20)), 0, [0, 1], ())
-    told = []
-    for made in (engine.runner, gpu_runner(engine, device)):
-        told.append([])
-        made.run(StepPlan((row,), num_leaving_blocks=1), told[-1].append)
+    row = ScheduledRow(list(range(20)), 0, [0, 1])
+    told, before_collect = ([], []), []
+    for made, ends in zip((engine.runner, gpu_runner(engine)), told, strict=True):
+        submitted = made.submit(StepPlan((row,), num_leaving_blocks=1), ends.append)
+        before_collect.append(len(ends))
+        submitted.collect()
     assert told[0] == told[1]
     assert told[0][-1] < engine.config.num_layers
+    assert before_collect == [0, len(told[1])]
 
 
-def gpu_runner(engine, device):
-    if device.type == "cuda":
-        pytest.skip("the whole engine runs on the GPU in the tests that are marked so")
-    backend = KernelAttention(engine.page_store.pool, engine.config.windows)
-    return GpuRunner(engine.runner._decoder, engine.page_store, backend, None)
-
-
-def test_padded_rows_change_nothing(checkpoint):
-    """The inputs of a graph of 4 rows, filled with steps of 3 and then 2: the rows' own states."""
-    engine = load_engine(checkpoint("llama"), EngineConfig(kv_cache_bytes=4 * MIB, device="cpu"))
-    store, decoder, cpu = engine.page_store, engine.runner._decoder, torch.device("cpu")
-    attention = attention_backend(store.pool, engine.config.windows)
-    made = [GraphInputs.of(4, 16, 16, store.padding_block, cpu) for _ in range(2)]
-    for starts in ([40, 3, 17], [5, 90]):
-        rows = tuple(
-            ScheduledRow(
-                [7 + i], start, list(range(10 * i, 10 * i + 7)), (SampleTask(SamplingParams(), 0, 1, [], []),)
-            )
-            for i, start in enumerate(starts)
-        )
-        inputs = build_inputs(StepPlan(rows), 16, store.padding_block, cpu)
-        made[0].fill(inputs, made[1], 4)
-        with torch.inference_mode():
-            step = attention.begin_step(made[0].metadata(4, 256))
-            padded = decoder.forward(made[0].token_ids, made[0].positions, step)
-            step = attention.begin_step(inputs.attention)
-            alone = decoder.forward(inputs.token_ids, inputs.positions, step)
-        torch.testing.assert_close(padded[: len(starts)], alone, atol=1e-5, rtol=1e-5)
+def test_the_lowest_ids_of_equal_log_probabilities_come_first(device):
+    """In bfloat16 many logits are equal; more tasks than are computed at a time."""
+    logits = torch.randint(0, 3, (40, 50), generator=torch.Generator().manual_seed(1)).bfloat16()
+    tasks = [
+        (line, SampleTask(SamplingParams(temperature=0.0, num_logprobs=line % 7), 0, 1, [0], []))
+        for line in range(40)
+    ]
+    expected = sample(logits, tasks)
+    token_ids = torch.tensor([token.token_id for token in expected], device=device)
+    tokens = [SampledToken(token.token_id) for token in expected]
+    for logprobs in logprobs_on_device(logits.to(device), tasks, token_ids):
+        add_logprobs(tokens, logprobs, tasks, HostCopies(logprobs.tensors).wait())
+    for ours, theirs in zip(tokens, expected, strict=True):
+        assert [token for token, _ in ours.top_logprobs] == [token for token, _ in theirs.top_logprobs]
 
 
 @pytest.mark.gpu
@@ -237,30 +219,3 @@ def test_gpu_gives_the_cpus_tokens(checkpoint, name):
         a == b for ours, theirs in zip(*outputs, strict=True) for a, b in zip(ours, theirs, strict=True)
     ]
     assert sum(matches) >= 60 / 64 * len(matches)
-
-
-@pytest.mark.gpu
-def test_a_decode_step_waits_for_the_device_once(checkpoint, monkeypatch):
-    """Everything but the copy of the sampled ids goes on without the host."""
-    engine = load_engine(
-        checkpoint("llama"), EngineConfig(device="cuda", gpu_memory_utilization=0.1, max_num_seqs=2)
-    )
-    driver, request = Driver(engine), Request(make_prompt(20))
-    driver.generate([request], 3)
-    waits = []
-    to_list = torch.Tensor.tolist
-
-    def counted(tensor):
-        waits.append(tensor.device.type)
-        torch.cuda.set_sync_debug_mode("default")
-        values = to_list(tensor)
-        torch.cuda.set_sync_debug_mode("error")
-        return values
-
-    monkeypatch.setattr(torch.Tensor, "tolist", counted)
-    torch.cuda.set_sync_debug_mode("error")  # any other wait raises
-    try:
-        driver.step([(request, 1)])
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    assert waits.count("cuda") == 1
