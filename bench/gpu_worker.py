@@ -5,7 +5,6 @@
 The services are those of `baton prefill` and `baton decode`; only the model comes from no file.
 """
 
-import asyncio
 import os
 import sys
 from dataclasses import dataclass
@@ -14,17 +13,14 @@ from typing import cast
 
 import torch
 
+import decode_service.main
+import prefill_service.main
 from baton.cli.logging_setup import set_up_logging
 from baton.config import EngineConfig, Role, WorkerConfig
 from baton.core.ports import PageStore, Runner
-from baton.engine.host import EngineHost
 from baton.engine.models.decoder import DecoderConfig
 from baton.rpc import lifecycle
-from baton.rpc.server import RpcServer
-from baton.rpc.worker_server import Worker, serve_until_stopped
 from bench.gpu_model import BLOCK_SIZE, LLAMA_8B, random_decoder, runner_for
-from decode_service.service import DecodeService
-from prefill_service.service import PrefillService
 
 NUM_BLOCKS = 4 * 4096 // BLOCK_SIZE + 64  # four prompts that no cache shares
 CHUNK_TOKENS = 512
@@ -59,33 +55,9 @@ def worker_config(role: str, address: str, transport: str) -> WorkerConfig:
     )
 
 
-async def serve(config: WorkerConfig, loaded: RandomEngine) -> None:
-    """Until a signal."""
-    engine = EngineHost(config.engine, loaded)
-    worker = Worker(config, engine)
-    server = RpcServer(config.cluster_token)
-    async with asyncio.TaskGroup() as tasks:
-        if config.role == "prefill":
-            service: PrefillService | DecodeService = PrefillService(config, engine, worker, tasks)
-        else:
-            service = DecodeService(config, engine, worker)
-            service.receiver.add_to(server.grpc)
-        worker.sessions.handler = service
-        engine.start(service.on_output)
-        watcher = tasks.create_task(engine.watch())
-        try:
-            await serve_until_stopped(config, server, worker.sessions, ())
-        finally:
-            watcher.cancel()
-            await engine.stop()
-            if isinstance(service, PrefillService):
-                await service.sender.close()
-            else:
-                await service.transports.close()
-
-
 if __name__ == "__main__":
     set_up_logging()
     _, role, address, transport = sys.argv
     made = load(role, LLAMA_8B, torch.device("cuda", 0))
-    lifecycle.run(serve(worker_config(role, address, transport), made))
+    service = prefill_service.main if role == "prefill" else decode_service.main
+    lifecycle.run(service.serve(worker_config(role, address, transport), made))

@@ -3,6 +3,7 @@
 import asyncio
 
 from baton.config import WorkerConfig
+from baton.core.ports import LoadedEngine
 from baton.engine.factory import load_engine
 from baton.engine.host import EngineHost
 from baton.rpc import lifecycle
@@ -17,7 +18,12 @@ def run(config: WorkerConfig) -> None:
 
 
 async def _main(config: WorkerConfig) -> None:
-    engine = EngineHost(config.engine, load_engine(config.model_dir, config.engine))
+    await serve(config, load_engine(config.model_dir, config.engine))
+
+
+async def serve(config: WorkerConfig, loaded: LoadedEngine) -> None:
+    """Serve with a model that is loaded, until a signal. Raises StartupError."""
+    engine = EngineHost(config.engine, loaded)
     worker = Worker(config, engine)
     service = DecodeService(config, engine, worker)
     worker.sessions.handler = service

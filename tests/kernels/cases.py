@@ -164,10 +164,22 @@ def make_pages(choose: random.Random, generator: torch.Generator, dtype: torch.d
     return Pages(pool, tables, torch.cat(slots), [length for _, length in rows], starts)
 
 
-def check_attention(library: ctypes.CDLL, seed: int) -> None:
-    """A step of random rows over one layer, stored and attended, rotated or not, against the reference."""
-    choose, generator = random.Random(seed), torch.Generator().manual_seed(seed)
-    dtype = choose.choice(DTYPES)
+@dataclass
+class AttentionCase:
+    """A step of random rows over one layer; `query`, `key` and `value` as they are after the rotation."""
+
+    pages: Pages
+    layer: int
+    window: int | None
+    states: Tensor
+    rotation: Rotation | None
+    query: Tensor
+    key: Tensor
+    value: Tensor
+
+
+def attention_case(choose: random.Random, generator: torch.Generator, dtype: torch.dtype) -> AttentionCase:
+    """Rotated or not."""
     pages = make_pages(choose, generator, dtype)
     _, num_layers, _, kv_heads, _, head_dim = pages.pool.shape
     layer, heads = choose.randrange(num_layers), kv_heads * choose.choice([1, 3, 14])
@@ -177,11 +189,22 @@ def check_attention(library: ctypes.CDLL, seed: int) -> None:
     plain = states.double()
     if rotation is not None:
         plain[:, : heads + kv_heads] = _rotated(plain[:, : heads + kv_heads], heads, rotation)
+    return AttentionCase(
+        pages, layer, window, states, rotation, *plain.split((heads, kv_heads, kv_heads), dim=1)
+    )
+
+
+def check_attention(library: ctypes.CDLL, seed: int) -> None:
+    """A step of random rows over one layer, stored and attended, rotated or not, against the reference."""
+    choose, generator = random.Random(seed), torch.Generator().manual_seed(seed)
+    dtype = choose.choice(DTYPES)
+    case = attention_case(choose, generator, dtype)
+    pages, layer, window = case.pages, case.layer, case.window
     exact = pages.pool.double()
-    query, key, value = plain.to(dtype).double().split((heads, kv_heads, kv_heads), dim=1)
+    query, key, value = (part.to(dtype).double() for part in (case.query, case.key, case.value))
     reference.store_kv(exact, layer, key, value, reference.token_lines(exact, pages.slots))
     expected = _expected(exact, layer, query, pages, window)
-    output = _attention(library, pages).attend(layer, states.clone(), window, rotation)
+    output = _attention(library, pages).attend(layer, case.states.clone(), window, case.rotation)
     check_close(output, expected, dtype)
     assert torch.equal(pages.pool.isnan(), exact.isnan())
     check_close(pages.pool.nan_to_num(), exact.nan_to_num(), dtype)
@@ -200,28 +223,21 @@ def check_attention_float8(library: ctypes.CDLL, seed: int) -> None:
     """The same over float8 pages: what was stored is near, and what is attended is what was stored."""
     choose, generator = random.Random(seed), torch.Generator().manual_seed(seed)
     dtype = choose.choice(DTYPES)
-    pages = make_pages(choose, generator, dtype)
-    _, num_layers, _, kv_heads, _, head_dim = pages.pool.shape
-    layer, heads = choose.randrange(num_layers), kv_heads * choose.choice([1, 3, 14])
-    window = choose.choice([None, None, choose.randint(1, 300)])
-    states = numbers(generator, dtype, len(pages.slots), heads + 2 * kv_heads, head_dim)
-    rotation = _rotation(choose, generator, dtype, len(pages.slots), head_dim)
-    plain = states.double()
-    if rotation is not None:
-        plain[:, : heads + kv_heads] = _rotated(plain[:, : heads + kv_heads], heads, rotation)
-    query, key, value = plain.split((heads, kv_heads, kv_heads), dim=1)
+    case = attention_case(choose, generator, dtype)
+    pages, layer, window = case.pages, case.layer, case.window
+    num_layers = pages.pool.shape[1]
     scales = tuple(choose.choice([1.0, 0.25, 0.013]) for _ in range(2 * num_layers))
     factors = torch.tensor(scales).double().view(1, num_layers, 2, 1, 1, 1)
     pages.pool = (pages.pool.float() / factors.float()).to(torch.float8_e4m3fn)
     ideal = pages.pool.double() * factors
-    reference.store_kv(ideal, layer, key, value, reference.token_lines(ideal, pages.slots))
-    output = _attention(library, pages, scales).attend(layer, states.clone(), window, rotation)
+    reference.store_kv(ideal, layer, case.key, case.value, reference.token_lines(ideal, pages.slots))
+    output = _attention(library, pages, scales).attend(layer, case.states.clone(), window, case.rotation)
     stored = pages.pool.double() * factors
     assert torch.equal(stored.isnan(), ideal.isnan())
     half_steps = (ideal.abs() / 16).maximum(factors * 2.0**-10) * 1.01 + TOLERANCE[dtype]
     limited = ideal.clamp(-448 * factors, 448 * factors)
     assert ((stored - limited).abs().nan_to_num(0.0) <= half_steps.nan_to_num(1.0)).all()
-    expected = _expected(stored, layer, query.to(dtype).double(), pages, window)
+    expected = _expected(stored, layer, case.query.to(dtype).double(), pages, window)
     check_close(output, expected, dtype)
 
 
