@@ -55,9 +55,14 @@ def worker_config(role: str, address: str, transport: str) -> WorkerConfig:
     )
 
 
+async def serve(config: WorkerConfig, loaded: RandomEngine) -> None:
+    """What `baton prefill` or `baton decode` runs, with this engine."""
+    service = prefill_service.main if config.role == "prefill" else decode_service.main
+    await service.serve(config, loaded)
+
+
 if __name__ == "__main__":
     set_up_logging()
     _, role, address, transport = sys.argv
     made = load(role, LLAMA_8B, torch.device("cuda", 0))
-    service = prefill_service.main if role == "prefill" else decode_service.main
-    lifecycle.run(service.serve(worker_config(role, address, transport), made))
+    lifecycle.run(serve(worker_config(role, address, transport), made))
