@@ -10,7 +10,7 @@ from torch import Tensor
 
 from baton.core.errors import StartupError
 from baton.engine.float8_linear import ALIGNMENT, Float8Linear
-from kernels.cpu.library import DTYPES, computes_bfloat16, cpu_kernels, has_wide_vectors, multiplies_int8
+from kernels.cpu.library import DTYPES, cpu_kernels, has_wide_vectors, multiplies_int8, multiplies_tiles
 from kernels.cpu.linear import Normalise, PackedInt8Linear, PackedLinear, SiluGate
 
 _logger = logging.getLogger(__name__)
@@ -42,13 +42,14 @@ class OneDnnLinear:
 def pack(weight: Tensor, bias: Tensor | None, reads: Reads | None) -> tuple[Packed, bool] | None:
     """The packed weight, and whether it does what `reads` says itself; None: nothing is gained by packing.
 
-    oneDNN has no match where the CPU multiplies bfloat16 itself; elsewhere it converts bfloat16 at every
-    step, which costs several times the C kernels' whole work. Compiled for just any CPU, these gain nothing.
+    oneDNN has no match where the CPU multiplies tiles of bfloat16. Where it multiplies no bfloat16 at all,
+    oneDNN converts it at every step, which costs several times the C kernels' whole work. Compiled for just
+    any CPU, these gain nothing.
     """
     if weight.device.type != "cpu" or weight.dtype not in DTYPES:
         return None
-    native = weight.dtype == torch.bfloat16 and computes_bfloat16()
-    library = cpu_kernels() if has_wide_vectors() and not native else None
+    in_tiles = weight.dtype == torch.bfloat16 and multiplies_tiles()
+    library = cpu_kernels() if has_wide_vectors() and not in_tiles else None
     if library is not None:
         return PackedLinear(library, weight, bias, reads), True
     if _has_onednn() and weight.dtype != torch.float16:

@@ -1,5 +1,6 @@
 """Builds the C kernels with the system's compiler, once for each kind of CPU, into the user's cache."""
 
+import fcntl
 import hashlib
 import logging
 import os
@@ -8,14 +9,16 @@ import shlex
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 _logger = logging.getLogger(__name__)
 
 SOURCES = Path(__file__).parent
-_FLAGS = ("-std=c11", "-O2", "-fPIC", "-shared", "-fvisibility=hidden", "-D_GNU_SOURCE", "-pthread")
+_FLAGS = ("-std=c11", "-O2", "-fPIC", "-fvisibility=hidden", "-D_GNU_SOURCE", "-pthread")
 # Products and sums become one instruction, as -std=c11 alone would forbid; nothing else of -ffast-math.
 _ARITHMETIC = ("-ffp-contract=fast", "-fno-math-errno")
 _TIMEOUT_S = 300
@@ -37,6 +40,7 @@ class Level:
 _AVX2 = ("avx2", "fma", "f16c")
 _AVX512 = (*_AVX2, "avx512f", "avx512bw", "avx512dq", "avx512vl")
 _VNNI = (*_AVX512, "avx512_vnni")
+_BFLOAT16 = (*_VNNI, "avx512_bf16")
 
 
 def _compiled_for(features: Iterable[str]) -> tuple[str, ...]:
@@ -46,6 +50,7 @@ def _compiled_for(features: Iterable[str]) -> tuple[str, ...]:
 
 # The best first.
 LEVELS = (
+    Level("avx512-bf16", _BFLOAT16, (*_compiled_for(_BFLOAT16), "-mprefer-vector-width=512")),
     Level("avx512-vnni", _VNNI, (*_compiled_for(_VNNI), "-mprefer-vector-width=512")),
     Level("avx512", _AVX512, (*_compiled_for(_AVX512), "-mprefer-vector-width=512")),
     Level("avx2", _AVX2, _compiled_for(_AVX2)),
@@ -72,24 +77,46 @@ def supported_levels() -> list[Level]:
 def build(level: Level) -> Path:
     """The library for that level, compiled if the cache has none of these sources, flags and compiler.
 
-    Safe in many processes at once: each compiles into a file of its own and renames it into place.
-    Raises KernelsUnavailable.
+    Safe in many processes at once: one builds, and the others wait for it. Raises KernelsUnavailable.
     """
     compiler = _compiler()
     flags = (*_FLAGS, *_ARITHMETIC, *level.flags)
     library = cache_directory() / f"kernels-{level.name}-{_fingerprint(compiler, flags)}.so"
     if library.exists():
         return library
-    _logger.info("building C kernels for %s CPUs, once, with %s", level.name, compiler[0])
     try:
         library.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=library.parent, prefix="build-") as directory:
-            built = Path(directory) / library.name
-            _run((*compiler, *flags, *map(str, sources("*.c")), "-o", str(built)))
-            built.replace(library)
+        with _only_builder(library.with_suffix(".lock")):
+            if not library.exists():
+                _logger.info("building C kernels for %s CPUs, once, with %s", level.name, compiler[0])
+                _compile((*compiler, *flags), library)
     except OSError as error:
         raise KernelsUnavailable(f"'{library.parent}' can't be written to ({error.strerror})") from error
     return library
+
+
+@contextmanager
+def _only_builder(lock: Path) -> Iterator[None]:
+    """Waits for another process that builds the same: at most for its compiler's time-out."""
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # let go when the file is closed, however the process ends
+        yield
+
+
+def _compile(command: tuple[str, ...], library: Path) -> None:
+    """All files at once, for they take seconds each; nobody sees a library that is half there."""
+    with tempfile.TemporaryDirectory(dir=library.parent, prefix="build-") as directory:
+
+        def compile_one(source: Path) -> str:
+            made = Path(directory) / f"{source.stem}.o"
+            _run((*command, "-c", str(source), "-o", str(made)))
+            return str(made)
+
+        with ThreadPoolExecutor(os.cpu_count()) as threads:
+            objects = list(threads.map(compile_one, sources("*.c")))
+        built = Path(directory) / library.name
+        _run((*command, "-shared", *objects, "-o", str(built)))
+        built.replace(library)
 
 
 def sources(pattern: str) -> list[Path]:

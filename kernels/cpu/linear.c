@@ -1,15 +1,16 @@
 /* y = x W^T + b (+ residual), x read as it is, normalised or gated; float32 sums whatever the dtype.
  *
  * A bfloat16 panel holds [inputs / 2][32][2]: as 32-bit words, the even input is the word shifted up and the odd one
- * the word with its lower half cleared, one instruction each. Panels of the other dtypes hold [inputs][32]. Missing
- * inputs are zero. Few rows are bound by reading the weights once; many by multiplication (Goto and van de Geijn, 2008).
+ * the word with its lower half cleared, one instruction each; a CPU that multiplies bfloat16 takes words as they are,
+ * those of rows rounded to bfloat16 as well. Panels of the other dtypes hold [inputs][32]. Missing inputs are zero. Few rows are bound by reading the weights once; many by multiplication (Goto and van de Geijn, 2008).
  */
 #include "linear.h"
 
 struct work {
     const struct linear *linear;
-    float *rows; /* of each tile of rows: [inputs, to an even number][rows of the tile] */
-    size_t depth;
+    void *rows; /* of each tile of rows: [words][rows of the tile] */
+    size_t depth; /* inputs, to an even number */
+    size_t words; /* that many floats, or half as many pairs of bfloat16 */
     int64_t block_rows;
     int64_t next_panel;
     int failed;
@@ -88,12 +89,43 @@ static void prepare_rows(struct work *work, int64_t first_row, int64_t num_rows,
         while (tile_start(tile + 1, num_rows) <= r) tile++;
         int64_t start = tile_start(tile, num_rows), height = tile_start(tile + 1, num_rows) - start;
         read_transformed(work->linear, row, other, first_row + r);
-        float *to = work->rows + (size_t)start * work->depth + (size_t)(r - start);
-        for (size_t k = 0; k < work->depth; k++) to[k * (size_t)height] = row[k];
+        const uint32_t *from = (const uint32_t *)row;
+        uint32_t *to = (uint32_t *)work->rows + (size_t)start * work->words + (size_t)(r - start);
+        if (work->words < work->depth) {
+            write_row_as(other, row, work->depth, BFLOAT16);
+            from = (const uint32_t *)other;
+        }
+        for (size_t k = 0; k < work->words; k++) memcpy(to + k * (size_t)height, from + k, sizeof *to);
     }
 }
 
-/* Columns of two vectors of one panel with a tile of rows; `dtype` and `height` are constants. */
+/* Columns of two vectors of one panel with a tile of rows; `height` is a constant. */
+INLINE void multiply_pairs(const int height, vfloat results[][2], const uint32_t *rows, const void *panel,
+                           size_t column, size_t words) {
+    const uint32_t *weights = (const uint32_t *)panel + column;
+    vfloat sums[TILE_ROWS][2]; /* not `results`: in memory that others see, each step would be stored */
+    UNROLL for (int r = 0; r < height; r++) sums[r][0] = sums[r][1] = (vfloat){0};
+    for (size_t k = 0; k < words; k++) {
+        vuint first, second;
+        memcpy(&first, weights, sizeof first);
+        memcpy(&second, weights + LANES, sizeof second);
+        __builtin_prefetch((const char *)weights + PREFETCH_BYTES);
+        __builtin_prefetch((const char *)weights + PREFETCH_BYTES + 64);
+        UNROLL for (int r = 0; r < height; r++) {
+            vuint pair = rows[r] - (vuint){0};
+            sums[r][0] = add_pair_products(sums[r][0], pair, first);
+            sums[r][1] = add_pair_products(sums[r][1], pair, second);
+        }
+        rows += height;
+        weights += PANEL;
+    }
+    UNROLL for (int r = 0; r < height; r++) {
+        results[r][0] = sums[r][0];
+        results[r][1] = sums[r][1];
+    }
+}
+
+/* The same with rows of floats; `dtype` is a constant too. */
 INLINE void multiply(const int height, const enum dtype dtype, vfloat sums[][2], const float *rows,
                      const void *panel, size_t column, size_t depth) {
     const size_t step = dtype == BFLOAT16 ? 2 : 1; /* inputs at a time */
@@ -131,14 +163,17 @@ INLINE void multiply_panel(struct work *work, int64_t panel, int64_t first_row, 
     for (int64_t tile = 0; tile < num_tiles(num_rows); tile++) {
         int64_t start = tile_start(tile, num_rows);
         int height = (int)(tile_start(tile + 1, num_rows) - start);
-        const float *rows = work->rows + (size_t)start * work->depth;
+        const void *rows = (const uint32_t *)work->rows + (size_t)start * work->words;
         for (size_t column = 0; column < PANEL; column += TILE_COLUMNS) {
             size_t first = (size_t)panel * PANEL + column;
             if (first >= (size_t)linear->num_outputs) break;
 #define MULTIPLY(n)                                                                                           \
     {                                                                                                         \
         vfloat sums[n][2] = {0};                                                                              \
-        multiply(n, dtype, sums, rows, weights, column, work->depth);                                         \
+        if (BFLOAT16_PRODUCTS && dtype == BFLOAT16)                                                           \
+            multiply_pairs(n, sums, rows, weights, column, work->words);                                      \
+        else                                                                                                  \
+            multiply(n, dtype, sums, rows, weights, column, work->depth);                                     \
         for (int r = 0; r < n; r++) finish(linear, first_row + start + r, first, sums[r], dtype);             \
     }
             FOR_TILE_ROWS(height, MULTIPLY)
@@ -183,12 +218,13 @@ static void multiply_share(void *argument) {
 /* 0, or 1 where there is no memory to work in. */
 EXPORT int baton_linear(const struct linear *linear) {
     struct work work = {.linear = linear, .depth = even(linear->num_inputs)};
-    int64_t most = ROWS_BYTES / (int64_t)(sizeof(float) * work.depth) / TILE_ROWS * TILE_ROWS;
+    work.words = BFLOAT16_PRODUCTS && linear->dtype == BFLOAT16 ? work.depth / 2 : work.depth;
+    int64_t most = ROWS_BYTES / (int64_t)(sizeof(uint32_t) * work.words) / TILE_ROWS * TILE_ROWS;
     if (most < TILE_ROWS) most = TILE_ROWS;
     int64_t blocks = (linear->num_rows + most - 1) / most;
     if (blocks == 0) return 0;
     work.block_rows = (linear->num_rows + blocks - 1) / blocks;
-    work.rows = scratch(SHARED_SLOT, (size_t)work.block_rows * work.depth * sizeof(float));
+    work.rows = scratch(SHARED_SLOT, (size_t)work.block_rows * work.words * sizeof(uint32_t));
     if (!work.rows) return 1;
     run_team(multiply_share, &work, linear->num_threads);
     return work.failed;

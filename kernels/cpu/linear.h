@@ -11,7 +11,7 @@
 #include "tile.h"
 
 #define PANEL 32
-#define ROWS_BYTES (512 << 10) /* of a block of rows: it has to stay in a core's own cache */
+#define ROWS_BYTES (640 << 10) /* of a block of rows: it has to stay in a core's own cache */
 #define PREFETCH_BYTES 2048 /* ahead: the processor's own prefetching stops at each page */
 
 enum transform { PLAIN = 0, NORMALISE = 1, GATE = 2 };

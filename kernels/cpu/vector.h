@@ -213,6 +213,24 @@ INLINE void store_as(void *to, size_t index, vfloat vector, enum dtype dtype) {
     memcpy((uint16_t *)to + index, &halves, sizeof halves);
 }
 
+/* Level avx512-bf16 multiplies pairs of bfloat16. EMULATE_BFLOAT16_PRODUCTS, for tests on CPUs that don't: the same
+ * layouts and rounding (but for subnormal numbers) in other instructions. */
+#if defined(__AVX512BF16__) || defined(EMULATE_BFLOAT16_PRODUCTS)
+#define BFLOAT16_PRODUCTS 1
+#else
+#define BFLOAT16_PRODUCTS 0
+#endif
+
+/* sum + left * right, of the odd and then the even bfloat16 of each 32-bit word. */
+INLINE vfloat add_pair_products(vfloat sum, vuint left, vuint right) {
+#if defined(__AVX512BF16__)
+    return (vfloat)_mm512_dpbf16_ps((__m512)sum, (__m512bh)left, (__m512bh)right);
+#else
+    sum += (vfloat)(left & 0xffff0000u) * (vfloat)(right & 0xffff0000u);
+    return sum + (vfloat)(left << 16) * (vfloat)(right << 16);
+#endif
+}
+
 /* 2 * LANES numbers from index on, in two vectors: in order, but of bfloat16 those at even places come first, as
  * one instruction makes a vector of either. */
 INLINE void load_pair(vfloat pair[2], const void *from, size_t index, enum dtype dtype) {

@@ -52,7 +52,7 @@ def test_kernels_need_no_plain_copy(dtype, tolerance):
     if cpu_kernels() is None:
         pytest.skip("no C kernels here")
     projection = check_projection(dtype, tolerance)
-    assert isinstance(projection._packed, PackedLinear) or packing.computes_bfloat16()
+    assert isinstance(projection._packed, PackedLinear) or packing.multiplies_tiles()
 
 
 @pytest.mark.usefixtures("no_kernels")
@@ -68,8 +68,8 @@ def test_plain_torch(dtype, tolerance):
     assert check_projection(dtype, tolerance)._packed is None
 
 
-def test_cpus_that_multiply_bfloat16_leave_it_to_onednn(monkeypatch):
-    monkeypatch.setattr(packing, "computes_bfloat16", lambda: True)
+def test_cpus_that_multiply_tiles_leave_bfloat16_to_onednn(monkeypatch):
+    monkeypatch.setattr(packing, "multiplies_tiles", lambda: True)
     linear = Linear(32, {"a": 40, "b": 24}, False, Placement(torch.bfloat16, CPU))
     for _, part in linear.checkpoint_tensors():
         part.normal_()
