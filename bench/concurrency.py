@@ -3,22 +3,21 @@
     python -m bench.concurrency http://127.0.0.1:8000 -- baton serve --role both MODEL --port 8000
 
 Starts the command and runs the same load, 64 tokens in and 256 out, at each number of streams in turn, --runs
-times; figures are medians. "router, cores per 1,000 tok/s" is the CPU time of the router's process for 1,000
-tokens: 0.25 is a quarter of a core at 1,000 tokens a second.
+times; figures are medians. "router, ms per 1,000 tokens" is CPU time of the router's process: with 250 it
+takes a quarter of a core at 1,000 tokens a second.
 """
 
 import argparse
 import asyncio
+import itertools
 import os
 import signal
-import statistics
 import subprocess
 import time
 from pathlib import Path
-from typing import Any
 
 from bench.first_token import STOP_TIMEOUT_S, family_of, first_token_s
-from bench.load import Workload, run
+from bench.load import Workload, median_of, run
 from bench.report import print_table, save
 
 STREAMS = (1, 8, 32, 64)
@@ -40,22 +39,16 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def measure(url: str, model: str, router: int, streams: int, num_runs: int) -> dict[str, Any]:
-    """One line of the table."""
+def measure(url: str, model: str, router: int, streams: int, seed: int) -> dict[str, float]:
+    """One run."""
     workload = Workload(NUM_INPUT_TOKENS, NUM_OUTPUT_TOKENS, streams, 2 * streams)
-    rates, latencies, shares = [], [], []
-    for seed in range(num_runs):
-        before = cpu_seconds(router)
-        figures = asyncio.run(run(url, model, workload, 1000 * streams + seed))
-        num_tokens = workload.num_requests * NUM_OUTPUT_TOKENS
-        shares.append((cpu_seconds(router) - before) / num_tokens * 1000)
-        rates.append(figures["output tok/s"])
-        latencies.append(figures["median TPOT ms"])
+    before = cpu_seconds(router)
+    figures = asyncio.run(run(url, model, workload, seed))
+    thousands = workload.num_requests * NUM_OUTPUT_TOKENS / 1000
     return {
-        "streams": streams,
-        "output tok/s": round(statistics.median(rates), 1),
-        "median TPOT ms": round(statistics.median(latencies), 1),
-        "router, cores per 1,000 tok/s": round(statistics.median(shares), 3),
+        "output tok/s": figures["output tok/s"],
+        "median TPOT ms": figures["median TPOT ms"],
+        "router, ms per 1,000 tokens": (cpu_seconds(router) - before) / thousands * 1000,
     }
 
 
@@ -74,10 +67,13 @@ def main() -> None:
     try:
         _, model = first_token_s(url, process, time.monotonic())
         router = router_pid(process.pid)
-        rows = [measure(url, model, router, streams, arguments.runs) for streams in STREAMS]
+        runs: dict[int, list[dict[str, float]]] = {streams: [] for streams in STREAMS}
+        for number, streams in itertools.product(range(arguments.runs), STREAMS):
+            runs[streams].append(measure(url, model, router, streams, 1000 * streams + number))
     finally:
         os.killpg(process.pid, signal.SIGTERM)
         process.wait(STOP_TIMEOUT_S)
+    rows = [{"streams": streams, **median_of(of_streams)} for streams, of_streams in runs.items()]
     print_table("Streams at once", rows)
     if arguments.save:
         print(save("concurrency", rows))

@@ -1,10 +1,10 @@
 """From a server's command to its first token, and the memory that all its processes take at most.
 
-    python -m bench.first_token http://127.0.0.1:8000 -- baton serve --role both MODEL --port 8000
+    python -m bench.first_token http://127.0.0.1:8000 [--runs 3] [--save NAME] -- baton serve MODEL
 
 Starts the command, asks for one token until it is there, runs a load on it, and ends it. Memory is the sum
 over the command's processes of what each has to itself and its share of what several have (PSS), looked at
-twice a second: peaks that are shorter are missed.
+twice a second from the command on: peaks that are shorter are missed. Figures are medians over the runs.
 """
 
 import argparse
@@ -12,15 +12,15 @@ import asyncio
 import os
 import signal
 import subprocess
+import threading
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import httpx
 
-from bench.load import Workload, run
-from bench.report import print_table
+from bench.load import Workload, median_of, run
+from bench.report import print_table, save
 
 START_TIMEOUT_S = 300.0
 STOP_TIMEOUT_S = 30.0
@@ -68,33 +68,44 @@ def _pss_kib(pid: int) -> int:
     return 0
 
 
-async def peak_under_load(url: str, model: str, root: int) -> tuple[float, dict[str, float]]:
-    """The most memory seen while a load runs, and the load's figures."""
-    peak = memory_mib(root)
-    load = asyncio.create_task(run(url, model, LOAD, seed=1))
-    while not load.done():
-        await asyncio.wait((load,), timeout=LOOK_EVERY_S)
-        peak = max(peak, await asyncio.to_thread(memory_mib, root))
-    return peak, load.result()
+class PeakMemory:
+    """The most memory that a process and its descendants have had since this was made, in MiB."""
+
+    def __init__(self, root: int) -> None:
+        self.mib = 0.0
+        self._root = root
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._look, daemon=True)
+        self._thread.start()
+
+    def _look(self) -> None:
+        while not self._ended.wait(LOOK_EVERY_S):
+            self.mib = max(self.mib, memory_mib(self._root))
+
+    def end(self) -> None:
+        """Look no more."""
+        self._ended.set()
+        self._thread.join()
 
 
-def measure(url: str, command: list[str]) -> dict[str, Any]:
-    """One line of the table."""
+def measure(url: str, command: list[str]) -> dict[str, float]:
+    """One start."""
     started = time.monotonic()
     process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL)
+    memory = PeakMemory(process.pid)
     try:
         seconds, model = first_token_s(url, process, started)
-        peak, figures = asyncio.run(peak_under_load(url, model, process.pid))
+        figures = asyncio.run(run(url, model, LOAD, seed=1))
     finally:
+        memory.end()
         os.killpg(process.pid, signal.SIGTERM)
         try:
             process.wait(STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
     return {
-        "command": " ".join(command)[-60:],
         "first token s": round(seconds, 1),
-        "peak memory MiB": round(peak),
+        "peak memory MiB": round(memory.mib),
         "output tok/s": round(figures["output tok/s"], 1),
     }
 
@@ -106,8 +117,14 @@ def main() -> None:
     )
     parser.add_argument("url")
     parser.add_argument("command", nargs="+")
+    parser.add_argument("--runs", type=int, default=1)
+    parser.add_argument("--save", metavar="NAME", help="bench/results/DATE-first-token-NAME.json")
     arguments = parser.parse_args()
-    print_table("Start and memory", [measure(arguments.url.rstrip("/"), arguments.command)])
+    runs = [measure(arguments.url.rstrip("/"), arguments.command) for _ in range(arguments.runs)]
+    row = {"command": " ".join(arguments.command)[-60:], **median_of(runs)}
+    print_table("Start and memory", [row])
+    if arguments.save:
+        print(save(f"first-token-{arguments.save}", [row]))
 
 
 if __name__ == "__main__":
