@@ -25,13 +25,16 @@ _OTHERS = (
 def launch_all(device: str = "cpu", llama_only: bool = False) -> None:
     """Values do not matter, only shapes and dtypes; pages are few."""
     for dtype, head_dim, group, options in (_LLAMA,) if llama_only else (_LLAMA, *_OTHERS):
-        _attend(dtype, head_dim, group, device, **options)
+        for pool_dtype in (dtype, torch.float8_e4m3fn):
+            _attend(dtype, pool_dtype, head_dim, group, device, **options)
     _rows(device)
     _sample(device)
 
 
-def _attend(dtype: torch.dtype, head_dim: int, group: int, device: str, **options: float) -> None:
-    pool = torch.zeros(4, 2, 2, 2, 16, head_dim, dtype=dtype, device=device)
+def _attend(
+    dtype: torch.dtype, pool_dtype: torch.dtype, head_dim: int, group: int, device: str, **options: float
+) -> None:
+    pool = torch.zeros(4, 2, 2, 2, 16, head_dim, dtype=pool_dtype, device=device)
     key, value = pool[:, 1, 0], pool[:, 1, 1]
     tables = torch.zeros(2, 4, dtype=torch.int32, device=device)
     lengths = torch.tensor([40, 8], dtype=torch.int32, device=device)
