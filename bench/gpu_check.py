@@ -47,11 +47,12 @@ def parts(out: Path) -> tuple[Part, ...]:
     return (
         figures("limits", 30),
         figures("parity", 40),
-        figures("attention", 35),
-        figures("model", 110),
+        figures("attention", 30),
+        figures("model", 90),
         Part("tests", 105, (*tests, "tests/kernels/gpu", "tests/engine/gpu")),
-        figures("transfers", 100),
-        Part("transfer-tests", 60, (*tests, "tests/kv_transfer/gpu")),
+        figures("transfers", 90),
+        Part("transfer-tests", 55, (*tests, "tests/kv_transfer/gpu")),
+        figures("float8", 40),
         figures("other-kernels", 15),
         figures("transformers", 40),
     )  # fmt: skip
