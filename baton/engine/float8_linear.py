@@ -28,10 +28,19 @@ class Float8Linear:
 
     def __call__(self, states: Tensor, residual: Tensor | None = None) -> Tensor:
         """bfloat16 `[T, in_features]` to `[T, out_features]`, plus `residual`."""
-        rounded, scales = float8_rows(states)
+        rounded, scales = _rounded(states)
         output: Tensor = torch._scaled_mm(
             rounded, self._weight, scales[:, None], self._scales, out_dtype=torch.bfloat16
         )
         if self._bias is not None:
             output += self._bias
         return output if residual is None else output.add_(residual)
+
+
+def _rounded(states: Tensor) -> tuple[Tensor, Tensor]:
+    """See `kernels.quantization.float8_rows`."""
+    if not states.is_cuda:
+        return float8_rows(states)
+    from kernels.gpu.float8 import float8_rows as in_one_pass
+
+    return in_one_pass(states.contiguous())

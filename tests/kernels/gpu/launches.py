@@ -4,6 +4,7 @@ import torch
 
 from kernels.gpu import (
     checksum,
+    float8,
     page_copies,
     paged_decode,
     paged_prefill,
@@ -57,6 +58,8 @@ def _attend(
 
 def _rows(device: str) -> None:
     states = torch.ones(3, 4096, dtype=torch.bfloat16, device=device)
+    float8.float8_rows(states)
+    float8.float8_rows(torch.ones(3, 14336, dtype=torch.bfloat16, device=device))
     row_functions.rms_norm(states, states[0], 1e-5)
     row_functions.add_rms_norm(states, states.clone(), states[0], 1e-5)
     row_functions.gated_silu(torch.ones(3, 2 * 14336, dtype=torch.bfloat16, device=device))
