@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 TOTAL_S = 535.0
+_MET: dict[bool | None, str] = {True: "yes", False: "NO", None: ""}
 PACKAGES = ("torch", "triton", "transformers", "safetensors", "tokenizers", "flash-attn", "numpy")
 ROOT = Path(__file__).parent.parent
 
@@ -110,7 +111,7 @@ def table(outcomes: Sequence[Outcome]) -> str:
         for figure in outcome.figures:
             value = figure["value"]
             text = f"{value:.4g}" if isinstance(value, float) else str(value)
-            bar, met = figure.get("bar") or "", {True: "yes", False: "NO"}.get(figure.get("met"), "")
+            bar, met = figure.get("bar") or "", _MET[figure.get("met")]
             lines.append((outcome.name, figure["name"], text, figure["unit"], bar, met))
         if outcome.status != "done" or not outcome.figures:
             lines.append((outcome.name, outcome.status, f"{outcome.seconds:.1f}", "s", "", ""))

@@ -8,17 +8,12 @@ from functools import partial
 from typing import Protocol
 
 import torch
-from torch import Tensor
 
-from baton.core.kv_layout import KVLayout
-from baton.core.plan import ScheduledRow, StepPlan
-from baton.engine.attention.registry import attention_backend
-from baton.engine.inputs import build_inputs
-from baton.engine.kv_cache import KVCache
 from baton.engine.models.decoder import Decoder, DecoderConfig
 from bench.gpu_figures import Figure
 from bench.gpu_model import BLOCK_SIZE, random_decoder, runner_for, step_of
 from bench.gpu_parity import PROMPT
+from bench.quantized_logits import logits_of
 
 CONTEXT = 1024
 NUM_PREFILLS = 5
@@ -39,9 +34,9 @@ class Timer(Protocol):
 def cosine_of_logits(config: DecoderConfig, device: torch.device) -> Figure:
     """Of a small model; the mean over a prompt's tokens."""
     decoder = random_decoder(config, device, std=STD, quantization="fp8")
-    exact = _logits(decoder, device)
+    exact = logits_of(decoder, device, PROMPT)
     decoder.pack()
-    cosines = torch.cosine_similarity(exact, _logits(decoder, device), dim=-1)
+    cosines = torch.cosine_similarity(exact, logits_of(decoder, device, PROMPT), dim=-1)
     return Figure("small model: cosine of logits", float(cosines.mean()), "", at_least=LEAST_COSINE)
 
 
@@ -67,15 +62,3 @@ def _seconds(decoder: Decoder, device: torch.device, num_tokens: int, timer: Tim
         f"decode step, batch 1, context {CONTEXT}": timer(partial(graphs.run, step_of(1, 1, CONTEXT - 1))),
         f"prefill of {num_tokens} tokens": timer(partial(eager.run, step_of(1, num_tokens, 0)), NUM_PREFILLS),
     }
-
-
-def _logits(decoder: Decoder, device: torch.device) -> Tensor:
-    """float64 `[tokens of PROMPT, V]`."""
-    config = decoder.config
-    layout = KVLayout(BLOCK_SIZE, config.num_layers, config.num_kv_heads, config.head_dim, "bfloat16")
-    num_blocks = layout.blocks_for(len(PROMPT))
-    cache = KVCache(layout, num_blocks, device)
-    plan = StepPlan((ScheduledRow(list(PROMPT), 0, list(range(num_blocks)), ()),))
-    inputs = build_inputs(plan, BLOCK_SIZE, cache.padding_block, device)
-    step = attention_backend(cache.pool, config.windows).begin_step(inputs.attention)
-    return decoder.logits(decoder.forward(inputs.token_ids, inputs.positions, step)).double()

@@ -49,7 +49,7 @@ def device_seconds(work: Callable[[], object], repeats: int = 20) -> float:
         work()
         end.record()
         end.synchronize()
-        times.append(start.elapsed_time(end) / 1000)
+        times.append(float(start.elapsed_time(end)) / 1000)
     return statistics.median(times)
 
 
