@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 TOTAL_S = 535.0
+_MET: dict[bool | None, str] = {True: "yes", False: "NO", None: ""}
 PACKAGES = ("torch", "triton", "transformers", "safetensors", "tokenizers", "flash-attn", "numpy")
 ROOT = Path(__file__).parent.parent
 
@@ -47,11 +48,12 @@ def parts(out: Path) -> tuple[Part, ...]:
     return (
         figures("limits", 30),
         figures("parity", 40),
-        figures("attention", 35),
-        figures("model", 110),
+        figures("attention", 30),
+        figures("model", 90),
         Part("tests", 105, (*tests, "tests/kernels/gpu", "tests/engine/gpu")),
-        figures("transfers", 100),
-        Part("transfer-tests", 60, (*tests, "tests/kv_transfer/gpu")),
+        figures("transfers", 90),
+        Part("transfer-tests", 55, (*tests, "tests/kv_transfer/gpu")),
+        figures("float8", 40),
         figures("other-kernels", 15),
         figures("transformers", 40),
     )  # fmt: skip
@@ -109,7 +111,7 @@ def table(outcomes: Sequence[Outcome]) -> str:
         for figure in outcome.figures:
             value = figure["value"]
             text = f"{value:.4g}" if isinstance(value, float) else str(value)
-            bar, met = figure.get("bar") or "", {True: "yes", False: "NO"}.get(figure.get("met"), "")
+            bar, met = figure.get("bar") or "", _MET[figure.get("met")]
             lines.append((outcome.name, figure["name"], text, figure["unit"], bar, met))
         if outcome.status != "done" or not outcome.figures:
             lines.append((outcome.name, outcome.status, f"{outcome.seconds:.1f}", "s", "", ""))

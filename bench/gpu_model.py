@@ -53,9 +53,11 @@ class BenchRunner:
         return self.runner.submit(plan).collect()
 
 
-def random_decoder(config: DecoderConfig, device: torch.device, std: float = 0.02) -> Decoder:
+def random_decoder(
+    config: DecoderConfig, device: torch.device, std: float = 0.02, quantization: str = "none"
+) -> Decoder:
     """bfloat16, normal weights; of the default deviation small enough that nothing overflows."""
-    decoder = Decoder(config, Placement(torch.bfloat16, device))
+    decoder = Decoder(config, Placement(torch.bfloat16, device, quantization))
     torch.manual_seed(0)
     for name, tensor in decoder.checkpoint_tensors().items():
         tensor.normal_(std=std)

@@ -31,14 +31,14 @@ LOGPROBS = SamplingParams(temperature=0.0, num_logprobs=20)
 TOLERANCE = 0.25
 TIMEOUT_S = 60.0
 
-_SMALL = dataclasses.replace(  # few tokens and layers: few near-ties
+SMALL = dataclasses.replace(  # few tokens and layers: few near-ties
     LLAMA_8B, vocab_size=256, hidden_size=256, intermediate_size=512, num_layers=2, num_heads=8,
     num_kv_heads=2, head_dim=64, windows=(None,) * 2,
 )  # fmt: skip
 MODELS: dict[str, DecoderConfig] = {
-    "plain": _SMALL,
-    "sliding window": dataclasses.replace(_SMALL, windows=(19,) * 2),
-    "norms of heads": dataclasses.replace(_SMALL, qk_norm=True),
+    "plain": SMALL,
+    "sliding window": dataclasses.replace(SMALL, windows=(19,) * 2),
+    "norms of heads": dataclasses.replace(SMALL, qk_norm=True),
 }
 
 

@@ -49,7 +49,7 @@ def device_seconds(work: Callable[[], object], repeats: int = 20) -> float:
         work()
         end.record()
         end.synchronize()
-        times.append(start.elapsed_time(end) / 1000)
+        times.append(float(start.elapsed_time(end)) / 1000)
     return statistics.median(times)
 
 
@@ -249,6 +249,14 @@ def transfers(_: Path) -> Iterator[Figure]:
     yield from measured()
 
 
+def float8(_: Path) -> Iterator[Figure]:
+    """See bench.gpu_float8."""
+    from bench import gpu_float8, gpu_parity
+
+    yield gpu_float8.cosine_of_logits(gpu_parity.SMALL, CUDA)
+    yield from gpu_float8.steps(LLAMA_8B, CUDA, 8192, wall_seconds)
+
+
 PARTS = {
     "limits": limits,
     "parity": parity,
@@ -257,6 +265,7 @@ PARTS = {
     "other-kernels": other_kernels,
     "transformers": transformers,
     "transfers": transfers,
+    "float8": float8,
 }
 
 

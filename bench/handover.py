@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.page_to_page import memcpy_gigabytes_per_second
-from bench.page_to_page import row as page_to_page
+from bench.page_to_page import row_of_new_processes as page_to_page
 from bench.random_model import random_llama
 from bench.report import print_table, save, summary
 from bench.sessions import Pair, Timeline, open_pair

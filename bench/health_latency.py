@@ -31,7 +31,7 @@ async def poll_health(address: str, stop: asyncio.Event) -> list[float]:
     """Round-trip times of health checks in milliseconds, one every INTERVAL_S until `stop`."""
     times = []
     async with grpc.aio.insecure_channel(address) as channel:
-        stub = health_pb2_grpc.HealthStub(channel)
+        stub: Any = health_pb2_grpc.HealthStub(channel)
         while not stop.is_set():
             started = time.monotonic_ns()
             await stub.Check(health_pb2.HealthCheckRequest(), timeout=10)

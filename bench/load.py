@@ -122,6 +122,7 @@ async def complete(url: str, model: str, prompt: list[int], max_tokens: int) -> 
         "stream_options": {"include_usage": True},
     }
     parts = urlsplit(url)
+    assert parts.hostname is not None
     body = json.dumps(request).encode()
     head = (
         f"POST /v1/completions HTTP/1.1\r\nhost: {parts.netloc}\r\ncontent-type: application/json\r\n"

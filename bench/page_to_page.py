@@ -8,6 +8,7 @@ every transfer's pages are compared with what was sent, which takes time that th
 """
 
 import argparse
+import json
 import random
 import resource
 import subprocess
@@ -52,7 +53,7 @@ class NumpyPages:
         self.num_blocks = num_blocks
         rows = np.arange(num_blocks, dtype=np.uint8)[:, None]
         self._array = np.repeat(rows, layout.bytes_per_block, axis=1)
-        self.memory = memoryview(self._array.reshape(-1))
+        self.memory = self._array.reshape(-1).data
 
     def page(self, block_id: int, first_layer: int, num_layers: int) -> memoryview:
         """See PageStore."""
@@ -245,6 +246,14 @@ def row(transport: str, num_transfers: int, device: str = "cpu", checks: bool = 
     }
 
 
+def row_of_new_processes(transport: str, num_transfers: int) -> dict[str, Any]:
+    """The same where this process has sent before: what that left in its memory would slow it down."""
+    command = [sys.executable, "-m", "bench.page_to_page", "--transport", transport]
+    command += ["--transfers", str(num_transfers), "--json"]
+    figures: dict[str, Any] = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+    return figures
+
+
 def memcpy_gigabytes_per_second() -> float:
     """Speed of one core's copy between two blocks of memory that no cache holds."""
     source, target = np.ones(1 << 28, np.uint8), np.zeros(1 << 28, np.uint8)
@@ -265,6 +274,7 @@ def main() -> None:
     parser.add_argument("--transfers", type=int, default=15)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--check", action="store_true", help="compare every page with what was sent")
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON, and nothing else")
     parser.add_argument("--serve", metavar="ADDRESS", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.serve:
@@ -272,7 +282,10 @@ def main() -> None:
         uvloop.run(serve(arguments.serve, arguments.transfers, arguments.device, arguments.check))
     else:
         figures = row(arguments.transport, arguments.transfers, arguments.device, arguments.check)
-        print(figures, "memcpy GB/s", memcpy_gigabytes_per_second())
+        if arguments.json:
+            print(json.dumps(figures))
+        else:
+            print(figures, "memcpy GB/s", memcpy_gigabytes_per_second())
 
 
 if __name__ == "__main__":

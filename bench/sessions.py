@@ -42,7 +42,8 @@ class Session:
     async def next_event(self) -> worker_pb2.Event:
         """The next event. Raises RuntimeError if the worker gives the request up."""
         async with asyncio.timeout(EVENT_TIMEOUT_S):  # Python 3.11's wait_for may lose a cancellation
-            event: worker_pb2.Event = await self._call.read()
+            event = await self._call.read()
+        assert isinstance(event, worker_pb2.Event)
         if event.HasField("step_output"):
             self.load = event.step_output.load
         if event.HasField("failed"):

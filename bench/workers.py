@@ -66,7 +66,7 @@ def wait_for_channel(process: subprocess.Popen[bytes], address: str) -> None:
         ready = grpc.channel_ready_future(channel)
         wait_until(lambda: ready.done() or process.poll() is not None, START_TIMEOUT_S)
         if not ready.done():
-            raise RuntimeError(f"{process.args} ended with exit code {process.returncode}")
+            raise RuntimeError(f"{process.args!r} ended with exit code {process.returncode}")
 
 
 def resident_mib(process: subprocess.Popen[bytes]) -> float:

@@ -1,9 +1,12 @@
 """Writes tiny random checkpoints as transformers stores them, and asks transformers about them."""
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
@@ -47,6 +50,38 @@ def write_checkpoint(
             if "norm" in name:
                 parameter.add_(1.0)
     model.to(dtype).save_pretrained(directory, max_shard_size=max_shard_size)
+    return directory
+
+
+def write_float8(
+    directory: Path, scale_shape: str, kv_scales: Mapping[str, float] | None = None, **overrides: Any
+) -> Path:
+    """As `write_checkpoint`, with layers' matrices in float8, a scale for each "tensor" or "channel".
+
+    `kv_scales`: of layer 1, by name.
+    """
+    write_checkpoint(directory, dtype=torch.bfloat16, **overrides)
+    file = directory / "model.safetensors"
+    tensors = {}
+    for name, tensor in load_file(file).items():
+        if not name.endswith("_proj.weight"):
+            tensors[name] = tensor
+            continue
+        dim = 1 if scale_shape == "channel" else (0, 1)
+        scale = tensor.float().abs().amax(dim=dim, keepdim=True) / 448
+        tensors[name] = (tensor.float() / scale).to(torch.float8_e4m3fn)
+        tensors[f"{name}_scale"] = scale if scale_shape == "channel" else scale.reshape(1)
+        tensors[f"{name.removesuffix('weight')}input_scale"] = torch.ones(1)
+    for name, scale in (kv_scales or {}).items():
+        tensors[f"model.layers.1.self_attn.{name}"] = torch.tensor(scale)
+    save_file(tensors, file)
+    config = json.loads((directory / "config.json").read_text())
+    weights = {"num_bits": 8, "type": "float", "strategy": scale_shape}
+    config["quantization_config"] = {
+        "quant_method": "compressed-tensors", "format": "float-quantized",
+        "config_groups": {"group_0": {"weights": weights}},
+    }  # fmt: skip
+    (directory / "config.json").write_text(json.dumps(config))
     return directory
 
 

@@ -14,7 +14,8 @@ from baton.model_files import safetensors_files
 
 # What writes FP8 checkpoints agrees on the end of the name, not on where it hangs.
 _KV_SCALE = re.compile(r"model\.layers\.(\d+)\.self_attn\.(?:[kv]_proj\.|attn\.)?([kv])_scale")
-_WEIGHT_SCALE = ".weight_scale"
+_WEIGHT, _WEIGHT_SCALE = ".weight", ".weight_scale"
+_FLOAT8_IN_HEADERS = "F8_E4M3"  # what safetensors calls torch.float8_e4m3fn
 
 
 def require_readable_weights(config: Mapping[str, Any]) -> None:
@@ -59,8 +60,18 @@ def weight_scales(files: tuple[Path, ...]) -> dict[str, Tensor]:
     }
 
 
-def dequantized(name: str, weight: Tensor, scale: Tensor | None) -> Tensor:
-    """float32 `[O, I]` of a float8 weight and its scale: of one element, `[O]` or `[O, 1]`.
+def float8_matrices(files: tuple[Path, ...]) -> frozenset[str]:
+    """Names, without `.weight`, of the matrices that are stored in float8; only headers are read."""
+    found = set()
+    for file in files:
+        with opened(file) as checkpoint:
+            names = [name for name in checkpoint.keys() if name.endswith(_WEIGHT)]  # noqa: SIM118 - not a dict
+            found |= {name for name in names if checkpoint.get_slice(name).get_dtype() == _FLOAT8_IN_HEADERS}
+    return frozenset(name.removesuffix(_WEIGHT) for name in found)
+
+
+def scales_of_outputs(name: str, weight: Tensor, scale: Tensor | None) -> Tensor:
+    """float32 `[O]` for a float8 weight `[O, I]` with a scale of one element, `[O]` or `[O, 1]`.
 
     Raises StartupError for another one, or none.
     """
@@ -75,7 +86,12 @@ def dequantized(name: str, weight: Tensor, scale: Tensor | None) -> Tensor:
             f"each of its {weight.shape[0]} outputs. Use a checkpoint that is quantized like that, or in "
             "bfloat16."
         )
-    return weight.float() * scale.reshape(-1, 1)
+    return scale.reshape(-1).expand(weight.shape[0])
+
+
+def dequantized(name: str, weight: Tensor, scale: Tensor | None) -> Tensor:
+    """float32 `[O, I]` of a float8 weight and its scale, which is as for `scales_of_outputs`."""
+    return weight.float() * scales_of_outputs(name, weight, scale)[:, None]
 
 
 def kv_cache_scales(model_dir: Path, num_layers: int) -> tuple[float, ...]:

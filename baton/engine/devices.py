@@ -63,6 +63,11 @@ def require_float8(device: torch.device) -> None:
         )
 
 
+def multiplies_float8(device: torch.device) -> bool:
+    """Whether the device multiplies 8-bit floats in less time than bfloat16."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= _FLOAT8_CAPABILITY
+
+
 def _cuda_obstacle() -> str | None:
     """What keeps CUDA from being used and what to do about it; None if nothing does."""
     if torch.version.cuda is None:

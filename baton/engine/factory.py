@@ -2,7 +2,7 @@
 
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,8 +15,14 @@ from baton.core.plan import SampleTask, ScheduledRow, StepPlan
 from baton.core.ports import Runner
 from baton.core.sampling import SamplingParams
 from baton.engine.attention.registry import attention_backend
-from baton.engine.checkpoint_scales import kv_cache_scales
-from baton.engine.devices import require_dtype, require_float8, require_quantization, resolve_device
+from baton.engine.checkpoint_scales import float8_matrices, kv_cache_scales
+from baton.engine.devices import (
+    multiplies_float8,
+    require_dtype,
+    require_float8,
+    require_quantization,
+    resolve_device,
+)
 from baton.engine.kv_cache import KVCache
 from baton.engine.layers import Placement
 from baton.engine.memory import num_blocks_for
@@ -25,7 +31,7 @@ from baton.engine.models.registry import decoder_config
 from baton.engine.runner import ModelRunner
 from baton.engine.shared_cores import SharedCores
 from baton.engine.weights import load_weights, progress, resolve_dtype
-from baton.model_files import eos_token_ids, model_fingerprint, read_config
+from baton.model_files import eos_token_ids, model_fingerprint, read_config, safetensors_files
 
 if TYPE_CHECKING:
     from baton.engine.graphs import DecodeGraphs
@@ -66,6 +72,8 @@ def load_engine(model_dir: Path, options: EngineConfig) -> Engine:
     kv_cache_bytes, sized_by = options.kv_cache_bytes, "--kv-cache-memory"
     if placement.device.type == "cpu":
         num_blocks_for(layout, kv_cache_bytes, max_model_len)  # refuses
+    if multiplies_float8(device) and dtype == torch.bfloat16:  # which is what its products give
+        placement = replace(placement, float8=float8_matrices(safetensors_files(model_dir)))
     decoder = Decoder(config, placement)
     load_weights(model_dir, decoder.checkpoint_tensors())
     decoder.pack()

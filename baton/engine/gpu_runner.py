@@ -167,6 +167,7 @@ def size_pool(
 
     Raises StartupError, that says which option to change, where they don't fit.
     """
+    torch.cuda.empty_cache()  # what only loading and packing took is no part of the peak
     torch.cuda.reset_peak_memory_stats(device)
     free, total = torch.cuda.mem_get_info(device)
     elsewhere = total - free - torch.cuda.memory_reserved(device)

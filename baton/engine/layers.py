@@ -1,7 +1,7 @@
 """The layers that decoders are built of: plain objects that own preallocated, not yet loaded, tensors."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol
 
@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from baton.engine.float8_linear import Float8Linear, is_aligned
 from baton.engine.packing import Packed, pack, pack_float8, pack_int8
 from kernels.cpu.linear import Normalise, PackedLinear, SiluGate
 
@@ -26,10 +27,27 @@ class Placement:
     dtype: torch.dtype
     device: torch.device
     quantization: str = "none"  # of the matrices of linear layers: EngineConfig.quantization
+    float8: frozenset[str] = frozenset()  # matrices of the checkpoint that stay as they are, in float8
 
     def empty(self, *shape: int) -> Tensor:
         """An uninitialised parameter."""
         return torch.empty(*shape, dtype=self.dtype, device=self.device)
+
+    def empty_matrix(self, parts: Mapping[str, int], in_features: int) -> tuple[Tensor, Tensor | None]:
+        """Uninitialised weight `[sum of the parts, in_features]`, and float32 scale of each output.
+
+        No scales: it is of the model's dtype, since not all of it is in float8, or it can't be multiplied.
+        """
+        outputs = sum(parts.values())
+        if not self.float8.issuperset(parts) or not is_aligned(outputs, in_features):
+            return self.empty(outputs, in_features), None
+        weight = torch.empty(outputs, in_features, dtype=torch.float8_e4m3fn, device=self.device)
+        return weight, torch.empty(outputs, dtype=torch.float32, device=self.device)
+
+    def within(self, prefix: str) -> "Placement":
+        """For the part of a model whose names in the checkpoint begin with `prefix`, which it leaves out."""
+        names = (name.removeprefix(prefix) for name in self.float8 if name.startswith(prefix))
+        return replace(self, float8=frozenset(names))
 
 
 class Layer(Protocol):
@@ -98,7 +116,8 @@ class Linear:
         self._reads = reads
         self._quantization = placement.quantization
         self._packed: Packed | None = None
-        self.weight: Tensor | None = placement.empty(sum(parts.values()), in_features)
+        self.weight: Tensor | None
+        self.weight, self._scales = placement.empty_matrix(parts, in_features)
         self.bias = placement.empty(sum(parts.values())) if bias else None
 
     def __call__(self, states: Tensor, residual: Tensor | None = None) -> Tensor:
@@ -121,11 +140,16 @@ class Linear:
         return output if residual is None else residual + output
 
     def pack(self) -> None:
-        """Put the loaded weights into the layout that is multiplied fastest; their plain copy is let go."""
+        """Put the loaded weights into the layout that is multiplied fastest; their plain copy is let go.
+
+        Weights in float8 are not multiplied before.
+        """
         assert self.weight is not None
         fused = self._reads.fused() if self._reads is not None else None
         packed: tuple[Packed, bool] | None
-        if self._quantization == "int8":
+        if self._scales is not None:
+            packed = Float8Linear(self.weight, self._scales, self.bias), False
+        elif self._quantization == "int8":
             packed = pack_int8(self.weight, self.bias, fused), True
         elif self._quantization == "fp8":
             packed = pack_float8(self.weight, self.bias)
@@ -144,6 +168,8 @@ class Linear:
         first = 0
         for name, size in self._parts.items():
             yield f"{name}.weight", self.weight[first : first + size]
+            if self._scales is not None:
+                yield f"{name}.weight_scale", self._scales[first : first + size]
             if self.bias is not None:
                 yield f"{name}.bias", self.bias[first : first + size]
             first += size

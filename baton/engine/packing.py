@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from baton.core.errors import StartupError
-from baton.engine.float8_linear import ALIGNMENT, Float8Linear
+from baton.engine.float8_linear import ALIGNMENT, Float8Linear, is_aligned
 from kernels.cpu.library import DTYPES, cpu_kernels, has_wide_vectors, multiplies_int8, multiplies_tiles
 from kernels.cpu.linear import Normalise, PackedInt8Linear, PackedLinear, SiluGate
+from kernels.quantization import float8_rows
 
 _logger = logging.getLogger(__name__)
 
@@ -70,14 +71,17 @@ def pack_int8(weight: Tensor, bias: Tensor | None, reads: Reads | None) -> Packe
 
 
 def pack_float8(weight: Tensor, bias: Tensor | None) -> tuple[Packed, bool] | None:
-    """The weight in 8-bit floats, which does not do what is read itself; None, and said so: it can't be."""
-    if any(size % ALIGNMENT for size in weight.shape):
+    """The weight rounded to 8-bit floats, which does not do what is read itself.
+
+    None, and said so: it can't be.
+    """
+    if not is_aligned(*weight.shape):
         _logger.warning(
             "a matrix of %d x %d stays in %s, since 8-bit floats need multiples of %d: it gains nothing",
             *weight.shape, weight.dtype, ALIGNMENT,
         )  # fmt: skip
         return None
-    return Float8Linear(weight, bias), False
+    return Float8Linear(*float8_rows(weight), bias), False
 
 
 @cache

@@ -3,6 +3,7 @@
 import logging
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,13 +14,13 @@ from torch import Tensor
 
 from baton.core.errors import StartupError
 from baton.core.kv_layout import MODEL_DTYPES
-from baton.engine.checkpoint_scales import dequantized, opened, weight_scales
+from baton.engine.checkpoint_scales import dequantized, opened, scales_of_outputs, weight_scales
 from baton.model_files import safetensors_files
 
 # Found in sound checkpoints and not needed: old files store RoPE's frequencies, and files of models with tied
 # embeddings may store the output projection a second time.
 _IGNORED_SUFFIXES = ("rotary_emb.inv_freq", "lm_head.weight")
-# Read apart from the weights, or of no use where states are not rounded to 8 bits.
+# Read apart from the weights, or of no use: states have no scale that is known before.
 _SCALE_SUFFIXES = (".weight_scale", ".input_scale", ".output_scale", ".k_scale", ".v_scale")
 _NAMES_SHOWN = 3
 
@@ -45,25 +46,31 @@ def resolve_dtype(name: str, config: Mapping[str, Any]) -> torch.dtype:
 def load_weights(model_dir: Path, parameters: Mapping[str, Tensor]) -> None:
     """Fill every tensor of `parameters` from the checkpoint's tensor of that name, converting its dtype.
 
+    Parameters in float8 are of matrices that the checkpoint has in it: they get its bits, and those of the
+    scales' names a scale for each output. Any other parameter gets the product of both.
     Raises StartupError where files or tensors are missing, corrupt, of another shape, or of no use
     to the model (its config.json would then not describe it).
     """
     started = time.monotonic()
     files = safetensors_files(model_dir)
     missing = set(parameters)
-    scales, num_float8 = weight_scales(files), 0
+    scales, float8 = weight_scales(files), Counter[torch.dtype]()
     for name, tensor in _with_progress(_tensors(files), len(parameters)):
+        if name.endswith(_SCALE_SUFFIXES):
+            continue
         if name not in parameters:
-            if name.endswith((*_IGNORED_SUFFIXES, *_SCALE_SUFFIXES)):
+            if name.endswith(_IGNORED_SUFFIXES):
                 continue
             raise StartupError(
                 f"'{model_dir}' has a tensor '{name}' that its config.json leaves no place for; "
                 "check that config.json and weights belong together."
             )
         if tensor.dtype == torch.float8_e4m3fn:
-            tensor = dequantized(name, tensor, scales.get(name))
-            num_float8 += 1
-        _copy(name, tensor, parameters[name])
+            float8[parameters[name].dtype] += 1
+            _copy_float8(name, tensor, scales.get(name), parameters)
+            missing.discard(f"{name}_scale")
+        else:
+            _copy(name, tensor, parameters[name])
         missing.discard(name)
     if missing:
         names = ", ".join(sorted(missing)[:_NAMES_SHOWN])
@@ -71,12 +78,11 @@ def load_weights(model_dir: Path, parameters: Mapping[str, Tensor]) -> None:
             f"'{model_dir}' lacks {len(missing)} of {len(parameters)} tensors ({names}"
             f"{', ...' if len(missing) > _NAMES_SHOWN else ''}); check that the download is complete."
         )
-    if num_float8:
-        dtype = str(next(iter(parameters.values())).dtype).removeprefix("torch.")
-        _logger.info(
-            "%d matrices of the checkpoint are in FP8: they are computed with in %s, and take as much memory "
-            "as that", num_float8, dtype,
-        )  # fmt: skip
+    for dtype, number in float8.items():
+        fate = "are multiplied as they are"
+        if dtype != torch.float8_e4m3fn:
+            fate = f"are converted to {str(dtype).removeprefix('torch.')} as they are loaded"
+        _logger.info("%d matrices of the checkpoint that are in FP8 %s", number, fate)
     _logger.info(
         "loaded %d tensors from %d files in %.1f s", len(parameters), len(files), time.monotonic() - started
     )
@@ -89,6 +95,15 @@ def _copy(name: str, source: Tensor, destination: Tensor) -> None:
             f"{list(destination.shape)}; check that config.json and weights belong together."
         )
     destination.copy_(source)
+
+
+def _copy_float8(name: str, weight: Tensor, scale: Tensor | None, parameters: Mapping[str, Tensor]) -> None:
+    if parameters[name].dtype != weight.dtype:
+        _copy(name, dequantized(name, weight, scale), parameters[name])
+        return
+    _copy(name, weight, parameters[name])
+    scale_name = f"{name}_scale"
+    _copy(scale_name, scales_of_outputs(name, weight, scale), parameters[scale_name])
 
 
 def _tensors(files: tuple[Path, ...]) -> Iterator[tuple[str, Tensor]]:

@@ -8,6 +8,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.gpu.float8 import as_float8
+
 
 def rotate_and_store(
     qkv: Tensor,
@@ -63,27 +65,10 @@ def store(
 
 
 @triton.jit
-def _as_float8(numbers):
-    """Bits of float8_e4m3fn, to the nearest, ties to even; too large becomes the greatest, NaN stays NaN.
-
-    In integers because Triton's interpreter loses the carry where rounding reaches the exponent.
-    """
-    bits = numbers.to(tl.int32, bitcast=True)
-    rest = bits & 0x7FFFFFFF
-    # Adding 2^14 rounds to a multiple of 2^-9, the distance of the small ones, which is then the lowest bits.
-    small = (rest.to(tl.float32, bitcast=True) + 16384.0).to(tl.int32, bitcast=True) - 0x46800000
-    large = (rest - 0x3C000000 + 0x7FFFF + ((rest >> 20) & 1)) >> 20  # exponents count from 7, not from 127
-    code = tl.where(rest < 0x3C800000, small, large)
-    code = tl.where(rest >= 0x43E00000, 0x7E, code)
-    code = tl.where(rest > 0x7F800000, 0x7F, code)
-    return (code | ((bits >> 24) & 0x80)).to(tl.uint8)
-
-
-@triton.jit
 def _as_stored(numbers, scale, page, IS_FLOAT8: tl.constexpr):  # noqa: N803
     """Numbers in the dtype of the page that they go to."""
     if IS_FLOAT8:
-        return _as_float8(numbers.to(tl.float32) / scale).to(page.dtype.element_ty, bitcast=True)
+        return as_float8(numbers.to(tl.float32) / scale).to(page.dtype.element_ty, bitcast=True)
     return numbers.to(page.dtype.element_ty)
 
 

@@ -99,9 +99,6 @@ class _Answer:
         stream_options = body.stream_options
         self._usage_at_end = bool(stream_options and stream_options.include_usage)
         self._usage_always = bool(stream_options and stream_options.continuous_usage_stats)
-        self._wants_tokens = bool(body.return_token_ids) or (
-            requests[0].generation.sampling.num_logprobs is not None
-        )
         self._head = {"id": answer_id, "created": int(time.time()), "model": front.model}
 
     async def whole(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -123,17 +120,17 @@ class _Answer:
         await JSONResponse(content)(scope, receive, send)
 
     async def streamed(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send server-sent events; an error before the first token is raised, a later one is an event."""
+        """Send server-sent events; an error before the first token is raised, a later one is an event.
+
+        Tokens whose text is held back, or that have none, are an event too: clients time tokens by them.
+        """
         stream = EventStream(send)
 
         async def forward(request: int, delta: TextDelta) -> None:
             self._usage.count(delta)
             if not stream.is_started:
                 await self._open(stream)
-            if delta.text or delta.finish_reason is not None or self._wants_tokens:
-                await stream.event(
-                    self._chunk([self._shape.chunk_choice(self._index(request, delta), delta)])
-                )
+            await stream.event(self._chunk([self._shape.chunk_choice(self._index(request, delta), delta)]))
 
         try:
             await run_prompts(self._front, self._requests, forward)

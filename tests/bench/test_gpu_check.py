@@ -11,12 +11,17 @@ from baton.core.kv_layout import KVLayout
 from baton.engine.attention.registry import attention_backend
 from baton.engine.kv_cache import KVCache
 from baton.engine.runner import ModelRunner
-from bench import gpu_check, gpu_model, gpu_parity, gpu_parts
+from bench import gpu_check, gpu_float8, gpu_model, gpu_parity, gpu_parts
 from bench.gpu_check import Outcome, Part, check, exit_code, run_part, table
 from bench.gpu_model import LLAMA_8B, random_decoder, runner_for, step_of
 from bench.gpu_parts import Figure, write_figures
 from tests.core.fake_runner import FakeRunner
 
+CPU = torch.device("cpu")
+SMALL = dataclasses.replace(
+    LLAMA_8B, vocab_size=1000, hidden_size=64, intermediate_size=96, num_layers=2, num_heads=4,
+    num_kv_heads=2, head_dim=16, windows=(None, None),
+)  # fmt: skip
 WRITES_ONE_AND_A_HALF = """
 import sys
 from pathlib import Path
@@ -110,12 +115,7 @@ def test_without_a_device_it_says_so_and_measures_nothing(tmp_path, capsys):
 
 def test_benchmark_models_run_the_steps_that_are_timed():
     """The same code as on a GPU, small, on the CPU, without graphs."""
-    small = dataclasses.replace(
-        LLAMA_8B, vocab_size=1000, hidden_size=64, intermediate_size=96, num_layers=2, num_heads=4,
-        num_kv_heads=2, head_dim=16, windows=(None, None),
-    )  # fmt: skip
-    cpu = torch.device("cpu")
-    runner = runner_for(random_decoder(small, cpu), cpu, num_blocks=20, batch_sizes=())
+    runner = runner_for(random_decoder(SMALL, CPU), CPU, num_blocks=20, batch_sizes=())
     for rows, tokens, start in ((2, 1, 40), (1, 70, 0)):
         result = runner.run(step_of(rows, tokens, start))
         assert [len(samples) for samples in result.samples] == [1] * rows
@@ -123,15 +123,35 @@ def test_benchmark_models_run_the_steps_that_are_timed():
 
 def on_cpu(config, dtype, num_blocks=16):
     """A decoder of random weights, and the CPU's runner of it in another dtype."""
-    cpu = torch.device("cpu")
-    decoder = random_decoder(config, cpu, std=0.1)
+    decoder = random_decoder(config, CPU, std=0.1)
     if dtype == "float32":
         decoder = gpu_parity.in_float32(decoder)
     else:
         decoder.pack()
     layout = KVLayout(16, config.num_layers, config.num_kv_heads, config.head_dim, dtype)
-    cache = KVCache(layout, num_blocks, cpu)
+    cache = KVCache(layout, num_blocks, CPU)
     return ModelRunner(decoder, cache, attention_backend(cache.pool, config.windows))
+
+
+def test_float8_is_measured_beside_bfloat16():
+    """The same weights twice; float8 products are torch's own for CPUs."""
+    seconds = iter((4.0, 6.0, 2.0, 12.0))
+
+    def timer(work, repeats=20):
+        work()
+        return next(seconds)
+
+    with torch.inference_mode():
+        figures = list(gpu_float8.steps(SMALL, CPU, 70, timer))
+    assert [figure.value for figure in figures] == [4000.0, 2000.0, 2.0, 6000.0, 12000.0, 0.5]
+    assert [figure.as_json().get("met") for figure in figures] == [None, None, True, None, None, False]
+
+
+def test_logits_in_float8_are_near_those_in_bfloat16():
+    with torch.inference_mode():
+        figure = gpu_float8.cosine_of_logits(gpu_parity.SMALL, CPU)
+    assert figure.as_json()["met"]
+    assert figure.value < 1.0
 
 
 @pytest.mark.parametrize("name", gpu_parity.MODELS)

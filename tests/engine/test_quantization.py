@@ -1,6 +1,5 @@
 """Whole models with 8-bit weights."""
 
-import json
 import json.decoder
 import textwrap
 from inspect import getsource
@@ -18,14 +17,14 @@ from baton.core.kv_layout import FLOAT8
 from baton.core.plan import ScheduledRow, StepPlan
 from baton.engine.attention import cpu_kernels as cpu_kernels_attention
 from baton.engine.checkpoint_scales import dequantized, require_readable_weights
-from baton.engine.devices import require_float8, require_quantization
+from baton.engine.devices import multiplies_float8, require_float8, require_quantization
 from baton.engine.factory import load_engine
 from baton.engine.float8_linear import Float8Linear
 from baton.engine.inputs import build_inputs
 from baton.engine.layers import Linear, Placement
 from kernels.cpu.library import cpu_kernels
 from kernels.quantization import float8_rows
-from tests.checkpoints import write_checkpoint
+from tests.checkpoints import write_checkpoint, write_float8
 from tests.engine.driver import GREEDY_LOGPROBS, Driver, Request, make_prompt
 
 DEMO_MODEL = Path(__file__).parents[2] / "baton" / "demo_model"
@@ -82,32 +81,6 @@ def test_a_float8_kv_cache_holds_twice_the_tokens(engine, monkeypatch) -> None:
     assert request.output[0] == other.output[0]
 
 
-def write_float8(directory: Path, scale_shape: str, **kv_scales: float) -> Path:
-    """A checkpoint whose matrices are float8, a scale for each "tensor" or "channel"."""
-    write_checkpoint(directory, dtype=torch.bfloat16)
-    file = directory / "model.safetensors"
-    tensors = {}
-    for name, tensor in load_file(file).items():
-        if not name.endswith("_proj.weight"):
-            tensors[name] = tensor
-            continue
-        dim = 1 if scale_shape == "channel" else (0, 1)
-        scale = tensor.float().abs().amax(dim=dim, keepdim=True) / 448
-        tensors[name] = (tensor.float() / scale).to(torch.float8_e4m3fn)
-        tensors[f"{name}_scale"] = scale if scale_shape == "channel" else scale.reshape(1)
-        tensors[f"{name.removesuffix('weight')}input_scale"] = torch.ones(1)
-    tensors |= {f"model.layers.1.self_attn.{name}": torch.tensor(scale) for name, scale in kv_scales.items()}
-    save_file(tensors, file)
-    config = json.loads((directory / "config.json").read_text())
-    weights = {"num_bits": 8, "type": "float", "strategy": scale_shape}
-    config["quantization_config"] = {
-        "quant_method": "compressed-tensors", "format": "float-quantized",
-        "config_groups": {"group_0": {"weights": weights}},
-    }  # fmt: skip
-    (directory / "config.json").write_text(json.dumps(config))
-    return directory
-
-
 @pytest.mark.parametrize("scale_shape", ["tensor", "channel"])
 def test_a_float8_checkpoint_is_computed_as_its_numbers_say(tmp_path, caplog, scale_shape) -> None:
     """Against the same numbers stored in float32."""
@@ -132,7 +105,7 @@ def test_a_float8_checkpoint_is_computed_as_its_numbers_say(tmp_path, caplog, sc
 
 
 def test_the_checkpoints_kv_scales_are_those_of_the_pages(tmp_path) -> None:
-    directory = write_float8(tmp_path / "model", "tensor", k_scale=0.25, v_scale=0.5)
+    directory = write_float8(tmp_path / "model", "tensor", {"k_scale": 0.25, "v_scale": 0.5})
     options = EngineConfig(kv_cache_bytes=4 << 20, kv_cache_dtype=FLOAT8)
     assert load_engine(directory, options).page_store.layout.scales == (1.0, 1.0, 0.25, 0.5, 1.0, 1.0)
 
@@ -181,7 +154,7 @@ def test_float8_products(num_rows) -> None:
     (left, left_scales), (right, right_scales) = float8_rows(states), float8_rows(weight)
     exact = (left.double() * left_scales[:, None]) @ (right.double() * right_scales[:, None]).T
     exact += bias.double() + residual.double()
-    output = Float8Linear(weight, bias)(states, residual).double()
+    output = Float8Linear(right, right_scales, bias)(states, residual).double()
     assert (output - exact).abs().max() < 2e-2 * exact.abs().max()
     plain = states.double() @ weight.double().T + bias.double() + residual.double()
     assert torch.cosine_similarity(output.flatten(), plain.flatten(), dim=0) > 0.998
@@ -211,3 +184,10 @@ def test_a_gpu_without_8_bit_floats_is_refused(monkeypatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "GPU")
     with pytest.raises(StartupError, match=r"capability 8.0\) has no 8-bit floats"):
         require_float8(torch.device("cuda"))
+    assert not multiplies_float8(torch.device("cuda"))
+
+
+def test_8_bit_floats_are_multiplied_from_ada_on(monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 9))
+    assert multiplies_float8(torch.device("cuda"))
+    assert not multiplies_float8(torch.device("cpu"))

@@ -156,6 +156,17 @@ async def test_usage_in_streams(client: httpx.AsyncClient):
     assert all("usage" not in event for event in await stream(client, max_tokens=4))
 
 
+async def test_tokens_without_text_are_events_too(
+    client: httpx.AsyncClient, backend: FakeBackend, front: Front
+):
+    """Half a character is held back, but clients time tokens by events."""
+    backend.reply = front.tokenizer.encode_now("🎉")
+    assert len(backend.reply) > 1
+    events = await stream(client, max_tokens=len(backend.reply))
+    texts = [event["choices"][0]["text"] for event in events]
+    assert texts == [""] * (len(backend.reply) - 1) + ["🎉"]
+
+
 async def test_logprobs(client: httpx.AsyncClient, backend: FakeBackend, front: Front):
     backend.reply = front.tokenizer.encode_now("the🎉fox")
     [choice] = (await complete(client, logprobs=2, max_tokens=len(backend.reply)))["choices"]

@@ -4,7 +4,7 @@ Letters in shape comments: T tokens of a step, H query heads, K kv heads, D head
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -55,7 +55,11 @@ class Decoder:
     def __init__(self, config: DecoderConfig, placement: Placement) -> None:
         self.config = config
         self._rotary = RotaryEmbedding(config.rope, config.head_dim, placement.dtype, placement.device)
-        self._layers = [_DecoderLayer(config, index, placement) for index in range(config.num_layers)]
+        self._layers = [
+            _DecoderLayer(config, index, placement.within(f"model.layers.{index}."))
+            for index in range(config.num_layers)
+        ]
+        placement = replace(placement, float8=frozenset())  # too coarse for logits
         self._norm = RMSNorm("model.norm", config.hidden_size, config.rms_norm_eps, placement)
         name = "model.embed_tokens" if config.tied_embeddings else "lm_head"
         self._output = OutputProjection(

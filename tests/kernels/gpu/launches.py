@@ -4,6 +4,7 @@ import torch
 
 from kernels.gpu import (
     checksum,
+    float8,
     page_copies,
     paged_decode,
     paged_prefill,
@@ -25,13 +26,16 @@ _OTHERS = (
 def launch_all(device: str = "cpu", llama_only: bool = False) -> None:
     """Values do not matter, only shapes and dtypes; pages are few."""
     for dtype, head_dim, group, options in (_LLAMA,) if llama_only else (_LLAMA, *_OTHERS):
-        _attend(dtype, head_dim, group, device, **options)
+        for pool_dtype in (dtype, torch.float8_e4m3fn):
+            _attend(dtype, pool_dtype, head_dim, group, device, **options)
     _rows(device)
     _sample(device)
 
 
-def _attend(dtype: torch.dtype, head_dim: int, group: int, device: str, **options: float) -> None:
-    pool = torch.zeros(4, 2, 2, 2, 16, head_dim, dtype=dtype, device=device)
+def _attend(
+    dtype: torch.dtype, pool_dtype: torch.dtype, head_dim: int, group: int, device: str, **options: float
+) -> None:
+    pool = torch.zeros(4, 2, 2, 2, 16, head_dim, dtype=pool_dtype, device=device)
     key, value = pool[:, 1, 0], pool[:, 1, 1]
     tables = torch.zeros(2, 4, dtype=torch.int32, device=device)
     lengths = torch.tensor([40, 8], dtype=torch.int32, device=device)
@@ -54,6 +58,8 @@ def _attend(dtype: torch.dtype, head_dim: int, group: int, device: str, **option
 
 def _rows(device: str) -> None:
     states = torch.ones(3, 4096, dtype=torch.bfloat16, device=device)
+    float8.float8_rows(states)
+    float8.float8_rows(torch.ones(3, 14336, dtype=torch.bfloat16, device=device))
     row_functions.rms_norm(states, states[0], 1e-5)
     row_functions.add_rms_norm(states, states.clone(), states[0], 1e-5)
     row_functions.gated_silu(torch.ones(3, 2 * 14336, dtype=torch.bfloat16, device=device))

@@ -27,3 +27,6 @@ def test_kernels_compile_to_the_instructions_they_are_written_for(tmp_path):
     assert kernels["_attend_tile#0"]["wgmma"]
     for name in ("_attend_tile#0", "_attend_split#0", "_attend_split#1"):
         assert kernels[name]["cp_async"]  # pages are fetched while the ones before them are computed
+    # Once more over pages in float8, which are converted before they are multiplied.
+    assert kernels["_attend_tile#1"]["wgmma"]
+    assert {"_rotate_and_store#1", "_store#1", "_attend_split#3", "_attend_tile#1"} <= set(kernels)

@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from kernels import reference
-from kernels.gpu import page_copies, rotary_store, row_functions
+from kernels.gpu import float8, page_copies, rotary_store, row_functions
+from kernels.quantization import float8_rows
 from tests.kernels.gpu.paged import TOLERANCE, relative_error
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -93,6 +94,21 @@ def test_gather_and_scatter_blocks(device, dtype, first_layer, num_layers):
     expected = torch.zeros_like(pool)
     expected[blocks, first_layer : first_layer + num_layers] = staging
     assert torch.equal(target, expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", [64, 1500])
+def test_float8_rows(device, dtype, size):
+    values = randn(5, size, dtype=dtype, device=device)
+    values[1] = 0.0
+    values[2] *= 1e-4
+    expected, expected_scales = float8_rows(values.cpu())
+    rounded, scales = float8.float8_rows(values)
+    torch.testing.assert_close(scales.cpu(), expected_scales, rtol=1e-6, atol=0.0)
+    # A quotient beside the middle of two numbers may go either way.
+    differs = rounded.cpu().view(torch.uint8) != expected.view(torch.uint8)
+    assert int(differs.sum()) <= size // 500
+    assert relative_error(rounded.float(), expected.double()) < 2**-3
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
