@@ -21,7 +21,7 @@ def test_kernels_compile_to_the_instructions_they_are_written_for(tmp_path):
     assert {name.partition("#")[0] for name in kernels} == {
         "_rotate_and_store", "_store", "_attend_split", "_combine_splits", "_attend_tile", "_copy_pieces",
         "_sum_words",
-        "_rms_norm", "_gated_silu", "_sample", "_penalise",
+        "_rms_norm", "_gated_silu", "_float8_rows", "_sample", "_penalise",
     }  # fmt: skip
     assert all(kernel["shared"] <= SHARED_MEMORY for kernel in kernels.values())
     assert kernels["_attend_tile#0"]["wgmma"]
