@@ -22,6 +22,7 @@ from baton.core.sampling import SamplingParams
 from baton.engine.factory import Engine, load_engine
 from bench.random_model import SHAPES, LlamaShape, random_checkpoint
 from bench.report import print_table, save, summary
+from kernels.quantization import INT8_GROUP
 
 GREEDY = SamplingParams(temperature=0.0)
 BATCHES = (1, 8, 32)
@@ -36,7 +37,7 @@ DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 class StepBench:
     """Times steps of one loaded engine."""
 
-    def __init__(self, engine: Engine, shape: LlamaShape, weight_bytes: int, num_passes: int) -> None:
+    def __init__(self, engine: Engine, shape: LlamaShape, weight_bytes: float, num_passes: int) -> None:
         self._engine = engine
         self._shape = shape
         self._bytes = weight_bytes
@@ -91,7 +92,7 @@ def measure(
 ) -> list[dict[str, Any]]:
     """Rows of one model."""
     shape = SHAPES[name]
-    weight_bytes = 1 if quantization == "int8" else DTYPE_BYTES[dtype]
+    weight_bytes = 1 + 2 / INT8_GROUP if quantization == "int8" else DTYPE_BYTES[dtype]
     with random_checkpoint(shape, dtype, max_position_embeddings=8192) as directory:
         options = EngineConfig(
             kv_cache_bytes=2 << 30, num_threads=num_threads, max_model_len=MAX_CONTEXT, block_size=BLOCK_SIZE,

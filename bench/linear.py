@@ -22,7 +22,6 @@ from bench.random_model import SHAPES, LlamaShape
 from bench.report import print_table, save
 from kernels.cpu.library import cpu_kernels
 from kernels.cpu.linear import PackedInt8Linear, PackedLinear
-from kernels.quantization import int8_rows
 
 Multiply = Callable[[Tensor], object]
 COLD_BYTES = 128 << 20  # copies of a matrix together, in bfloat16
@@ -42,7 +41,8 @@ def layer_sizes(shape: LlamaShape) -> dict[str, tuple[int, int]]:
 
 def onednn_int8(weight: Tensor, num_rows: int) -> Multiply:
     """oneDNN's product with 8-bit weights, a scale for each output and one for all states."""
-    rounded, scales = int8_rows(weight)
+    scales = weight.abs().amax(dim=1).float() / 127
+    rounded = (weight.float() / scales[:, None]).round_().to(torch.int8)
     packed = torch.ops.onednn.qlinear_prepack(rounded, [num_rows, weight.shape[1]])
     zeros = torch.zeros(len(scales), dtype=torch.int64)
 

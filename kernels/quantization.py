@@ -1,22 +1,25 @@
 """Numbers in 8 bits, and the scales that give them their size back, in plain torch."""
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 INT8_MAX = 127  # -128 is left out: numbers of either sign then have the same range
+INT8_GROUP = 32  # inputs that share a scale
 FLOAT8_MAX = 448.0  # of float8_e4m3fn
 
 
-def int8_rows(values: Tensor) -> tuple[Tensor, Tensor]:
-    """`[R, C]` of any floating dtype, rounded to the nearest: int8 `[R, C]` and float32 scales `[R]`.
+def int8_groups(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """`[O, I]` of any floating dtype, rounded to the nearest: int8 `[O, I]`, bfloat16 scales `[O, groups]`.
 
-    Symmetric, the greatest of each row becomes 127: `values` are about `int8 * scales[:, None]` (Dettmers et
-    al., LLM.int8(), 2022, section 2.1).
+    A group is INT8_GROUP inputs of one output, the last may have fewer. Symmetric, the greatest of each
+    becomes 127: `weight` is about `int8 * scale` (as llama.cpp's Q8_0).
     """
-    numbers = values.float()
-    greatest = numbers.abs().amax(dim=1)
-    factors = torch.where(greatest > 0, INT8_MAX / greatest, 0.0)
-    return (numbers * factors[:, None]).round_().to(torch.int8), greatest / INT8_MAX
+    num_outputs, num_inputs = weight.shape
+    groups = F.pad(weight.float(), (0, -num_inputs % INT8_GROUP)).view(num_outputs, -1, INT8_GROUP)
+    scales = (groups.abs().amax(dim=2) / INT8_MAX).bfloat16()
+    rounded = (groups / scales.float().clamp_(min=1e-30)[:, :, None]).round_().to(torch.int8)
+    return rounded.view(num_outputs, -1)[:, :num_inputs].contiguous(), scales
 
 
 def layer_scales(scales: tuple[float, ...], layer: int) -> tuple[float, float]:

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from kernels.quantization import int8_rows, layer_scales, to_float8
+from kernels.quantization import INT8_GROUP, layer_scales, to_float8
 
 _QUERIES_PER_MASK = 512  # bounds the memory of masks: this many queries by the slots they may see
 
@@ -151,14 +151,16 @@ def page_lines(pool: Tensor, blocks: Tensor) -> Tensor:
 
 
 def int8_linear(states: Tensor, weight: Tensor, scales: Tensor) -> Tensor:
-    """`x W^T` of 8-bit weights, the states rounded to 8 bits row by row, products summed exactly.
+    """`x W^T` of 8-bit weights, the states rounded to 16 bits row by row.
 
-    states: `[T, I]` floating; weight int8 `[O, I]` and scales `[O]`, as `quantization.int8_rows` gives them.
-    Returns float64 `[T, O]`.
+    states: `[T, I]` floating; weight int8 `[O, I]` and scales `[O, groups]`, as `quantization.int8_groups`
+    gives them. Returns float64 `[T, O]`.
     """
-    rounded, row_scales = int8_rows(states)
-    sums = F.linear(rounded.double(), weight.double())
-    return sums * row_scales.double()[:, None] * scales.double()
+    states = states.double()
+    steps = states.abs().amax(dim=1, keepdim=True) / 32767
+    rounded = torch.where(steps > 0, (states / steps).round_() * steps, 0.0)
+    sizes = scales.double().repeat_interleave(INT8_GROUP, dim=1)[:, : weight.shape[1]]
+    return F.linear(rounded, weight.double() * sizes)
 
 
 def _gather(

@@ -10,7 +10,13 @@ from torch import Tensor
 
 from baton.core.errors import StartupError
 from baton.engine.float8_linear import ALIGNMENT, Float8Linear, is_aligned
-from kernels.cpu.library import DTYPES, cpu_kernels, has_wide_vectors, multiplies_int8, multiplies_tiles
+from kernels.cpu.library import (
+    DTYPES,
+    adds_products_of_pairs,
+    cpu_kernels,
+    has_wide_vectors,
+    multiplies_tiles,
+)
 from kernels.cpu.linear import Normalise, PackedInt8Linear, PackedLinear, SiluGate
 from kernels.quantization import float8_rows
 
@@ -66,7 +72,7 @@ def pack_int8(weight: Tensor, bias: Tensor | None, reads: Reads | None) -> Packe
             "--quantization int8 needs Baton's C kernels, which could not be built; install a C compiler, or "
             "leave the option out."
         )
-    _warn_without_vnni()
+    _warn_where_slow()
     return PackedInt8Linear(library, weight, bias, reads)
 
 
@@ -85,12 +91,12 @@ def pack_float8(weight: Tensor, bias: Tensor | None) -> tuple[Packed, bool] | No
 
 
 @cache
-def _warn_without_vnni() -> None:
-    """One warning where 8-bit weights save memory and little time."""
-    if not multiplies_int8():
+def _warn_where_slow() -> None:
+    """One warning where 8-bit weights save memory and no time."""
+    if not adds_products_of_pairs():
         _logger.warning(
-            "this CPU has no AVX512-VNNI: 8-bit weights still make steps of few rows faster if it has AVX2, "
-            "but prompts by little or, with other AVX-512, slower by a third; without AVX2 all is slower"
+            "8-bit weights take half the memory on this CPU but more time than bfloat16: twice as long for a "
+            "token, three times for a prompt"
         )
 
 

@@ -2,6 +2,7 @@
 
 import ctypes
 import logging
+import platform
 from functools import cache
 from pathlib import Path
 from typing import Final
@@ -27,7 +28,7 @@ _SIGNATURES: Final = {
     "baton_attend": (ctypes.c_int, (_Pointer,)),
     "baton_linear": (ctypes.c_int, (_Pointer,)),
     "baton_packed_bytes_int8": (_Size, (_Size, _Size)),
-    "baton_pack_int8": (None, (_Pointer, _Pointer, _Size, _Size)),
+    "baton_pack_int8": (None, (_Pointer, _Pointer, _Pointer, _Size, _Size)),
     "baton_linear_int8": (ctypes.c_int, (_Pointer,)),
 }
 # What a team of threads needs of an OpenMP runtime; GNU's, LLVM's and Intel's all have these.
@@ -77,9 +78,9 @@ def has_wide_vectors() -> bool:
     return bool(supported_levels()[0].needs)
 
 
-def multiplies_int8() -> bool:
-    """Whether the kernels are compiled for a CPU that multiplies 8-bit numbers and adds them up at once."""
-    return "avx512_vnni" in supported_levels()[0].needs
+def adds_products_of_pairs() -> bool:
+    """Whether the kernels know an instruction that adds products of 16-bit integers up, as every x86 has."""
+    return platform.machine() in ("x86_64", "AMD64")
 
 
 def multiplies_tiles() -> bool:

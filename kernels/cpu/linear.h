@@ -18,7 +18,6 @@ enum transform { PLAIN = 0, NORMALISE = 1, GATE = 2 };
 
 struct linear {
     const void *weights; /* packed */
-    const float *scales; /* [num_outputs, to a whole panel] of 8-bit weights; else not read */
     const void *bias;    /* [num_outputs] or NULL */
     const float *norm;   /* [num_inputs], where transform is NORMALISE */
     int64_t num_inputs, num_outputs;

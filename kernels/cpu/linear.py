@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from kernels.cpu.library import DTYPES
-from kernels.quantization import int8_rows
+from kernels.quantization import int8_groups
 
-_PANEL = 32  # PANEL of linear.h
 _PLAIN, _NORMALISE, _GATE = 0, 1, 2  # enum transform
 
 
@@ -19,7 +18,6 @@ class _Linear(ctypes.Structure):
 
     _fields_ = [
         ("weights", ctypes.c_void_p),
-        ("scales", ctypes.c_void_p),
         ("bias", ctypes.c_void_p),
         ("norm", ctypes.c_void_p),
         ("num_inputs", ctypes.c_int64),
@@ -54,22 +52,20 @@ class PackedMatrix:
     def __init__(
         self,
         function: Callable[..., int],
-        weights: tuple[Tensor, Tensor | None],
+        packed: Tensor,
         shape: tuple[int, int],
         dtype: torch.dtype,
         bias: Tensor | None,
         reads: Normalise | SiluGate | None,
     ) -> None:
-        """`weights`: packed, and their scales. `shape`: out_features, in_features. `dtype`: of states."""
-        packed, scales = weights
+        """`packed`: the weights. `shape`: out_features, in_features. `dtype`: of states."""
         norm = reads.weight.float().contiguous() if isinstance(reads, Normalise) else None
         self._function = function
         self._dtype = dtype
-        self._tensors = (packed, scales, bias, norm)  # keeps the memory that the arguments point to
+        self._tensors = (packed, bias, norm)  # keeps the memory that the arguments point to
         self._num_outputs, num_inputs = shape
         self._arguments = _Linear(
             weights=packed.data_ptr(),
-            scales=_address(scales),
             bias=_address(bias),
             norm=_address(norm),
             num_inputs=num_inputs,
@@ -116,9 +112,7 @@ class PackedLinear(PackedMatrix):
         library.baton_pack(
             packed.data_ptr(), weight.data_ptr(), num_outputs, num_inputs, dtype, torch.get_num_threads()
         )
-        super().__init__(
-            library.baton_linear, (packed, None), (num_outputs, num_inputs), weight.dtype, bias, reads
-        )
+        super().__init__(library.baton_linear, packed, (num_outputs, num_inputs), weight.dtype, bias, reads)
         self._library = library
 
     def rows(self, indices: Tensor) -> Tensor:
@@ -133,7 +127,7 @@ class PackedLinear(PackedMatrix):
 
 
 class PackedInt8Linear(PackedMatrix):
-    """8-bit weights and states, products summed in 32-bit integers (linear_int8.c)."""
+    """8-bit weights and 16-bit states, products summed in 32-bit integers (linear_int8.c)."""
 
     def __init__(
         self,
@@ -144,15 +138,16 @@ class PackedInt8Linear(PackedMatrix):
     ) -> None:
         """Rounds and packs weight `[out_features, in_features]`: float32, bfloat16 or float16, on the CPU.
 
-        A scale for each output; each row of states gets its own when it is multiplied.
+        A scale for each 32 inputs of an output; each row of states gets its own when it is multiplied.
         """
         num_outputs, num_inputs = weight.shape
-        rounded, scales = int8_rows(weight)
-        packed = torch.zeros(library.baton_packed_bytes_int8(num_outputs, num_inputs), dtype=torch.int8)
-        library.baton_pack_int8(packed.data_ptr(), rounded.data_ptr(), num_outputs, num_inputs)
-        scales = torch.nn.functional.pad(scales, (0, -num_outputs % _PANEL))
+        rounded, scales = int8_groups(weight)
+        packed = torch.zeros(library.baton_packed_bytes_int8(num_outputs, num_inputs), dtype=torch.uint8)
+        library.baton_pack_int8(
+            packed.data_ptr(), rounded.data_ptr(), scales.data_ptr(), num_outputs, num_inputs
+        )
         super().__init__(
-            library.baton_linear_int8, (packed, scales), (num_outputs, num_inputs), weight.dtype, bias, reads
+            library.baton_linear_int8, packed, (num_outputs, num_inputs), weight.dtype, bias, reads
         )
 
 

@@ -85,16 +85,16 @@ def test_8_bit_weights_need_the_kernels():
         linear.pack()
 
 
-def test_a_cpu_without_vnni_is_told_once_what_it_costs(monkeypatch, caplog):
-    monkeypatch.setattr(packing, "multiplies_int8", lambda: False)
-    packing._warn_without_vnni.cache_clear()
+def test_a_cpu_that_adds_no_products_is_told_once_what_8_bits_cost(monkeypatch, caplog):
+    monkeypatch.setattr(packing, "adds_products_of_pairs", lambda: False)
+    packing._warn_where_slow.cache_clear()
     try:
         for _ in range(2):
-            packing._warn_without_vnni()
+            packing._warn_where_slow()
     finally:
-        packing._warn_without_vnni.cache_clear()
+        packing._warn_where_slow.cache_clear()
     [warning] = caplog.records
-    assert "slower" in warning.getMessage()
+    assert "more time" in warning.getMessage()
 
 
 @pytest.mark.usefixtures("no_kernels")

@@ -58,8 +58,8 @@ def test_int8_gives_the_shipped_models_logits(prompt: int) -> None:
     token_ids = prompts()[prompt]
     exact, rounded = logits(token_ids), logits(token_ids, quantization="int8")
     assert not torch.equal(exact, rounded)
-    assert torch.cosine_similarity(exact, rounded).mean() >= 0.999
-    assert torch.cosine_similarity(exact.flatten(), rounded.flatten(), dim=0) >= 0.999
+    assert torch.cosine_similarity(exact, rounded).mean() >= 0.9995
+    assert torch.cosine_similarity(exact.flatten(), rounded.flatten(), dim=0) >= 0.9995
 
 
 @pytest.mark.parametrize("prompt", [0, 1])

@@ -12,7 +12,7 @@ from kernels import reference
 from kernels.cpu.argmax import argmax
 from kernels.cpu.attention import PagedAttention, Rotation
 from kernels.cpu.linear import Normalise, PackedInt8Linear, PackedLinear, SiluGate
-from kernels.quantization import int8_rows, to_float8
+from kernels.quantization import INT8_GROUP, int8_groups, to_float8
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # Of one rounding to the dtype; sums are in float32.
@@ -69,9 +69,10 @@ def check_linear_int8(library: ctypes.CDLL, seed: int) -> None:
     states = numbers(generator, dtype, num_rows, inputs * (2 if isinstance(reads, SiluGate) else 1))
     states[0] = 0.0
     read = _transformed(states, inputs, reads)
-    rounded, scales = int8_rows(weight)
+    rounded, scales = int8_groups(weight)
     expected = reference.int8_linear(read, rounded, scales)
-    one_step = read.abs().amax(dim=1, keepdim=True) * scales  # a state's last place times the greatest weight
+    # A few states' last place times the greatest weight.
+    one_step = read.abs().amax(dim=1, keepdim=True) / 32767 * weight.double().abs().amax(dim=1)
     for addend in (bias, residual):
         expected += 0.0 if addend is None else addend.double()
     ours = PackedInt8Linear(library, weight, bias, reads)(states, residual)
@@ -81,29 +82,32 @@ def check_linear_int8(library: ctypes.CDLL, seed: int) -> None:
 
 
 def check_int8_is_exact(library: ctypes.CDLL, seed: int) -> None:
-    """Whole numbers of which each row has a 127 lose nothing in 8 bits, so that float64 says all."""
+    """Whole numbers lose nothing in 8 and 16 bits where the greatest of each scale is 127 and 32,767.
+
+    So float64 says all, but for what summing the groups in float32 loses.
+    """
     choose, generator = random.Random(seed), torch.Generator().manual_seed(seed)
-    dtype = choose.choice(DTYPES)
     num_rows, inputs, outputs = (choose.choice([1, 5, choose.randint(6, 300)]) for _ in range(3))
     matrices = []
-    for rows in (outputs, num_rows):
-        matrix = torch.randint(-127, 128, (rows, inputs), generator=generator)
+    for rows, most, period in ((outputs, 127, INT8_GROUP), (num_rows, 32767, inputs)):
+        matrix = torch.randint(-most, most + 1, (rows, inputs), generator=generator)
         if choose.random() < 0.3:
-            matrix = matrix.sign() * 127  # the greatest sums
-        matrix[:, choose.randrange(inputs)] = choose.choice([-127, 127])
-        matrices.append((matrix * 2.0 ** choose.randint(-12, -6)).to(dtype))
+            matrix = matrix.sign() * most  # the greatest sums
+        matrix[:, ::period] = choose.choice([-most, most])
+        powers = torch.randint(-12, -5, (rows, (inputs + period - 1) // period), generator=generator)
+        matrices.append(matrix * 2.0 ** powers.repeat_interleave(period, dim=1)[:, :inputs])
     weight, states = matrices
     expected = F.linear(states.double(), weight.double())
-    check_close(PackedInt8Linear(library, weight)(states), expected, dtype)
+    check_close(PackedInt8Linear(library, weight)(states), expected, torch.float32)
 
 
 def check_int8_without_a_scale(library: ctypes.CDLL) -> None:
     """A row with NaN or infinity gives NaN and no row beside it does."""
     states = torch.ones(4, 40)
     states[1, 7], states[2, 39] = float("nan"), float("-inf")
-    output = PackedInt8Linear(library, torch.ones(50, 40))(states)
+    output = PackedInt8Linear(library, torch.full((50, 40), 127.0))(states)
     assert output[1:3].isnan().all()
-    assert torch.allclose(output[::3], torch.full((2, 50), 40.0))
+    assert torch.allclose(output[::3], torch.full((2, 50), 127.0 * 40))
 
 
 def _transformed(states: Tensor, inputs: int, reads: Normalise | SiluGate | None) -> Tensor:

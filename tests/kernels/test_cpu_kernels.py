@@ -30,8 +30,11 @@ BEST = supported_levels()[0]
 # What a CPU that multiplies bfloat16 runs, but for that one instruction.
 PAIRS = Level("bfloat16-pairs", BEST.needs, (*BEST.flags, "-DEMULATE_BFLOAT16_PRODUCTS"))
 
+# What runs where no instruction set is known, as on Arm.
+ANY = Level("any-cpu", (), ("-U__SSE2__",))
 
-@pytest.fixture(params=[*supported_levels(), PAIRS], ids=lambda level: level.name, scope="module")
+
+@pytest.fixture(params=[*supported_levels(), PAIRS, ANY], ids=lambda level: level.name, scope="module")
 def library(request: pytest.FixtureRequest) -> ctypes.CDLL:
     try:
         return load(build(request.param))
