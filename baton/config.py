@@ -24,6 +24,7 @@ _DTYPES = {"auto": "auto", "fp32": "float32", "bf16": "bfloat16", "fp16": "float
 _KV_CACHE_DTYPES = {"auto": "auto", "fp8": FLOAT8, FLOAT8: FLOAT8}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?b?)", re.IGNORECASE)
 _SIZE_EXPONENTS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
+DEFAULT_KV_CACHE_BYTES = 1 << 30
 _WILDCARD_HOSTS = {"0.0.0.0", "::"}
 
 
@@ -33,7 +34,7 @@ class EngineConfig:
 
     dtype: str = "auto"  # "auto": the checkpoint's own; else one of MODEL_DTYPES
     block_size: int = 16  # tokens a page
-    kv_cache_bytes: int = 1 << 30
+    kv_cache_bytes: int | None = None  # None: DEFAULT_KV_CACHE_BYTES, on a GPU what is left there
     max_num_seqs: int = 64  # sequences that run at once
     max_num_batched_tokens: int = 512  # tokens of one step
     max_model_len: int | None = None  # None: as the model's config says
@@ -48,10 +49,11 @@ class EngineConfig:
     def __post_init__(self) -> None:
         if self.dtype != "auto" and self.dtype not in MODEL_DTYPES:
             raise StartupError(f"unknown dtype '{self.dtype}': use auto, {', '.join(MODEL_DTYPES)}")
-        for name in ("block_size", "kv_cache_bytes", "max_num_seqs", "max_num_batched_tokens", "num_threads"):
+        for name in ("block_size", "max_num_seqs", "max_num_batched_tokens", "num_threads"):
             _require_positive(name, getattr(self, name))
-        if self.max_model_len is not None:
-            _require_positive("max_model_len", self.max_model_len)
+        for name in ("kv_cache_bytes", "max_model_len"):
+            if getattr(self, name) is not None:
+                _require_positive(name, getattr(self, name))
         if self.kv_cache_dtype not in ("auto", FLOAT8):
             raise StartupError(f"unknown KV cache dtype '{self.kv_cache_dtype}': use auto, {FLOAT8}")
         if self.device not in DEVICES:

@@ -1,7 +1,8 @@
 """All that a GPU can tell, in one command and within nine minutes: `python -m bench.gpu_check --out DIR`.
 
 Needs no network, and no package beyond torch, triton, transformers, safetensors, tokenizers, grpcio, protobuf
-and pytest, but for transfers between servers: these need what Baton does (`pip install .`). Each part runs in
+and pytest, but for transfers between servers: these need crc32c, grpcio-health-checking and grpcio-reflection
+too, which may lie unpacked in any folder of PYTHONPATH. pytest-xdist is used where it is. Each part runs in
 a process of its own under its own limit and writes each figure as it has it (`DIR/PART.jsonl`, its output in
 `DIR/PART.log`), so that a part that fails or hangs costs what it has not measured yet and no more. Last come
 a table, and all of it in `DIR/gpu_check.json`.
@@ -18,12 +19,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 TOTAL_S = 535.0
+_INTERRUPTED_S = 5.0  # for a part whose time is up, to print what it knows
 _MET: dict[bool | None, str] = {True: "yes", False: "NO", None: ""}
 PACKAGES = ("torch", "triton", "transformers", "safetensors", "tokenizers", "flash-attn", "numpy")
 ROOT = Path(__file__).parent.parent
@@ -44,19 +49,26 @@ def parts(out: Path) -> tuple[Part, ...]:
     def figures(name: str, limit_s: float) -> Part:
         return Part(name, limit_s, (sys.executable, "-m", "bench.gpu_parts", name, str(out)))
 
-    tests = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--maxfail=20", "--durations=5")
-    return (
-        figures("limits", 30),
-        figures("parity", 40),
-        figures("attention", 30),
-        figures("model", 90),
-        Part("tests", 105, (*tests, "tests/kernels/gpu", "tests/engine/gpu")),
-        figures("transfers", 90),
-        Part("transfer-tests", 55, (*tests, "tests/kv_transfer/gpu")),
-        figures("float8", 40),
-        figures("other-kernels", 15),
-        figures("transformers", 40),
+    # Most of a test's time is Triton's, which compiles on one core.
+    workers = ("-n", "4") if find_spec("xdist") else ()
+    tests = (
+        sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", "--maxfail=20", "--durations=5",
+        "--continue-on-collection-errors", *workers,
     )  # fmt: skip
+    compiled = "--ignore=tests/kernels/gpu/test_compiles.py"  # says nothing that running them does not
+    transfers = ("tests/kv_transfer/gpu/test_transfers.py", "tests/kv_transfer/gpu/test_servers.py")
+    return (
+        figures("limits", 45),
+        figures("parity", 45),
+        figures("attention", 40),
+        figures("model", 80),
+        Part("tests", 80, (*tests, compiled, "tests/kernels/gpu", "tests/engine/gpu")),
+        figures("transfers", 90),
+        Part("transfer-tests", 75, (*tests, *transfers)),
+        figures("float8", 30),
+        figures("other-kernels", 15),
+        figures("transformers", 35),
+    )
 
 
 @dataclass(frozen=True)
@@ -76,6 +88,7 @@ def run_part(part: Part, out: Path, left_s: float) -> Outcome:
     if limit_s <= 0:
         return Outcome(part.name, "no time left", 0.0, [], [])
     started = time.monotonic()
+    (out / f"{part.name}.jsonl").unlink(missing_ok=True)  # an earlier check's
     with (out / f"{part.name}.log").open("wb") as log:
         # A session of its own, so that stopping it stops what it has started.
         process = subprocess.Popen(
@@ -85,12 +98,21 @@ def run_part(part: Part, out: Path, left_s: float) -> Outcome:
             code = process.wait(limit_s)
             status = "done" if code == 0 else f"failed ({code})"
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            _stop(process)
             status = f"stopped after {limit_s:.0f} s"
     seconds = round(time.monotonic() - started, 1)
     lines = (out / f"{part.name}.log").read_text(errors="replace").splitlines()
     return Outcome(part.name, status, seconds, _figures(out / f"{part.name}.jsonl"), lines[-5:])
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """Interrupt it, as pytest then says what has failed, and kill it and what it has started."""
+    os.killpg(process.pid, signal.SIGINT)
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(_INTERRUPTED_S)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def _figures(path: Path) -> list[dict[str, Any]]:
@@ -127,6 +149,7 @@ def exit_code(outcomes: Sequence[Outcome]) -> int:
     return int(any(outcome.status != "done" for outcome in outcomes))
 
 
+@cache
 def machine() -> dict[str, str]:
     """Device, driver and versions, so that figures can be told apart later."""
     import torch
@@ -195,6 +218,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
+    machine()  # before anything goes wrong
     outcomes = check(out, chosen, TOTAL_S)
     print(table(outcomes))
     print(f"{machine()['device']}; all figures: {out / 'gpu_check.json'}")

@@ -18,7 +18,8 @@ from baton.core.plan import SampleTask, ScheduledRow, StepPlan
 from baton.core.ports import LayersDone, Runner, SubmittedStep
 from baton.core.request import EngineRequest
 from baton.core.sampling import SampledToken, SamplingParams
-from baton.core.scheduler import Scheduler, SchedulerConfig
+from baton.core.scheduler import Scheduler
+from baton.core.scheduler_limits import SchedulerConfig
 from baton.engine.layers import Placement
 from baton.engine.loop import EngineLoop
 from baton.engine.models.decoder import Decoder, DecoderConfig

@@ -6,6 +6,7 @@ import random
 import secrets
 import subprocess
 import sys
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from tempfile import TemporaryDirectory
@@ -23,17 +24,34 @@ TRANSPORTS = ("cuda_ipc", "grpc")  # NCCL does not connect two processes on one 
 
 
 def transfers() -> Iterator[Figure]:
-    """Page to page without an engine, then handovers between two servers of Llama 8B's shape."""
-    for transport in TRANSPORTS:
-        measured = page_to_page(transport, NUM_REQUESTS, "cuda")
-        bar = 1.5 if transport == "grpc" else None
-        yield Figure(f"page to page, {transport}", measured["GB/s p50"], "GB/s", at_least=bar)
-        yield Figure(f"page to page, {transport}, CPU time", measured["CPU s/GB"], "s/GB")
-    for transport in TRANSPORTS:
-        with servers("bench.gpu_worker", transport) as processes:
-            asked = prompts(processes, NUM_WARM_UP + NUM_REQUESTS, PROMPT_TOKENS, LLAMA_8B.vocab_size)
-            timelines = asyncio.run(asked)[NUM_WARM_UP:]
-        yield from handover_figures(transport, timelines)
+    """Page to page without an engine, then handovers between two servers of Llama 8B's shape.
+
+    Raises the first error when all that can be measured is.
+    """
+    errors: list[Exception] = []
+    for measure in (_page_to_page, _handovers):
+        for transport in TRANSPORTS:
+            try:
+                yield from measure(transport)
+            except Exception as error:  # whatever goes wrong with one transport, the others are measured
+                traceback.print_exc()
+                errors.append(error)
+    if errors:
+        raise errors[0]
+
+
+def _page_to_page(transport: str) -> Iterator[Figure]:
+    measured = page_to_page(transport, NUM_REQUESTS, "cuda")
+    bar = 1.5 if transport == "grpc" else None
+    yield Figure(f"page to page, {transport}", measured["GB/s p50"], "GB/s", at_least=bar)
+    yield Figure(f"page to page, {transport}, CPU time", measured["CPU s/GB"], "s/GB")
+
+
+def _handovers(transport: str) -> Iterator[Figure]:
+    with servers("bench.gpu_worker", transport) as processes:
+        asked = prompts(processes, NUM_WARM_UP + NUM_REQUESTS, PROMPT_TOKENS, LLAMA_8B.vocab_size)
+        timelines = asyncio.run(asked)[NUM_WARM_UP:]
+    yield from handover_figures(transport, timelines)
 
 
 def handover_figures(transport: str, timelines: Sequence[Timeline]) -> Iterator[Figure]:

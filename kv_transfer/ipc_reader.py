@@ -19,7 +19,7 @@ from kv_transfer.nixl_route import shipped_place
 from kv_transfer.transports.nixl_memory import Landing
 
 NUM_SLOTS = 4  # buffers of this size: reads that are under way, checked, or being written
-SLOT_BYTES = 8 << 20
+SLOT_BYTES = 16 << 20
 # A mapping keeps the other process's memory, also when that has died: none outlives its transfers by more.
 LINGER_S = 5.0
 

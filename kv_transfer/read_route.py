@@ -12,9 +12,9 @@ from kv_transfer.outbound import PagesToSend
 from kv_transfer.page_reading import PageReader
 from kv_transfer.route import PushCall
 
-# Pages of one read: enough that a read's own cost is small, and little enough that some fit into the landing
-# buffer side by side.
-READ_BYTES = 4 << 20
+# Pages of one read, by transport: enough that a read's own cost is small (on a GPU that is two waits for the
+# device), and little enough that some fit into the landing buffer side by side.
+READ_BYTES = {"nixl": 4 << 20, "cuda_ipc": 16 << 20}
 
 
 class ReadRoute:
@@ -43,7 +43,7 @@ class ReadRoute:
 
     async def send(self, pages: PagesToSend) -> int:
         """See Route; counts descriptors."""
-        for place in frame_places(self._layout, pages.place, READ_BYTES):
+        for place in frame_places(self._layout, pages.place, READ_BYTES[self.name]):
             first = place.first_block - pages.place.first_block
             blocks = pages.blocks[first : first + place.num_blocks]
             head = wire.pages_message(place, await self._reader.checksum(place, blocks))

@@ -18,6 +18,8 @@ from kv_transfer.page_reading import PageReader, Piece
 
 # Measured: smaller frames cost more calls, larger ones fall out of the processor's cache.
 FRAME_BYTES = 512 << 10
+# Not measured yet: a frame of pages on a GPU costs the receiver a launch and several waits.
+DEVICE_FRAME_BYTES = 2 << 20
 
 PushCall = grpc.aio.StreamUnaryCall[bytes, transfer_pb2.PushResult]
 
@@ -59,12 +61,14 @@ class GrpcRoute:
         reader: PageReader,
         calls: Sequence[PushCall],
         stall_timeout_s: float,
+        frame_bytes: int,
     ) -> None:
         self._ticket = ticket
         self._layout = layout
         self._reader = reader
         self._calls = calls
         self._stall_timeout_s = stall_timeout_s
+        self._frame_bytes = frame_bytes
 
     def describe(self, opening: transfer_pb2.Open) -> None:
         """See Route."""
@@ -85,7 +89,7 @@ class GrpcRoute:
             await call.done_writing()
 
     async def _send(self, piece: Piece) -> int:
-        places = list(frame_places(self._layout, piece.place, FRAME_BYTES))
+        places = list(frame_places(self._layout, piece.place, self._frame_bytes))
         left = iter(places)
         calls = self._calls[: len(places)]
         if len(calls) == 1:

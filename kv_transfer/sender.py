@@ -20,7 +20,7 @@ from kv_transfer.choice import pair_device
 from kv_transfer.frames import num_payload_bytes
 from kv_transfer.outbound import OutboundTransfer, PagesToSend
 from kv_transfer.peer import NUM_CHANNELS, Line, Peer
-from kv_transfer.route import GrpcRoute, PushCall, Route
+from kv_transfer.route import DEVICE_FRAME_BYTES, FRAME_BYTES, GrpcRoute, PushCall, Route
 from kv_transfer.transports.registry import SendingTransports
 
 # A decode server that can't be reached for this long is given up.
@@ -226,7 +226,10 @@ class TransferSender:
                 return pair.route(ticket, self.store)
         if _is_large(ticket):
             calls.extend(line.push(stream) for stream in range(1, NUM_CHANNELS))
-        return GrpcRoute(ticket, self.store.layout, self._transports.reader, calls, self.stall_timeout_s)
+        frame_bytes = FRAME_BYTES if self.store.device_pages is None else DEVICE_FRAME_BYTES
+        return GrpcRoute(
+            ticket, self.store.layout, self._transports.reader, calls, self.stall_timeout_s, frame_bytes
+        )
 
     async def close(self) -> None:
         """Close every connection."""

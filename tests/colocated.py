@@ -10,7 +10,8 @@ from baton.core.ports import SubmittedStep
 from baton.core.prefix import block_hashes, chain_seed
 from baton.core.request import EngineRequest, TokenEvent
 from baton.core.sampling import SampledToken, SamplingParams
-from baton.core.scheduler import ScheduledStep, Scheduler, SchedulerConfig
+from baton.core.scheduler import ScheduledStep, Scheduler
+from baton.core.scheduler_limits import SchedulerConfig
 from baton.engine.factory import load_engine
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=64)

@@ -25,7 +25,14 @@ KVCacheDtype = Annotated[
     ),
 ]
 BlockSize = Annotated[int, typer.Option("--block-size", help="Tokens in a page of KV cache.")]
-KVCacheMemory = Annotated[str, typer.Option("--kv-cache-memory", help="Per worker, such as 512MiB or 4GiB.")]
+KVCacheMemory = Annotated[
+    str | None,
+    typer.Option(
+        "--kv-cache-memory",
+        help="Per worker, such as 512MiB or 4GiB.",
+        show_default="1GiB; on a GPU what --gpu-memory-utilization leaves",
+    ),
+]
 Device = Annotated[
     str, typer.Option("--device", metavar="NAME", help="auto, cpu or cuda; auto: cuda where there is one.")
 ]
@@ -34,7 +41,7 @@ GpuMemoryUtilization = Annotated[
     typer.Option(
         "--gpu-memory-utilization",
         metavar="SHARE",
-        help="On a GPU, of its memory for weights, steps and KV cache; takes the place of --kv-cache-memory.",
+        help="On a GPU, of its memory for weights, steps and, without --kv-cache-memory, KV cache.",
     ),
 ]
 EnforceEager = Annotated[bool, typer.Option("--enforce-eager", help="On a GPU: without CUDA graphs.")]
@@ -90,14 +97,13 @@ ShareCores = Annotated[
 ExitWithParent = Annotated[int | None, typer.Option("--exit-with-parent", hidden=True, metavar="PID")]
 
 DEFAULT_ENGINE = EngineConfig()
-DEFAULT_KV_CACHE_MEMORY = "1GiB"
 DEFAULT_TRANSFER_DEADLINE_S = TransferDeadlines().receiving_s
 
 
 def engine_config(
     dtype: str,
     block_size: int,
-    kv_cache_memory: str,
+    kv_cache_memory: str | None,
     max_num_seqs: int,
     max_num_batched_tokens: int,
     max_model_len: int | None,
@@ -113,7 +119,7 @@ def engine_config(
     return EngineConfig(
         dtype=parse_dtype(dtype),
         block_size=block_size,
-        kv_cache_bytes=parse_size(kv_cache_memory),
+        kv_cache_bytes=None if kv_cache_memory is None else parse_size(kv_cache_memory),
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max_num_batched_tokens,
         max_model_len=max_model_len,
@@ -132,7 +138,6 @@ def engine_arguments(engine: EngineConfig) -> list[str]:
     arguments = [
         f"--dtype={engine.dtype}",
         f"--block-size={engine.block_size}",
-        f"--kv-cache-memory={engine.kv_cache_bytes}",
         f"--max-num-seqs={engine.max_num_seqs}",
         f"--max-num-batched-tokens={engine.max_num_batched_tokens}",
         f"--threads={engine.num_threads}",
@@ -145,6 +150,8 @@ def engine_arguments(engine: EngineConfig) -> list[str]:
         arguments.append("--enforce-eager")
     if engine.cores_file is not None:
         arguments.append(f"--share-cores={engine.cores_file}")
+    if engine.kv_cache_bytes is not None:
+        arguments.append(f"--kv-cache-memory={engine.kv_cache_bytes}")
     if engine.max_model_len is not None:
         arguments.append(f"--max-model-len={engine.max_model_len}")
     return arguments

@@ -75,7 +75,7 @@ def serve(
     dtype: options.EngineDtype = DEFAULT_ENGINE.dtype,
     max_model_len: options.MaxModelLen = None,
     block_size: options.BlockSize = DEFAULT_ENGINE.block_size,
-    kv_cache_memory: options.KVCacheMemory = options.DEFAULT_KV_CACHE_MEMORY,
+    kv_cache_memory: options.KVCacheMemory = None,
     max_num_seqs: options.MaxNumSeqs = DEFAULT_ENGINE.max_num_seqs,
     max_num_batched_tokens: options.MaxNumBatchedTokens = DEFAULT_ENGINE.max_num_batched_tokens,
     device: options.Device = DEFAULT_ENGINE.device,

@@ -14,12 +14,10 @@ ended meanwhile is dropped, and the sequence keeps its pages until no step that 
 since such a step may be writing them. For the same reason nobody is preempted while a step is under way.
 """
 
-from bisect import insort
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from baton.core.block_pool import BlockPool
-from baton.core.errors import InvalidRequest
 from baton.core.plan import ScheduledRow, StepPlan, StepResult
 from baton.core.request import (
     BlocksReserved,
@@ -33,20 +31,11 @@ from baton.core.request import (
 from baton.core.reserved_blocks import ReservedBlocks
 from baton.core.rows import choices_to_sample, num_ready_tokens, row_of
 from baton.core.sampling import SampledToken
+from baton.core.scheduler_limits import SchedulerConfig, require_servable
 from baton.core.sequence_pages import SequencePages
+from baton.core.sequence_phases import SequencePhases, num_slots
 from baton.core.steps_under_way import StepsUnderWay
 from baton.core.stopping import finish_reason
-
-
-@dataclass(frozen=True, slots=True)
-class SchedulerConfig:
-    """Limits of one engine."""
-
-    block_size: int  # tokens a page
-    max_model_len: int  # tokens of one sequence, prompt and output
-    max_num_seqs: int  # sequences in the batch
-    max_num_batched_tokens: int  # tokens a step
-    vocab_size: int  # token ids lie below it
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +65,7 @@ class Scheduler:
         self._pages = SequencePages(pool, config.block_size)
         self._reserved = ReservedBlocks(pool, config.block_size)
         self._under_way = StepsUnderWay()
-        self._running: list[SequenceState] = []
-        self._waiting: list[SequenceState] = []  # by SequenceState.order
-        self._by_request: dict[str, list[SequenceState]] = {}
+        self._sequences = SequencePhases(self._pages)
         self._num_arrivals = 0
 
     # --- requests come and go -----------------------------------------------------------------------
@@ -97,18 +84,18 @@ class Scheduler:
         its table on come out as PagesReady. `told_first_tokens`, by choice, take the place of what would be
         sampled. Raises InvalidRequest where it can never run here.
         """
-        self._require_servable(request, num_slots=1 if hands_over else request.sampling.n)
+        require_servable(request, 1 if hands_over else request.sampling.n, self.config)
         arrival = self._next_arrival()
-        sequence = SequenceState(request, 0, arrival, export_from, hands_over, told_first_tokens or {})
-        self._by_request[request.request_id] = [sequence]
-        self._wait(sequence)
+        self._sequences.wait(
+            SequenceState(request, 0, arrival, export_from, hands_over, told_first_tokens or {})
+        )
 
     def reserve(self, request: EngineRequest) -> None:
         """Queue a request for pages that a transfer will fill; `admit_reservations` grants them.
 
         Raises InvalidRequest where it can never run here.
         """
-        self._require_servable(request, num_slots=request.sampling.n)
+        require_servable(request, request.sampling.n, self.config)
         self._reserved.queue(request, self._next_arrival())
 
     def admit_reservations(self) -> list[BlocksReserved]:
@@ -117,7 +104,7 @@ class Scheduler:
         A request that ran here already, and lost its pages, comes first.
         """
         granted: list[BlocksReserved] = []
-        while not self._waiting:
+        while not self._sequences.waiting:
             reserved = self._reserved.grant_next(self.config.max_num_seqs - self._num_slots_taken())
             if reserved is None:
                 break
@@ -137,30 +124,29 @@ class Scheduler:
             SequenceState(reserved.request, choice, reserved.arrival, output_token_ids=[token])
             for choice, token in sorted(first_tokens.items())
         ]
-        self._by_request[request_id] = [first, *others]
         first.block_table = list(reserved.block_table)
         first.num_computed_tokens = first.num_prompt_tokens
         self._pages.publish(first)
-        self._run(first)
+        self._sequences.run(first)
         for sequence in others:
-            self._fork(first, sequence)
+            self._sequences.fork(first, sequence)
 
     def abort(self, request_id: str) -> None:
         """Forget a request and give its pages back; unknown ids are ignored (it may just have ended)."""
         self._reserved.drop(request_id)
-        for sequence in self._by_request.pop(request_id, ()):
-            self._end(sequence)
+        for sequence in tuple(self._sequences.of_request(request_id)):
+            self._sequences.finish(sequence)
 
     def abort_choice(self, request_id: str, choice: int) -> None:
         """Forget one choice of a request, whether or not it has its first token."""
-        for sequence in self._by_request.get(request_id, ()):
+        for sequence in self._sequences.of_request(request_id):
             if not sequence.output_token_ids:  # the prompt, which every choice is still to fork from
                 sequence.dropped_choices.add(choice)
                 if not choices_to_sample(sequence):
-                    self._finish(sequence)
+                    self._sequences.finish(sequence)
                 return
             if sequence.choice == choice:
-                self._finish(sequence)
+                self._sequences.finish(sequence)
                 return
 
     def release_pages(self, blocks: Sequence[int]) -> None:
@@ -255,8 +241,8 @@ class Scheduler:
     def load(self) -> LoadSnapshot:
         """How full this engine is."""
         return LoadSnapshot(
-            num_running=len(self._running),
-            num_waiting=len(self._waiting) + self._reserved.num_queued,
+            num_running=len(self._sequences.running),
+            num_waiting=len(self._sequences.waiting) + self._reserved.num_queued,
             num_reserved=self._reserved.num_granted,
             num_blocks=self.pool.num_blocks,
             num_free_blocks=self.pool.num_free,
@@ -271,9 +257,9 @@ class Scheduler:
         """Get pages for `num_tokens` tokens, preempting whoever goes last; False if that is itself."""
         missing = self._pages.num_missing(sequence, num_tokens)
         while missing > self.pool.num_free:
-            victim = max(self._running, key=lambda running: running.order)
+            self.num_preemptions += 1
+            victim = self._sequences.preempt_last()
             batch.pop(victim, None)
-            self._preempt(victim)
             if victim is sequence:
                 return False
         if missing > 0:
@@ -282,15 +268,14 @@ class Scheduler:
 
     def _admit_waiting(self, batch: dict[SequenceState, int], budget: int) -> None:
         """Start waiting sequences in order, on cached prefixes where there are any."""
-        while self._waiting and budget > 0:
-            sequence = self._waiting[0]
-            if self._num_slots_taken() + _num_slots(sequence) > self.config.max_num_seqs:
+        while self._sequences.waiting and budget > 0:
+            sequence = self._sequences.waiting[0]
+            if self._num_slots_taken() + num_slots(sequence) > self.config.max_num_seqs:
                 return
             count = self._pages.begin(sequence, budget)
             if count is None:
                 return
-            self._waiting.pop(0)
-            self._run(sequence)
+            self._sequences.admit_first()
             batch[sequence] = count
             budget -= count
 
@@ -298,7 +283,7 @@ class Scheduler:
         """Running sequences that need not wait for a step under way, in order, with the tokens they miss."""
         ready = [
             (sequence, count)
-            for sequence in self._running
+            for sequence in self._sequences.running
             if (count := num_ready_tokens(sequence, self.config.max_model_len))
         ]
         return sorted(ready, key=lambda entry: (entry[1] > 1, entry[0].order))
@@ -329,10 +314,9 @@ class Scheduler:
         if not sequence.hands_over:
             for sibling in going_on:
                 if sibling is not sequence:
-                    self._by_request[sequence.request.request_id].append(sibling)
-                    self._fork(sequence, sibling)
+                    self._sequences.fork(sequence, sibling)
         if sequence.hands_over or sequence not in going_on:
-            self._finish(sequence)
+            self._sequences.finish(sequence)
 
     def _take_token(self, sequence: SequenceState, token: SampledToken, events: StepEvents) -> bool:
         """Append a sampled token; returns whether the choice goes on."""
@@ -348,73 +332,12 @@ class Scheduler:
         )
         return reason is None
 
-    # --- phases -------------------------------------------------------------------------------------
-
-    def _wait(self, sequence: SequenceState) -> None:
-        sequence.phase = Phase.WAITING
-        insort(self._waiting, sequence, key=lambda waiting: waiting.order)
-
-    def _run(self, sequence: SequenceState) -> None:
-        sequence.phase = Phase.RUNNING
-        self._running.append(sequence)
-
-    def _fork(self, parent: SequenceState, child: SequenceState) -> None:
-        """Let `child` go on from its parent's prompt, or wait and find it in the prefix cache."""
-        if self._pages.share_prompt(parent, child):
-            self._run(child)
-        else:
-            self._wait(child)
-
-    def _preempt(self, sequence: SequenceState) -> None:
-        """Take a running sequence's pages; it computes its tokens again when there is room."""
-        self.num_preemptions += 1
-        self._running.remove(sequence)
-        self._pages.drop(sequence)
-        self._wait(sequence)
-
-    def _finish(self, sequence: SequenceState) -> None:
-        siblings = self._by_request[sequence.request.request_id]
-        siblings.remove(sequence)
-        if not siblings:
-            del self._by_request[sequence.request.request_id]
-        self._end(sequence)
-
-    def _end(self, sequence: SequenceState) -> None:
-        if sequence.phase is Phase.RUNNING:
-            self._running.remove(sequence)
-        else:
-            self._waiting.remove(sequence)
-        sequence.phase = Phase.FINISHED
-        if not sequence.num_steps_under_way:
-            self._pages.drop(sequence)
-
     def _num_slots_taken(self) -> int:
-        return sum(_num_slots(sequence) for sequence in self._running) + self._reserved.num_slots
+        return self._sequences.num_slots_taken + self._reserved.num_slots
 
     def _next_arrival(self) -> int:
         self._num_arrivals += 1
         return self._num_arrivals
-
-    def _require_servable(self, request: EngineRequest, num_slots: int) -> None:
-        num_prompt, longest = len(request.prompt_token_ids), self.config.max_model_len - 1
-        if not 0 < num_prompt <= longest:
-            raise InvalidRequest(
-                f"The prompt has {num_prompt} tokens; this worker takes 1 to {longest}.",
-                param="prompt",
-                code="context_length_exceeded",
-            )
-        if max(request.prompt_token_ids) >= self.config.vocab_size:
-            raise InvalidRequest(
-                f"The prompt has a token id above {self.config.vocab_size - 1}, the model's last.",
-                param="prompt",
-                code="token_id_out_of_range",
-            )
-        if num_slots > self.config.max_num_seqs:
-            raise InvalidRequest(
-                f"n is {num_slots}; this worker runs at most {self.config.max_num_seqs} sequences at once.",
-                param="n",
-                code="out_of_range",
-            )
 
 
 def _as_told(
@@ -423,13 +346,6 @@ def _as_told(
     """The first token that the client has got already, or what was sampled where it has none."""
     told = None if taker.output_token_ids else told_first_tokens.get(taker.choice)
     return sampled if told is None else SampledToken(told)
-
-
-def _num_slots(sequence: SequenceState) -> int:
-    """Places in the batch that a sequence takes, or will when its prompt is computed and it forks."""
-    if sequence.output_token_ids or sequence.hands_over:
-        return 1
-    return len(choices_to_sample(sequence))
 
 
 def _leaves(sequence: SequenceState, row: ScheduledRow) -> bool:

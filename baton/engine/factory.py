@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from baton.config import EngineConfig
+from baton.config import DEFAULT_KV_CACHE_BYTES, EngineConfig
 from baton.core.errors import StartupError
 from baton.core.kv_layout import FLOAT8, KVLayout
 from baton.core.plan import SampleTask, ScheduledRow, StepPlan
@@ -70,14 +70,16 @@ def load_engine(model_dir: Path, options: EngineConfig) -> Engine:
         require_float8(device)
     layout = _layout(config, options, dtype, model_dir)
     kv_cache_bytes, sized_by = options.kv_cache_bytes, "--kv-cache-memory"
-    if placement.device.type == "cpu":
+    if kv_cache_bytes is None and device.type == "cpu":
+        kv_cache_bytes = DEFAULT_KV_CACHE_BYTES
+    if kv_cache_bytes is not None:
         num_blocks_for(layout, kv_cache_bytes, max_model_len)  # refuses
     if multiplies_float8(device) and dtype == torch.bfloat16:  # which is what its products give
         placement = replace(placement, float8=float8_matrices(safetensors_files(model_dir)))
     decoder = Decoder(config, placement)
     load_weights(model_dir, decoder.checkpoint_tensors())
     decoder.pack()
-    if placement.device.type == "cuda":
+    if kv_cache_bytes is None:
         from baton.engine.gpu_runner import size_pool
 
         sized_by = "--gpu-memory-utilization"

@@ -10,7 +10,8 @@ from baton.core.commands import EngineCommand, EngineOutput
 from baton.core.errors import RequestFailed
 from baton.core.ports import LoadedEngine, PageStore
 from baton.core.request import LoadSnapshot
-from baton.core.scheduler import Scheduler, SchedulerConfig
+from baton.core.scheduler import Scheduler
+from baton.core.scheduler_limits import SchedulerConfig
 from baton.engine.device_order import DeviceOrder
 from baton.engine.loop import EngineLoop
 

@@ -52,12 +52,14 @@ class Lane:
         # First among the streams: a copy is short, and a request waits for it.
         self._stream = torch.cuda.Stream(device, priority=-1) if self._is_gpu else None
         self._staging = self._host = torch.empty(0, dtype=torch.int32)
-        self.remainder = torch.zeros(1, dtype=torch.int32, device=device)
+        with self.queue():  # this stream's own memory: what steps let go of, they may still be using
+            self.remainder = torch.zeros(1, dtype=torch.int32, device=device)
 
     def staging(self, num_words: int) -> Tensor:
         """int32 `[num_words]` on the device, the same each time."""
         if len(self._staging) < num_words:
-            self._staging = torch.empty(num_words, dtype=torch.int32, device=self._device)
+            with self.queue():
+                self._staging = torch.empty(num_words, dtype=torch.int32, device=self._device)
         return self._staging[:num_words]
 
     def host(self, num_words: int) -> Tensor:
@@ -117,10 +119,16 @@ class PageStaging:
     def prepare(self, num_bytes: int) -> None:
         """See DevicePages. Compiles the kernels too, which have nothing to copy yet."""
         lane, num_words = self._lane(), num_bytes // 4
-        lane.staging(num_words)
+        staging = lane.staging(num_words)
         lane.host(num_words)
-        if len(self._pages):
+        if len(self._pages) == 0:
+            return
+        with _one_at_a_time:  # Triton lets one thread launch a kernel that another is still loading
             self.pages_checksum([0], 0, self._pages.shape[1])
+            layer = self._pages[:1, :1]
+            with lane.queue():
+                scatter_blocks(staging[: layer.numel()].view(layer.shape), layer.clone(), self._ids([0]), 0)
+            lane.wait()
 
     def host_buffer(self, num_bytes: int) -> memoryview:
         """See DevicePages."""
@@ -128,7 +136,8 @@ class PageStaging:
 
     def buffer(self, num_bytes: int) -> Tensor:
         """See DevicePages."""
-        return torch.empty(num_bytes, dtype=torch.uint8, device=self._device)
+        with self._lane().queue():  # as a lane's own memory
+            return torch.empty(num_bytes, dtype=torch.uint8, device=self._device)
 
     # --- host memory --------------------------------------------------------------------------------
 

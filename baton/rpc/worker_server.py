@@ -8,7 +8,7 @@ from baton.config import WorkerConfig
 from baton.core.commands import EngineOutput
 from baton.core.ports import PageStore
 from baton.core.request import LoadSnapshot
-from baton.core.scheduler import SchedulerConfig
+from baton.core.scheduler_limits import SchedulerConfig
 from baton.core.transfer_stats import TransferStats
 from baton.rpc import codec
 from baton.rpc.allocator import keep_message_buffers

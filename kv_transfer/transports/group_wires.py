@@ -197,7 +197,8 @@ class NcclWire:
         return self._max_bytes
 
     def new_buffer(self, num_bytes: int | None = None) -> DeviceBuffer:
-        return DeviceBuffer(num_bytes or self._max_bytes, self._device, self._checksum)
+        with torch.cuda.stream(self._stream):  # its own memory: what steps let go of, they may still be using
+            return DeviceBuffer(num_bytes or self._max_bytes, self._device, self._checksum)
 
     def send(self, buffer: DeviceBuffer, num_bytes: int) -> "_NcclPending":
         with torch.cuda.stream(self._stream):

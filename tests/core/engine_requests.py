@@ -8,7 +8,8 @@ from baton.core.block_pool import BlockPool
 from baton.core.prefix import block_hashes, chain_seed
 from baton.core.request import EngineRequest
 from baton.core.sampling import SamplingParams
-from baton.core.scheduler import Scheduler, SchedulerConfig
+from baton.core.scheduler import Scheduler
+from baton.core.scheduler_limits import SchedulerConfig
 from baton.core.stopping import FinishReason
 from tests.core.fake_runner import VOCABULARY_SIZE, FakeRunner
 

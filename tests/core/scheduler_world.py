@@ -8,7 +8,8 @@ from baton.core.block_pool import BlockPool
 from baton.core.plan import ScheduledRow
 from baton.core.prefix import block_hashes
 from baton.core.request import BlocksReserved, EngineRequest, PagesReady, Phase, TokenEvent
-from baton.core.scheduler import ScheduledStep, Scheduler, SchedulerConfig
+from baton.core.scheduler import ScheduledStep, Scheduler
+from baton.core.scheduler_limits import SchedulerConfig
 from tests.core.engine_requests import alone
 from tests.core.fake_runner import FakeRunner, FakeStep, Slot
 

@@ -8,7 +8,8 @@ from baton.core.errors import InvalidRequest
 from baton.core.prefix import chain_seed
 from baton.core.request import TokenEvent
 from baton.core.sampling import SamplingParams, choice_seed
-from baton.core.scheduler import Scheduler, SchedulerConfig
+from baton.core.scheduler import Scheduler
+from baton.core.scheduler_limits import SchedulerConfig
 from baton.core.stopping import FinishReason, finish_reason
 from tests.core.engine_requests import PROMPT_VOCABULARY_SIZE, alone, make_request, prompts, sampling_params
 from tests.core.fake_runner import VOCABULARY_SIZE, FakeRunner, prefix_identity

@@ -10,7 +10,7 @@ from baton.core.errors import InvalidRequest
 from baton.core.prefix import block_hashes, chain_seed
 from baton.core.request import EngineRequest
 from baton.core.sampling import SamplingParams
-from baton.core.scheduler import SchedulerConfig
+from baton.core.scheduler_limits import SchedulerConfig
 from baton.core.steps_under_way import MAX_STEPS_UNDER_WAY
 from tests.core.engine_requests import PROMPT_VOCABULARY_SIZE, prompts, sampling_params
 from tests.core.scheduler_world import Role, SchedulerWorld, Tracked

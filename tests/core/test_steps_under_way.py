@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from baton.core.block_pool import BlockPool
 from baton.core.request import TokenEvent
 from baton.core.sampling import SamplingParams
-from baton.core.scheduler import ScheduledStep, Scheduler, SchedulerConfig
+from baton.core.scheduler import ScheduledStep, Scheduler
+from baton.core.scheduler_limits import SchedulerConfig
 from tests.core.engine_requests import PROMPT_VOCABULARY_SIZE, alone, make_request, prompts, sampling_params
 from tests.core.fake_runner import FakeRunner, FakeStep
 

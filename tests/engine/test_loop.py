@@ -12,7 +12,8 @@ from baton.core.commands import AbortRequest, AddRequest, EngineOutput, ReleaseP
 from baton.core.plan import StepPlan, StepResult
 from baton.core.ports import LayersDone
 from baton.core.sampling import SamplingParams
-from baton.core.scheduler import Scheduler, SchedulerConfig
+from baton.core.scheduler import Scheduler
+from baton.core.scheduler_limits import SchedulerConfig
 from baton.engine.loop import EngineLoop
 from tests.core.engine_requests import PROMPT_VOCABULARY_SIZE, alone, make_request
 from tests.core.fake_runner import FakeRunner, FakeStep

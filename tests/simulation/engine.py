@@ -17,7 +17,8 @@ from baton.core.commands import (
     ReserveBlocks,
 )
 from baton.core.request import BlocksReserved, PagesReady
-from baton.core.scheduler import ScheduledStep, Scheduler, SchedulerConfig
+from baton.core.scheduler import ScheduledStep, Scheduler
+from baton.core.scheduler_limits import SchedulerConfig
 from tests.simulation.cases import MAX_MODEL_LEN, VOCABULARY_SIZE
 from tests.simulation.pages import NUM_LAYERS, Pages
 from tests.simulation.runner import PageRunner

@@ -35,8 +35,7 @@ def load(device, monkeypatch: pytest.MonkeyPatch) -> Load:
     def load_onto(directory: Path, *, has_float8: bool = True, dtype: str = "bfloat16") -> Any:
         monkeypatch.setattr(factory, "multiplies_float8", lambda device: has_float8)
         config = EngineConfig(
-            device=device.type, dtype=dtype, kv_cache_bytes=4 << 20, gpu_memory_utilization=0.2,
-            enforce_eager=True,
+            device=device.type, dtype=dtype, kv_cache_bytes=4 << 20, enforce_eager=True
         )  # fmt: skip
         return load_engine(directory, config).runner
 

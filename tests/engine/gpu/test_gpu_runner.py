@@ -193,7 +193,7 @@ def test_graphs_and_eager_are_bit_equal(checkpoint, name):
     sampled = []
     for eager in (False, True):
         options = EngineConfig(
-            dtype="bfloat16", device="cuda", gpu_memory_utilization=0.1, enforce_eager=eager, max_num_seqs=4
+            dtype="bfloat16", device="cuda", kv_cache_bytes=4 * MIB, enforce_eager=eager, max_num_seqs=4
         )
         engine = load_engine(checkpoint(name), options)
         params = SamplingParams(temperature=0.0, num_logprobs=3)
@@ -209,9 +209,7 @@ def test_gpu_gives_the_cpus_tokens(checkpoint, name):
     """float32 on both: the same greedy tokens."""
     outputs = []
     for device in ("cpu", "cuda"):
-        options = EngineConfig(
-            dtype="float32", device=device, kv_cache_bytes=4 * MIB, gpu_memory_utilization=0.1, max_num_seqs=4
-        )
+        options = EngineConfig(dtype="float32", device=device, kv_cache_bytes=4 * MIB, max_num_seqs=4)
         requests = [Request(make_prompt(length)) for length in (5, 37)]
         Driver(load_engine(checkpoint(name), options)).generate(requests, 32, chunk=16)
         outputs.append([request.output for request in requests])

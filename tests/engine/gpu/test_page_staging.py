@@ -4,12 +4,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from crc32c import crc32c
 
 from baton.core.kv_layout import KVLayout
 from baton.engine.page_staging import PageStaging
 from tests.same_process_ipc import SameProcessIpc
 
+crc32c = pytest.importorskip("crc32c", reason="checksums of transfers: pip install .").crc32c
 RUNS = (([8, 0, 3], [1, 2, 7]), ([5], [0]))
 
 

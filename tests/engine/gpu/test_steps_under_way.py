@@ -222,7 +222,7 @@ def test_waits_are_seen(monkeypatch):
 @pytest.mark.parametrize("params", [GREEDY, KINDS["drawn"], KINDS["penalties"], KINDS["log probabilities"]])
 def test_the_device_sees_no_wait_either(small, params):
     """A decode step of the engine that a worker loads, with torch's own eye on it."""
-    engine = load_engine(small, replace(OPTIONS, device="cuda", gpu_memory_utilization=0.1))
+    engine = load_engine(small, replace(OPTIONS, device="cuda"))
     first, then = decode_plans(engine, params)
     for _ in range(2):
         engine.runner.submit(first).collect()
@@ -238,7 +238,7 @@ def test_the_device_sees_no_wait_either(small, params):
 @pytest.mark.gpu
 def test_the_device_has_ended_a_step_that_is_collected(small):
     """One that samples nothing too: its pages are read, and given to others, without a wait."""
-    engine = load_engine(small, replace(OPTIONS, device="cuda", gpu_memory_utilization=0.1))
+    engine = load_engine(small, replace(OPTIONS, device="cuda"))
     plan = StepPlan((ScheduledRow(make_prompt(40), 0, [0, 1, 2]),))
     for _ in range(5):
         engine.runner.submit(plan).collect()

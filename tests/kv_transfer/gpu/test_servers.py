@@ -19,7 +19,6 @@ from tests.e2e.processes import DEMO_MODEL, Cluster, running_cluster  # noqa: E4
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(120)]
 
-SHARE = 0.15  # of the GPU's memory, for each server
 MAX_TOKENS = 32
 NIXL = pytest.param(
     "nixl", marks=pytest.mark.skipif(not nixl_library.is_available(), reason="NIXL is not installed")
@@ -35,9 +34,7 @@ def prompts() -> list[list[int]]:
 @pytest.fixture(scope="module")
 def expected() -> list[list[int]]:
     """One engine's greedy tokens."""
-    config = EngineConfig(
-        dtype="float32", device="cuda", gpu_memory_utilization=SHARE, max_num_batched_tokens=96
-    )
+    config = EngineConfig(dtype="float32", device="cuda", kv_cache_bytes=64 << 20, max_num_batched_tokens=96)
     engine = ColocatedEngine(DEMO_MODEL, config, num_blocks=256)
     return engine.token_ids(prompts(), SamplingParams(max_tokens=MAX_TOKENS, temperature=0.0))
 
@@ -68,7 +65,7 @@ def test_same_tokens_also_after_a_prefill_server_was_killed(
     transport: str, expected: list[list[int]]
 ) -> None:
     flags = (
-        "--dtype=float32", "--device=cuda", f"--gpu-memory-utilization={SHARE}",
+        "--dtype=float32", "--device=cuda", "--kv-cache-memory=64MiB",
         "--max-num-batched-tokens=96", "--enforce-eager", f"--kv-transport={transport}",
     )  # fmt: skip
     with running_cluster(DEMO_MODEL, *flags) as cluster:
