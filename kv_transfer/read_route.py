@@ -14,7 +14,7 @@ from kv_transfer.route import PushCall
 
 # Pages of one read, by transport: enough that a read's own cost is small (on a GPU that is two waits for the
 # device), and little enough that some fit into the landing buffer side by side.
-READ_BYTES = {"nixl": 4 << 20, "cuda_ipc": 16 << 20}
+READ_BYTES = {"nixl": 8 << 20, "cuda_ipc": 16 << 20}
 
 
 class ReadRoute:

@@ -174,11 +174,15 @@ def _shared_cores(options: EngineConfig) -> SharedCores | None:
 
 
 def _warm_up(runner: Runner, page_store: KVCache) -> None:
-    """A prefill row and then a decode row, greedy and drawn, both in the padding page."""
+    """A prefill row and then decode rows, greedy, drawn and with penalties, all in the padding page.
+
+    On a GPU that compiles what a first request would wait for.
+    """
     block_table = [page_store.padding_block]
     greedy = SampleTask(SamplingParams(temperature=0.0), 0, 2, [0], [])
     drawn = SampleTask(SamplingParams(top_k=2, top_p=0.5), 0, 1, [0], [])
     long_row = ScheduledRow([0] * min(2, page_store.layout.block_size), 0, block_table, (greedy,))
-    for row in (long_row, ScheduledRow([0], 0, block_table, (drawn,))):
+    ruled = SampleTask(SamplingParams(repetition_penalty=1.1, num_logprobs=1), 0, 1, [0], [0])
+    for row in (long_row, *(ScheduledRow([0], 0, block_table, (task,)) for task in (drawn, ruled))):
         runner.submit(StepPlan((row,))).collect()
     runner.idle()

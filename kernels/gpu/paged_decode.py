@@ -20,17 +20,19 @@ from torch import Tensor
 from kernels.gpu.matrix_product import add_product
 
 _TOKENS_PER_TILE = 64
-_MIN_TOKENS_PER_SPLIT = 256  # less is not worth a second kernel
 _MAX_SPLITS = 64
 _PROGRAMS_PER_MULTIPROCESSOR = 8  # enough waves that the last, partly filled one costs little
 _LOG2_E = math.log2(math.e)
 
 
-def splits_for(num_rows: int, num_kv_heads: int, max_context_len: int, num_multiprocessors: int) -> int:
-    """How many ways to split contexts of at most `max_context_len` tokens: a power of two, at least 1."""
-    wanted = _PROGRAMS_PER_MULTIPROCESSOR * num_multiprocessors // (num_rows * num_kv_heads)
-    useful = min(wanted, max_context_len // _MIN_TOKENS_PER_SPLIT, _MAX_SPLITS)
-    return 1 << (useful.bit_length() - 1) if useful > 1 else 1
+def splits_for(num_rows: int, num_kv_heads: int, num_multiprocessors: int) -> int:
+    """How many ways to split contexts, at most: a power of two, at least 1.
+
+    Whatever the contexts' lengths are, as sums depend on it to the last bit, and a graph, which is captured
+    for the longest, is to give what an eager step gives. A context of few tiles leaves the last splits empty.
+    """
+    wanted = min(_PROGRAMS_PER_MULTIPROCESSOR * num_multiprocessors // (num_rows * num_kv_heads), _MAX_SPLITS)
+    return 1 << (wanted.bit_length() - 1) if wanted > 1 else 1
 
 
 def attend_one_token_rows(

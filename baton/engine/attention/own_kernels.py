@@ -12,7 +12,7 @@ from kernels.cpu.attention import Rotation
 from kernels.gpu import paged_decode, paged_prefill, rotary_store
 from kernels.quantization import layer_scales
 
-_INTERPRETED_MULTIPROCESSORS = 4  # so that small contexts are split too
+_INTERPRETED_MULTIPROCESSORS = 1  # programs run one after the other; a few rows are split all the same
 
 
 class KernelAttention:
@@ -41,7 +41,6 @@ class KernelAttention:
         num_splits = paged_decode.splits_for(
             max(1, rows.num_one_token_rows),
             self._pages[0].key.shape[1],
-            rows.max_one_token_context_len,
             self._num_multiprocessors,
         )
         return _KernelStep(self, rows, num_splits)

@@ -44,11 +44,6 @@ class PagedRows:
         return max(self._metadata.context_lengths)
 
     @cached_property
-    def max_one_token_context_len(self) -> int:
-        """Tokens, of the one-token rows."""
-        return max(self._metadata.context_lengths[: self.num_one_token_rows], default=0)
-
-    @cached_property
     def max_row_len(self) -> int:
         """Tokens of the longest row."""
         bounds = self._metadata.row_bounds
