@@ -185,7 +185,7 @@ def _kth(line, size, greatest, temperature, bound, top_k, TILE: tl.constexpr):  
 def _reaching(line, size, greatest, temperature, bound, target, TILE: tl.constexpr):  # noqa: N803
     """The least depth, below `bound`, down to which the tokens weigh at least `target`; those below it do.
 
-    Halves what is left between depths that tokens have, as each look at all of them costs tens of microseconds.
+    Halves what is left between depths that tokens have: each look at all of them costs tens of microseconds.
     """
     low = tl.full([], 0, tl.int32)
     high = bound - 1
