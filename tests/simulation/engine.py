@@ -203,7 +203,7 @@ class VirtualEngine:
         self.pool.check_integrity()
         load = self.scheduler.load()
         counts = (load.num_running, load.num_waiting, load.num_reserved, len(self._commands))
-        if any(counts) or self.scheduler._by_request:
+        if any(counts) or self.scheduler._sequences._by_request:
             raise Violation(f"{self._name}: {counts} running, waiting, reserved or commanded in the end")
         if load.num_free_blocks != load.num_blocks:
             raise Violation(f"{self._name}: {load.num_blocks - load.num_free_blocks} pages leaked")
