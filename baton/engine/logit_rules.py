@@ -7,6 +7,8 @@ from torch import Tensor
 
 from baton.core.plan import SampleTask
 
+_FLOAT32 = torch.finfo(torch.float32)
+
 
 def has_rules(task: SampleTask) -> bool:
     """Whether the task's logits are changed at all."""
@@ -47,8 +49,9 @@ def _penalise(logits: Tensor, task: SampleTask) -> None:
         seen = torch.zeros_like(logits, dtype=torch.bool)
         seen[_known(task.prompt_token_ids, logits)] = True
         seen[output_ids] = True
-        penalty = params.repetition_penalty
+        penalty = max(params.repetition_penalty, _FLOAT32.tiny)  # one below it would be 0 in float32
         logits.copy_(torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits))
+        logits.clamp_max_(_FLOAT32.max)
     counts = torch.bincount(output_ids, minlength=logits.shape[0])
     logits -= params.frequency_penalty * counts + params.presence_penalty * (counts > 0)
 

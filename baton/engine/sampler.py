@@ -17,6 +17,7 @@ from kernels.cpu.library import DTYPES, cpu_kernels
 
 _TASKS_AT_A_TIME = 32  # bounds the sampler's memory: about 32 bytes * vocabulary each
 _LIKELIEST_LOOKED_AT = 1024  # top_p sorts more than these only where they don't reach it
+_SMALLEST = torch.finfo(torch.float32).tiny  # a temperature below it would be 0 in float32
 
 Task = tuple[int, SampleTask]  # the line of its logits
 
@@ -79,7 +80,7 @@ def filtered_probabilities(logits: Tensor, params: Sequence[SamplingParams]) -> 
     logits: float32 `[rows, V]`; all temperatures above 0. Returns float32 `[rows, V]`.
     """
     vocab_size = logits.shape[-1]
-    temperatures = _column([p.temperature for p in params], logits)
+    temperatures = _column([max(p.temperature, _SMALLEST) for p in params], logits)
     scaled = (logits - logits.amax(dim=-1, keepdim=True)) / temperatures  # the likeliest has 0
     if any(p.min_p > 0.0 for p in params):
         scaled.masked_fill_(scaled < _column([p.min_p for p in params], logits).log(), float("-inf"))
@@ -99,7 +100,7 @@ def draw(probabilities: Tensor, numbers: Sequence[float]) -> Tensor:
     """Inverse of the cumulative distribution in token id order: int64 `[rows]`.
 
     probabilities: `[rows, V]`, not normalised; numbers: one in [0, 1) a row. A token of
-    probability 0 is never drawn.
+    probability 0 is never drawn, nor one outside the vocabulary, whatever the probabilities.
     """
     cumulative = probabilities.cumsum(dim=-1, dtype=torch.float64)
     total = cumulative[:, -1:]
@@ -107,7 +108,8 @@ def draw(probabilities: Tensor, numbers: Sequence[float]) -> Tensor:
     target = torch.minimum(
         _column(numbers, probabilities, torch.float64) * total, total.nextafter(torch.zeros_like(total))
     )
-    return torch.searchsorted(cumulative, target, right=True).squeeze(-1)
+    token_ids = torch.searchsorted(cumulative, target, right=True).squeeze(-1)
+    return token_ids.clamp_max_(probabilities.shape[-1] - 1)
 
 
 def _top_k(scaled: Tensor, counts: Tensor) -> Tensor:
