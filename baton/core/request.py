@@ -54,6 +54,7 @@ class SequenceState:
     num_exported_layers: int = 0  # of the pages that the prompt's last step completes
     num_cached_prompt_tokens: int = 0  # found in the prefix cache when it first started
     phase: Phase = Phase.WAITING
+    has_begun: bool = False  # it was part of the batch, or its prompt was; if it waits, it has lost its pages
     seed: int = field(init=False)
 
     def __post_init__(self) -> None:

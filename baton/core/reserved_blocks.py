@@ -45,6 +45,11 @@ class ReservedBlocks:
         """Places in the batch that granted requests will take."""
         return sum(reservee.request.sampling.n for reservee in self._granted.values())
 
+    @property
+    def next_order(self) -> tuple[int, int] | None:
+        """When it is the turn of the first that waits for pages; None where nobody does."""
+        return self._queue[0].order if self._queue else None
+
     def queue(self, request: EngineRequest, arrival: int) -> None:
         """Ask for pages; `grant_next` gives them in order."""
         insort(self._queue, Reservee(request, arrival), key=lambda reservee: reservee.order)

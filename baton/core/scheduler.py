@@ -99,12 +99,13 @@ class Scheduler:
         self._reserved.queue(request, self._next_arrival())
 
     def admit_reservations(self) -> list[BlocksReserved]:
-        """Grant queued reservations, in order, while pages and places in the batch last.
+        """Grant queued reservations while pages and places in the batch last.
 
-        A request that ran here already, and lost its pages, comes first.
+        They and the prompts that wait to be computed here have one order; a request that ran here already,
+        and lost its pages, comes before all of them.
         """
         granted: list[BlocksReserved] = []
-        while not self._sequences.waiting:
+        while self._is_reservation_next():
             reserved = self._reserved.grant_next(self.config.max_num_seqs - self._num_slots_taken())
             if reserved is None:
                 break
@@ -269,6 +270,8 @@ class Scheduler:
     def _admit_waiting(self, batch: dict[SequenceState, int], budget: int) -> None:
         """Start waiting sequences in order, on cached prefixes where there are any."""
         while self._sequences.waiting and budget > 0:
+            if self._sequences.running and self._is_reservation_next():
+                return  # it needs what running sequences give back
             sequence = self._sequences.waiting[0]
             if self._num_slots_taken() + num_slots(sequence) > self.config.max_num_seqs:
                 return
@@ -331,6 +334,13 @@ class Scheduler:
             TokenEvent(request.request_id, sequence.choice, num_output - 1, token, reason, num_cached)
         )
         return reason is None
+
+    def _is_reservation_next(self) -> bool:
+        """Whether a queued reservation comes before all sequences that wait."""
+        order = self._reserved.next_order
+        if order is None:
+            return False
+        return all(order < waiting.order and not waiting.has_begun for waiting in self._sequences.waiting)
 
     def _num_slots_taken(self) -> int:
         return self._sequences.num_slots_taken + self._reserved.num_slots

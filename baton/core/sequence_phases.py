@@ -38,6 +38,7 @@ class SequencePhases:
 
     def fork(self, parent: SequenceState, child: SequenceState) -> None:
         """Let a new sequence go on from its parent's prompt, or wait and find it in the prefix cache."""
+        child.has_begun = True
         if self._pages.share_prompt(parent, child):
             self.run(child)
         else:
@@ -75,6 +76,7 @@ class SequencePhases:
 
     def _run(self, sequence: SequenceState) -> None:
         sequence.phase = Phase.RUNNING
+        sequence.has_begun = True
         self.running.append(sequence)
 
 
