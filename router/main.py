@@ -1,15 +1,12 @@
 """The router's process: HTTP and gRPC front doors over one pool of workers."""
 
 import asyncio
-import contextlib
 import gc
 import logging
 import socket
 import time
-from collections.abc import Iterator
 from importlib.metadata import version
 
-import uvicorn
 from prometheus_client import CollectorRegistry
 
 from baton.config import RouterConfig
@@ -24,16 +21,13 @@ from router.flow import WorkerBackend
 from router.front import Front
 from router.grpc_front import InferenceServicer
 from router.http.app import create_app
+from router.http.server import HttpServer
 from router.metrics import FrontMetrics
 from router.pool import WorkerPool
 from router.pool_metrics import PoolCollector
 from router.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
-
-# Longer than any usual client or proxy keeps an idle connection (httpx 5 s, aiohttp 15 s, most proxies 60 s):
-# whoever closes last never closes one that a request is on its way over.
-KEEP_ALIVE_S = 75
 
 
 def run(config: RouterConfig) -> None:
@@ -51,16 +45,7 @@ async def _main(config: RouterConfig) -> None:
     inference_pb2_grpc.add_InferenceServicer_to_server(InferenceServicer(front), rpc.grpc)
     await rpc.start(_address(config.host, config.grpc_port), ("baton.v1.Inference",), "--grpc-port")
     signals = StopSignals()
-    http = _HttpServer(
-        uvicorn.Config(
-            create_app(front),
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            timeout_graceful_shutdown=int(DRAIN_TIMEOUT_S),
-            timeout_keep_alive=KEEP_ALIVE_S,
-        )
-    )
+    http = HttpServer(create_app(front))
     gc.freeze()  # what start-up made lives as long as the process: collections need not walk it
     async with asyncio.TaskGroup() as tasks:
         sessions = tasks.create_task(pool.run(admission.update))
@@ -69,13 +54,20 @@ async def _main(config: RouterConfig) -> None:
 
         async def drain() -> None:
             http.should_exit = True
-            await asyncio.wait((serving,))
+            async with asyncio.TaskGroup() as draining:
+                draining.create_task(rpc.stop(DRAIN_TIMEOUT_S))
+                draining.create_task(_ended(serving))
 
         await signals.drain_then_stop(drain)
         http.should_exit = http.force_exit = True
         await rpc.stop()
         await asyncio.wait((serving,))
         sessions.cancel()
+
+
+async def _ended(task: asyncio.Task[None]) -> None:
+    """Wait for a task without cancelling it or raising what it raises."""
+    await asyncio.wait((task,))
 
 
 def _make_front(config: RouterConfig, pool: WorkerPool, admission: Admission, fingerprint: bytes) -> Front:
@@ -96,14 +88,6 @@ def _make_front(config: RouterConfig, pool: WorkerPool, admission: Admission, fi
         eos_token_ids=eos_token_ids(config.model_dir),
         metrics=metrics,
     )
-
-
-class _HttpServer(uvicorn.Server):
-    """uvicorn without its own signal handlers: the process has one place for signals."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
 
 
 def _listen(host: str, port: int) -> socket.socket:

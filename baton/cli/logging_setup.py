@@ -18,6 +18,6 @@ def set_up_logging() -> None:
             logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s", datefmt="%H:%M:%S")
         )
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
-    logging.getLogger("uvicorn").setLevel(
-        logging.WARNING
-    )  # its "started" and "shutting down" say nothing new
+    # uvicorn's "started" and "shutting down" say nothing new, and its warnings are of what clients send: they
+    # are told, and the log is not theirs to fill.
+    logging.getLogger("uvicorn").setLevel(logging.ERROR)

@@ -47,7 +47,10 @@ class RpcServer:
         for name in ("", *self._service_names):
             await self._health.set(name, status)
 
-    async def stop(self) -> None:
-        """Refuse new calls, give running ones a moment, then cut them."""
+    async def stop(self, grace_s: float | None = None) -> None:
+        """Refuse new calls, give running ones so long, or a moment, then cut them.
+
+        Called a second time, it can only hasten that.
+        """
         await self._health.enter_graceful_shutdown()
-        await self.grpc.stop(_STOP_GRACE_S)
+        await self.grpc.stop(_STOP_GRACE_S if grace_s is None else grace_s)

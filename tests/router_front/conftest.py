@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import socket
 from collections.abc import AsyncGenerator, AsyncIterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 
 from router.front import Front
 from router.http.app import create_app
+from router.http.server import HttpServer
 from router.metrics import FrontMetrics
 from router.tokenizer import Tokenizer
 from tests.router_front.fake_backend import MODEL, FakeBackend
@@ -89,15 +91,12 @@ async def client(front: Front) -> AsyncIterator[httpx.AsyncClient]:
 @pytest.fixture
 async def served(front: Front) -> AsyncGenerator[str]:
     """The base URL of a real uvicorn."""
-    import uvicorn
-
-    server = uvicorn.Server(uvicorn.Config(create_app(front), port=0, log_level="warning"))
-    config_socket = server.config.bind_socket()
-    config_socket.listen()  # connections made before the server is up wait in the backlog
-    task = asyncio.create_task(server.serve([config_socket]))
+    server = HttpServer(create_app(front))
+    listener = socket.create_server(("127.0.0.1", 0))  # early connections wait in the backlog
+    task = asyncio.create_task(server.serve([listener]))
     try:
-        yield f"http://127.0.0.1:{config_socket.getsockname()[1]}"
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
     finally:
         server.should_exit = True
         await task
-        config_socket.close()
+        listener.close()

@@ -12,7 +12,8 @@ NUM_CACHED = 2
 
 
 class FakeBackend:
-    """Replays `reply`; fails with `error` after `error_after` steps, or waits forever after `hang_after`."""
+    """Replays `reply`; fails with `error` after `error_after` steps, or waits for `may_go_on` after
+    `hang_after`."""
 
     def __init__(self, reply: Sequence[int]) -> None:
         self.reply = list(reply)
@@ -28,6 +29,7 @@ class FakeBackend:
         self.num_running = 0
         self.most_running = 0
         self.is_hanging = asyncio.Event()
+        self.may_go_on = asyncio.Event()
         self.is_closed = asyncio.Event()
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[TokenDelta]:
@@ -54,7 +56,7 @@ class FakeBackend:
                 raise self.error
             if self.hang_after is not None and step >= self.hang_after:
                 self.is_hanging.set()
-                await asyncio.Event().wait()
+                await self.may_go_on.wait()
             if all(is_done) or self.ends_early:
                 return
             for choice in range(params.n):

@@ -1,0 +1,80 @@
+"""Signals to a router: what runs over gRPC goes on, as over HTTP; the second signal ends it."""
+
+import asyncio
+import os
+import signal
+import socket
+from collections.abc import AsyncGenerator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from baton.config import RouterConfig
+from baton.rpc import server
+from baton.v1 import inference_pb2 as pb
+from baton.v1 import inference_pb2_grpc
+from router import main as router_main
+from router.front import Front
+from router.pool import WorkerPool
+from tests.router_front.fake_backend import FakeBackend
+
+DEADLINE_S = 10
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+@pytest.fixture
+async def call(
+    front: Front, backend: FakeBackend, model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncGenerator[Any]:
+    """Of twelve tokens, of a router without workers: one has come, the next waits for the backend."""
+
+    async def no_workers(self: WorkerPool, on_change: object) -> None:
+        await asyncio.Event().wait()
+
+    backend.hang_after = 1
+    monkeypatch.setattr(server, "_STOP_GRACE_S", 0.05)
+    monkeypatch.setattr(router_main, "_make_front", lambda *_: front)
+    monkeypatch.setattr(router_main, "model_fingerprint", lambda _: b"x" * 16)
+    monkeypatch.setattr(router_main.gc, "freeze", lambda: None)
+    monkeypatch.setattr(WorkerPool, "run", no_workers)
+    config = RouterConfig(
+        model_dir, "tiny", ("unix:/p",), ("unix:/d",), http_port=free_port(), grpc_port=free_port()
+    )
+    router = asyncio.create_task(router_main._main(config))
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{config.grpc_port}") as channel:
+        request = pb.GenerateRequest(text="x", stream=True, sampling=pb.Sampling(max_tokens=12))
+        call = inference_pb2_grpc.InferenceStub(channel).Generate(
+            request, wait_for_ready=True, timeout=DEADLINE_S
+        )
+        await call.read()
+        await asyncio.wait_for(backend.is_hanging.wait(), DEADLINE_S)
+        yield call
+    await asyncio.wait_for(router, DEADLINE_S)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().remove_signal_handler(number)
+
+
+async def test_sigterm_lets_grpc_calls_end(call: Any, backend: FakeBackend) -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+    await asyncio.sleep(0.5)  # ten times the moment that calls have where nobody waits for them
+    backend.may_go_on.set()
+    responses = []
+    while (response := await call.read()) is not grpc.aio.EOF:
+        responses.append(response)
+    assert len(responses) == 11
+    assert responses[-1].finish_reason == "length"
+
+
+async def test_the_second_signal_cuts_them(call: Any) -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+    await asyncio.sleep(0.1)
+    os.kill(os.getpid(), signal.SIGTERM)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call.read()
+    assert caught.value.code() != grpc.StatusCode.DEADLINE_EXCEEDED
