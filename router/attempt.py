@@ -49,6 +49,11 @@ class Attempt:
         """Whether one worker does it all."""
         return self._prefill.link is self._decode.link
 
+    @property
+    def is_on_draining_worker(self) -> bool:
+        """Whether one of its workers is about to stop."""
+        return any(link.is_draining for link in self._numbers)
+
     def start(self, first_tokens: Mapping[int, int], closed_choices: Iterable[int]) -> None:
         """Ask decode for pages, or prefill for the only token, or one worker for everything.
 

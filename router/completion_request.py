@@ -21,6 +21,7 @@ _MASK64 = 2**64 - 1
 class CompletionOptions:
     """The public fields of a request, as the client sent them; None: left out."""
 
+    stop: StopStrings
     temperature: float | None = None
     top_k: int | None = None  # 0 and -1: off
     top_p: float | None = None
@@ -31,7 +32,6 @@ class CompletionOptions:
     seed: int | None = None  # its low 64 bits count
     max_tokens: int | None = None
     min_tokens: int | None = None
-    stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     logit_bias: tuple[tuple[int, float], ...] = ()
@@ -72,7 +72,6 @@ async def build_request(
     Raises InvalidRequest, with the public name of the field in `param`.
     """
     arrived_s = time.monotonic()
-    stop_strings = StopStrings(options.stop)
     _check_routing(options)
     if isinstance(prompt, str):
         token_ids = tuple(await front.tokenizer.encode(prompt, add_special_tokens=add_special_tokens))
@@ -89,7 +88,7 @@ async def build_request(
         priority=options.priority,
         cache_salt=options.cache_salt,
     )
-    return CompletionRequest(generation, stop_strings, options.skip_special_tokens, arrived_s)
+    return CompletionRequest(generation, options.stop, options.skip_special_tokens, arrived_s)
 
 
 def check_token_ids(name: str, token_ids: Sequence[int], vocab_size: int) -> None:
@@ -134,6 +133,12 @@ def _max_tokens(options: CompletionOptions, num_prompt_tokens: int, max_model_le
         )
     if options.max_tokens is None:
         return num_left if options.default_max_tokens is None else min(options.default_max_tokens, num_left)
+    if options.max_tokens < 1:
+        raise InvalidRequest(
+            f"{options.max_tokens_name} must be at least 1, but is {options.max_tokens}.",
+            param=options.max_tokens_name,
+            code="out_of_range",
+        )
     if options.max_tokens > num_left:
         raise InvalidRequest(
             f"This model's maximum context length is {max_model_len} tokens, but the request asks for "

@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import AsyncGenerator
 
-from baton.core.errors import BatonError, RequestFailed, TransferFailed
+from baton.core.errors import BatonError, Overloaded, RequestFailed, TransferFailed
 from baton.core.request import EngineRequest, TokenEvent
 from baton.core.sampling import SampledToken
 from baton.core.stopping import FinishReason
@@ -127,11 +127,13 @@ class Flight:
 
     def _give_up(self, attempt: Attempt, error: BatonError) -> None:
         """Take a failed attempt off its workers. Raises its error where another one would not help."""
-        is_retried = isinstance(error, TransferFailed) and not attempt.decode_has_begun
+        # A worker that was told to stop takes nothing new, though the request was placed there before.
+        is_too_late = isinstance(error, Overloaded) and attempt.is_on_draining_worker
+        is_retried = (isinstance(error, TransferFailed) or is_too_late) and not attempt.decode_has_begun
         if not is_retried or self._num_attempts == MAX_ATTEMPTS:
             raise error
         attempt.leave(has_finished=False)
-        self._metrics.transfer_retries.labels(reason="transfer").inc()
+        self._metrics.transfer_retries.labels(reason="draining" if is_too_late else "transfer").inc()
         logger.info(
             "request %s: attempt %d of %d failed, trying again: %s",
             self._request.request_id,

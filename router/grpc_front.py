@@ -14,6 +14,7 @@ from baton.v1 import inference_pb2_grpc
 from router.completion import TextDelta, generate_text
 from router.completion_request import CompletionOptions, CompletionRequest, build_request, check_token_ids
 from router.front import Front
+from router.stop_strings import StopStrings
 
 WRITE_TIMEOUT_S = 60.0  # a client that reads nothing for so long must not keep its place on the workers
 
@@ -165,7 +166,7 @@ def _options(request: pb.GenerateRequest) -> CompletionOptions:
     given = {name: getattr(sampling, name) for name in _PLAIN_FIELDS if sampling.HasField(name)}
     return CompletionOptions(
         **given,
-        stop=tuple(sampling.stop),
+        stop=StopStrings(sampling.stop),
         stop_token_ids=tuple(sampling.stop_token_ids),
         ignore_eos=sampling.ignore_eos,
         logit_bias=tuple(sampling.logit_bias.items()),

@@ -49,11 +49,13 @@ class FrontMetrics:
         )
         self.transfer_retries = Counter(
             "baton_transfer_retries",
-            "Requests tried again because their KV transfer failed; what the client saw is the same.",
+            "Requests tried again because their KV transfer failed, or a worker was about to stop; what the "
+            "client saw is the same.",
             ["reason"],
             registry=registry,
         )
-        self.transfer_retries.labels(reason="transfer")  # shows as 0 before the first one
+        for reason in ("transfer", "draining"):
+            self.transfer_retries.labels(reason=reason)  # shows as 0 before the first one
 
     def exposition(self) -> tuple[bytes, str]:
         """The text of /metrics and its content type."""

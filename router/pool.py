@@ -38,8 +38,16 @@ class WorkerPool:
 
     @property
     def capacity(self) -> int:
-        """Sequences that the decode servers run at once; 0 where no request could be placed."""
-        return sum(view.max_num_seqs for view in _views(self.decodes)) if self.is_ready else 0
+        """Sequences that the decode servers run at once; 0 where no request could be placed.
+
+        Of a server that takes nothing new, those that it still has, which keep their places until they end.
+        """
+        if not self.is_ready:
+            return 0
+        num_ending = sum(
+            link.worker.num_in_flight for link in self.decodes if link.worker is not None and link.is_draining
+        )
+        return sum(view.max_num_seqs for view in _views(self.decodes)) + num_ending
 
     @property
     def max_model_len(self) -> int | None:

@@ -88,6 +88,11 @@ class WorkerLink:
         """What people are told of it."""
         return "worker of both roles" if self.role == worker_pb2.ROLE_BOTH else f"{self.role_name} server"
 
+    @property
+    def is_draining(self) -> bool:
+        """Whether the worker ends what it has and takes nothing new."""
+        return self.worker is not None and self.worker.is_draining
+
     def view(self, index: int) -> WorkerView | None:
         """The worker as the policy sees it; None where nothing may be placed on it."""
         worker = self.worker

@@ -8,6 +8,7 @@ from baton.core.errors import InvalidRequest
 MAX_CHOICES = 128
 MAX_LOGPROBS = 20
 MAX_STOP_TOKEN_IDS = 128
+MAX_LOGIT_BIASES = 1024  # a step, which others share, takes time for each
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,8 @@ class SamplingParams:
             raise _out_of_range(
                 "stop_token_ids", len(self.stop_token_ids), f"at most {MAX_STOP_TOKEN_IDS} long"
             )
+        if len(self.logit_bias) > MAX_LOGIT_BIASES:
+            raise _out_of_range("logit_bias", len(self.logit_bias), f"at most {MAX_LOGIT_BIASES} long")
         for _, bias in self.logit_bias:
             _require_range("logit_bias", bias, -100.0, 100.0)
         if self.num_logprobs is not None:

@@ -1,6 +1,6 @@
 /* Vectors of floats in GCC's and Clang's vector extensions: one source for every instruction set.
  *
- * A file that includes this is compiled for one level of CPU (see compiler.py), which sets the width.
+ * A file that includes this is compiled for one level of CPU (see build.py), which sets the width.
  * Numbers in memory are float32, bfloat16, float16 or, in KV pages, float8 (e4m3); all arithmetic is in float32.
  */
 #ifndef BATON_VECTOR_H

@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, PlainValidator
 
 from baton.core.errors import InvalidRequest
 from router.completion_request import CompletionOptions
+from router.stop_strings import StopStrings
 
 MAX_PROMPTS = 1024
 
@@ -52,7 +53,12 @@ def _logit_bias(value: Any) -> tuple[tuple[int, float], ...]:
     for key, bias in (value or {}).items():
         if not key.isascii() or not key.isdigit() or type(bias) not in (int, float):
             raise InvalidRequest("logit_bias must map token ids to numbers.", param="logit_bias")
-        pairs.append((int(key), float(bias)))
+        try:
+            pairs.append((int(key), float(bias)))
+        except (OverflowError, ValueError):  # Python's limits: numbers of hundreds of digits
+            raise InvalidRequest(
+                "logit_bias holds a number of too many digits.", param="logit_bias"
+            ) from None
     return tuple(pairs)
 
 
@@ -129,7 +135,7 @@ class GenerationBody(_Body):
             seed=self.seed,
             max_tokens=max_tokens,
             min_tokens=self.min_tokens,
-            stop=self.stop,
+            stop=StopStrings(self.stop),
             stop_token_ids=tuple(self.stop_token_ids or ()),
             ignore_eos=bool(self.ignore_eos),
             logit_bias=self.logit_bias,

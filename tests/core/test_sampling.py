@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from baton.core.errors import InvalidRequest
 from baton.core.sampling import (
     MAX_CHOICES,
+    MAX_LOGIT_BIASES,
     MAX_LOGPROBS,
     MAX_STOP_TOKEN_IDS,
     SamplingParams,
@@ -41,8 +42,8 @@ RANGES: list[tuple[str, str, list[Any], list[Any]]] = [
     (
         "logit_bias",
         "logit_bias",
-        [(), ((1, -100.0), (2, 100.0))],
-        [((1, 0.0), (2, 100.1)), ((1, -100.1),), ((1, NAN),)],
+        [(), ((1, -100.0), (2, 100.0)), ((1, 1.0),) * MAX_LOGIT_BIASES],
+        [((1, 0.0), (2, 100.1)), ((1, -100.1),), ((1, NAN),), ((1, 1.0),) * (MAX_LOGIT_BIASES + 1)],
     ),
     ("num_logprobs", "logprobs", [None, 0, MAX_LOGPROBS], [-1, MAX_LOGPROBS + 1]),
     ("n", "n", [1, MAX_CHOICES], [0, MAX_CHOICES + 1]),

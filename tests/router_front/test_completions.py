@@ -7,6 +7,7 @@ import httpx
 import pytest
 
 from router.front import Front
+from router.stop_strings import StopStrings
 from tests.router_front.fake_backend import MODEL, NUM_CACHED, FakeBackend
 
 REPLY = "hello world 🎉 the quick brown fox stop here"
@@ -80,6 +81,20 @@ async def test_stop_string_cuts_aborts_and_closes(client: httpx.AsyncClient, bac
     assert backend.is_closed.is_set()
     num_tokens = sum(len(c["token_ids"]) for c in answer["choices"])
     assert answer["usage"]["completion_tokens"] == num_tokens
+
+
+async def test_stop_strings_of_many_prompts_are_built_once(client: httpx.AsyncClient, monkeypatch):
+    """They may be large."""
+    added: list[str] = []
+    add = StopStrings._add
+
+    def count(self: StopStrings, string: str) -> None:
+        added.append(string)
+        add(self, string)
+
+    monkeypatch.setattr(StopStrings, "_add", count)
+    await complete(client, prompt=["x"] * 50, max_tokens=1, stop=["q" * 500])
+    assert added == ["q" * 500]
 
 
 async def test_tokens_after_the_stop_string_are_dropped(client: httpx.AsyncClient, backend: FakeBackend):

@@ -65,6 +65,10 @@ BAD_COMPLETIONS = [
     ("logit_bias", {"logit_bias": {"1": 101}}),
     ("logit_bias", {"logit_bias": {"1000000": 1}}),
     ("logit_bias", {"logit_bias": [1]}),
+    ("logit_bias", {"logit_bias": {"1": 10**400}}),
+    ("logit_bias", {"logit_bias": {"1" * 5000: 1}}),
+    ("logit_bias", {"logit_bias": {f"{id:0{width}}": 1 for id in range(300) for width in range(3, 7)}}),
+    ("temperature", {"temperature": 10**400}),
     ("priority", {"priority": 2**31}),
     ("cache_salt", {"cache_salt": "x" * 1025}),
     ("stream", {"stream": "yes"}),
@@ -95,6 +99,7 @@ BAD_CHATS = [
     ("messages[0].role", {"messages": [{"role": 5, "content": "x"}]}),
     ("max_tokens", {"max_tokens": 256}),
     ("max_completion_tokens", {"max_completion_tokens": 256}),
+    ("max_completion_tokens", {"max_completion_tokens": 0}),
     ("top_logprobs", {"top_logprobs": 1}),
     ("top_logprobs", {"logprobs": True, "top_logprobs": 21}),
     ("logprobs", {"logprobs": 1}),
@@ -145,7 +150,18 @@ async def test_context_length_error_has_the_numbers(client: httpx.AsyncClient):
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"{", b"[1]", b"\xff", b'"text"', b"{'a': 1}", b"[" * 15_000, b'{"prompt": NaN}']
+    "content",
+    [
+        b"",
+        b"{",
+        b"[1]",
+        b"\xff",
+        b'"text"',
+        b"{'a': 1}",
+        b"[" * 15_000,
+        b'{"prompt": NaN}',
+        b'{"prompt": "x", "seed": ' + b"9" * 5000 + b"}",
+    ],
 )
 async def test_malformed_bodies(client: httpx.AsyncClient, content: bytes):
     response = await client.post(
