@@ -150,7 +150,7 @@ class InboundTransfers:
 
     def commit(self, frame: Frame, writer: Writer, now: float, *, may_wait: bool) -> None:
         """The writer's last frame. Raises TransferRefused."""
-        check_seal(frame.message.commit, writer.version)
+        check_seal(frame.message.commit, writer.version, writer.layout.scales)
         finished = set(frame.message.commit.finished_choices)
         first_tokens = {
             choice: token
@@ -170,10 +170,12 @@ class InboundTransfers:
         """One of the writer's calls has ended; nothing comes over it any more."""
         transfer = writer.transfer
         if not transfer.reservation.is_over:
-            transfer.is_withdrawn = end is CallEnd.WITHDRAWN
+            transfer.is_withdrawn = transfer.is_withdrawn or end is CallEnd.WITHDRAWN
             transfer.reservation.call_ended(now, is_complete=end is CallEnd.COMPLETE)
             self._let_go(transfer)
-        if end is not CallEnd.COMPLETE:
+        if transfer.is_withdrawn:
+            transfer.announce()  # its other calls end as well, and nothing has failed
+        elif end is not CallEnd.COMPLETE:
             self._decide(transfer, TransferRefused("incomplete", "the transfer ended without commit"))
         if transfer.reservation.is_over:
             self._forget(transfer)

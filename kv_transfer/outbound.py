@@ -4,7 +4,7 @@ Pure: no I/O, no clock.
 """
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from baton.core.reservation import FramePlace
@@ -25,13 +25,17 @@ class OutboundTransfer:
     """A queue of pages, then one last frame. Each hold on pages that comes in is given back exactly once,
     through `release`, whatever happens."""
 
-    def __init__(self, ticket: Ticket, release: Callable[[tuple[int, ...]], None]) -> None:
+    def __init__(
+        self, ticket: Ticket, release: Callable[[tuple[int, ...]], None], scales: Sequence[float] = ()
+    ) -> None:
+        """`scales`: of this server's pages (KVLayout)."""
         self.ticket = ticket
         self.is_over = False
         self.outcome = "committed"  # once the last frame is acknowledged
         # Bounded by what is put in: the request's blocks, once for each group of layers, and one last frame.
         self._queue: deque[PagesToSend | transfer_pb2.TransferFrame] = deque()
         self._release = release
+        self._scales = scales
         self._held: list[tuple[int, ...]] = []  # of pages that were taken and are still read
 
     def add_pages(self, pages: PagesToSend) -> None:
@@ -47,7 +51,7 @@ class OutboundTransfer:
         frame.commit.first_tokens.extend(first_tokens)
         frame.commit.finished_choices.extend(finished_choices)
         if self.ticket.protocol_version > 1:
-            wire.seal(frame.commit)
+            wire.seal(frame.commit, self._scales)
         self._queue.append(frame)
 
     def withdraw(self) -> None:

@@ -65,8 +65,10 @@ class DeviceReader:
     def __init__(self, layout: KVLayout, copies: DeviceCopies) -> None:
         self._layout = layout
         self._copies = copies
-        self._num_unmade = NUM_STAGES
-        self._free: asyncio.Queue[memoryview] = asyncio.Queue()
+        # None: one that is still to be made, where all that were made are in use.
+        self._free: asyncio.LifoQueue[memoryview | None] = asyncio.LifoQueue()
+        for _ in range(NUM_STAGES):
+            self._free.put_nowait(None)
 
     async def pieces(self, pages: PagesToSend) -> Pieces:
         """See PageReader."""
@@ -109,10 +111,14 @@ class DeviceReader:
         return stage, Piece(place, partial(self._views, staged, place))
 
     async def _stage(self) -> memoryview:
-        if self._free.empty() and self._num_unmade:
-            self._num_unmade -= 1
+        stage = await self._free.get()
+        if stage is not None:
+            return stage
+        try:
             return await self._copies.run(partial(self._copies.pages.host_buffer, self._copies.stage_bytes))
-        return await self._free.get()
+        except BaseException:  # nobody has it: the next one makes it anew
+            self._free.put_nowait(None)
+            raise
 
     async def _drop(self, reading: "asyncio.Task[tuple[memoryview, Piece]]") -> None:
         """Give back the stage of a piece that nobody asks for any more, once it is not read into."""

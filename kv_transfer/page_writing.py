@@ -79,7 +79,11 @@ class DeviceWriter:
     def write(self, arrived: Arrived, when_written: WhenWritten) -> None:
         """See PageWriter."""
         self._count(len(arrived.payload))
-        future = self._copies.submit(partial(self._copy, arrived))
+        try:
+            future = self._copies.submit(partial(self._copy, arrived))
+        except BaseException as error:  # the threads could not start: else the pages would wait for ever
+            self._written(len(arrived.payload), when_written, error)
+            raise
         future.add_done_callback(partial(self._done, len(arrived.payload), when_written))
 
     async def room(self) -> None:

@@ -102,6 +102,7 @@ class PairLink:
         self._stall_timeout_s = stall_timeout_s
         self._pair: Pair | None = None
         self._task: asyncio.Task[None] | None = None
+        self._is_wanted = asyncio.Event()  # since it broke, or could not be made
         self._epoch = 0
 
     def pair(self, epoch: int, device: str) -> Pair | None:
@@ -109,6 +110,7 @@ class PairLink:
 
         None while there is none, and one is being made.
         """
+        self._is_wanted.set()
         if epoch != self._epoch:
             self._epoch, self._device = epoch, device
             self._restart()
@@ -126,17 +128,19 @@ class PairLink:
         self._task = asyncio.create_task(self._keep(before))
 
     async def _keep(self, before: asyncio.Task[None] | None) -> None:
-        """Make a pair, wait until it breaks, and again."""
+        """Make a pair, wait until it breaks, and again for the next transfer: the server may be gone."""
         if before is not None:
             before.cancel()
             await asyncio.gather(before, return_exceptions=True)
         first_delay_s, longest_delay_s = RETRY_DELAYS_S
         delay_s = first_delay_s
         while True:
+            await self._is_wanted.wait()
             try:
                 await self._make_and_use()
             except (TransferRefused, grpc.aio.AioRpcError, asyncio.InvalidStateError, TimeoutError) as error:
                 logger.warning("no pair of process groups, pages go over gRPC meanwhile: %s", _words(error))
+            self._is_wanted.clear()
             if self._pair is not None:  # it was whole, and has broken
                 self._pair, delay_s = None, first_delay_s
             await asyncio.sleep(delay_s)

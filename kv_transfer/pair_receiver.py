@@ -9,6 +9,7 @@ import grpc
 
 from baton.core.errors import TransferRefused
 from baton.core.transfer_stats import TransferStats
+from baton.rpc.first_message import first_message
 from baton.v1 import transfer_pb2
 from kv_transfer.frames import num_payload_bytes
 from kv_transfer.inbound import InboundTransfers
@@ -48,7 +49,7 @@ class PairReceiver:
 
     async def pair(self, frames: AsyncIterator[transfer_pb2.PairFrame], context: _PairContext) -> None:
         """See transfer.proto."""
-        hello = await anext(aiter(frames), None)
+        hello = await first_message(aiter(frames))
         if hello is None or not hello.HasField("hello"):
             raise TransferRefused("pair", "a pair begins with a hello")
         broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -104,7 +105,9 @@ class PairReceiver:
         async for frame in frames:
             if not frame.HasField("pages"):
                 raise TransferRefused("pair", "a frame of a kind that this server does not know")
-            await asyncio.sleep(self._pace.delay_s(frame.pages.num_bytes, self._clock()))
+            # Only said, and not checked yet: no message is longer, and others wait for what is counted here.
+            num_bytes = min(frame.pages.num_bytes, self._max_bytes)
+            await asyncio.sleep(self._pace.delay_s(num_bytes, self._clock()))
             end.expect(frame.pages.num_bytes, frame.pages.pages.crc32c, frame.pages)
 
     def _landed(self, announced: transfer_pb2.PairPages, landed: Landed | TransferRefused) -> None:

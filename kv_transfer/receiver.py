@@ -9,6 +9,7 @@ import grpc
 
 from baton.core.errors import TransferRefused
 from baton.core.transfer_stats import TransferStats
+from baton.rpc.first_message import first_message
 from baton.v1 import transfer_pb2
 from kv_transfer import wire
 from kv_transfer.frames import num_payload_bytes
@@ -139,31 +140,38 @@ class _Push:
 
     async def _take_all(self, frames: AsyncIterator[bytes], context: _PushContext) -> None:
         """Take frames until the last one; sets `decided` when the transfer's end is known."""
-        async for wire_bytes in frames:
-            frame = wire.decode(wire_bytes)
-            is_new = self._call.writer is None
-            await self._wait_for_turn(frame)
-            to_read = self._call.take(frame, self._clock())
-            assert self._call.writer is not None
-            if is_new:
-                self._call.when_decided(self._decided.set)
-                self._opening = frame.message.open
-                await self._prepare(self._call.writer, context)
-            if to_read is not None:
-                await self._read(self._call.writer, frame.message.shipped)
-            if self._call.is_complete:
-                break
+        frames = aiter(frames)
+        opening = await first_message(frames)
+        if opening is not None:
+            writer = await self._open(wire.decode(opening), context)
+            while not self._call.is_complete and (more := await anext(frames, None)) is not None:
+                await self._take(wire.decode(more), writer)
         self._call.no_more_frames()
         if self._call.is_decided:
             self._decided.set()
 
-    async def _wait_for_turn(self, frame: wire.Frame) -> None:
+    async def _open(self, frame: wire.Frame, context: _PushContext) -> Writer:
+        """Take the first frame. Raises TransferRefused."""
+        self._call.take(frame, self._clock())
+        assert self._call.writer is not None
+        self._call.when_decided(self._decided.set)
+        self._opening = frame.message.open
+        await self._prepare(self._call.writer, context)
+        return self._call.writer
+
+    async def _take(self, frame: wire.Frame, writer: Writer) -> None:
+        """Take one of the frames that follow. Raises TransferRefused."""
+        await self._wait_for_turn(frame, writer)
+        if self._call.take(frame, self._clock()) is not None:
+            await self._read(writer, frame.message.shipped)
+
+    async def _wait_for_turn(self, frame: wire.Frame, writer: Writer) -> None:
         """Until the pages of a frame may be taken."""
         num_bytes = len(frame.payload)
-        if frame.message.HasField("shipped") and self._call.writer is not None:
-            num_bytes = num_payload_bytes(
-                self._call.writer.layout, wire.place_of(frame.message.shipped.pages)
-            )
+        if frame.message.HasField("shipped"):
+            place = wire.place_of(frame.message.shipped.pages)
+            # Only said, and not checked yet: no read is longer, and others wait for what is counted here.
+            num_bytes = min(num_payload_bytes(writer.layout, place), self._inbound.longest_message)
         if num_bytes:
             await asyncio.sleep(self._pace.delay_s(num_bytes, self._clock()))
             await self._transports.writer.room()
@@ -178,6 +186,8 @@ class _Push:
         elif writer.transport == "cuda_ipc":
             await self._ipc_reader.connect(self._opening.cuda_ipc, writer.layout)
             self._has_connected = True
+        elif writer.transport != "grpc":  # its bytes would be counted under that name for ever
+            raise TransferRefused("transport", "a transport that this server does not know")
 
     @property
     def _ipc_reader(self) -> IpcReader:

@@ -29,8 +29,9 @@ CONNECT_TIMEOUT_S = 5.0
 LARGE_TRANSFER_BYTES = 16 << 20
 
 
-# Refusals whose cause is the transport: another one may do better.
-_TRANSPORT_FAILURES = ("cuda_ipc", "nixl", "pair", "transport")
+# Refusals whose cause is the transport: another one may do better. Only reads of pages have a "deadline" of
+# their own, as where the network swallows what is not gRPC.
+_TRANSPORT_FAILURES = ("cuda_ipc", "deadline", "nixl", "pair", "transport")
 # What grpc.aio makes of a call that the other side ended while a frame was being written.
 _LOST_WORDS = "Internal error from Core"
 
@@ -114,7 +115,9 @@ class OutgoingTransfer:
         except (TransferRefused, grpc.aio.AioRpcError, asyncio.InvalidStateError, TimeoutError) as error:
             stats.outcomes["refused"] += 1
             refusal = await _refusal(calls, error, self._peer.address)
-            if refusal.reason in _TRANSPORT_FAILURES:
+            # Decode's reads and the wait for its answer may run out of time in either order.
+            is_late_read = route.keeps_pages and isinstance(error, TimeoutError)
+            if refusal.reason in _TRANSPORT_FAILURES or is_late_read:
                 self._peer.note_failure(route.name, self._outbound.ticket.epoch)
             raise refusal from None
         except asyncio.CancelledError:
@@ -210,7 +213,7 @@ class TransferSender:
         if peer is None:
             peer = self._peers[ticket.address] = Peer(ticket.address, self._metadata)
         peer.choose(self._transports.offer, ticket, self._asked_transport)
-        return OutgoingTransfer(OutboundTransfer(ticket, release), self, peer)
+        return OutgoingTransfer(OutboundTransfer(ticket, release, self.store.layout.scales), self, peer)
 
     def route(self, ticket: Ticket, peer: Peer, line: Line, calls: list[PushCall]) -> Route:
         """The way of a transfer's pages; may add calls to the one that there is."""

@@ -6,7 +6,7 @@ with pages is therefore put together, and taken apart, by hand.
 """
 
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from crc32c import crc32c
@@ -47,22 +47,25 @@ def place_of(pages: transfer_pb2.Pages) -> FramePlace:
     return FramePlace(pages.first_block, pages.num_blocks, pages.first_layer, pages.num_layers)
 
 
-def seal(commit: transfer_pb2.Commit) -> None:
-    """Add a commit's checksum: decode goes on from its tokens, which matter as much as pages do."""
-    commit.crc32c = _commit_crc32c(commit)
+def seal(commit: transfer_pb2.Commit, scales: Sequence[float] = ()) -> None:
+    """Add a commit's checksum: decode goes on from its tokens, which matter as much as pages do.
+
+    So do the `scales` of the pages (KVLayout) that the transfer was opened with: they are in it too.
+    """
+    commit.crc32c = _commit_crc32c(commit, scales)
 
 
-def check_seal(commit: transfer_pb2.Commit, version: int) -> None:
+def check_seal(commit: transfer_pb2.Commit, version: int, scales: Sequence[float] = ()) -> None:
     """Raises TransferRefused where a commit's checksum is wrong or missing; version 1 had none."""
     if version > 1 and not commit.HasField("crc32c"):
         raise TransferRefused("checksum", "the commit arrived without its checksum")
-    if commit.HasField("crc32c") and commit.crc32c != _commit_crc32c(commit):
+    if commit.HasField("crc32c") and commit.crc32c != _commit_crc32c(commit, scales):
         raise TransferRefused("checksum", "the commit arrived corrupted")
 
 
-def _commit_crc32c(commit: transfer_pb2.Commit) -> int:
+def _commit_crc32c(commit: transfer_pb2.Commit, scales: Sequence[float]) -> int:
     numbers = (len(commit.first_tokens), *commit.first_tokens, *commit.finished_choices)
-    return crc32c(struct.pack(f"<{len(numbers)}I", *numbers))
+    return crc32c(struct.pack(f"<{len(numbers)}I{len(scales)}f", *numbers, *scales))
 
 
 def encode_pages(

@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from baton.core.block_pool import BlockPool
+from baton.core.errors import TransferRefused
 from baton.core.plan import ScheduledRow, StepPlan, StepResult
 from baton.core.request import (
     BlocksReserved,
@@ -116,11 +117,20 @@ class Scheduler:
         """The reserved pages hold the prompt's KV: let the request's choices join the batch.
 
         `first_tokens` maps each choice that goes on, at least one, to its first token. Unknown requests,
-        aborted meanwhile, are ignored.
+        aborted meanwhile, are ignored. Raises TransferRefused, and forgets the request, where there can't be
+        such choices or tokens: in a step they would fail the others' as well.
         """
         reserved = self._reserved.take(request_id)
         if reserved is None:
             return
+        num_choices, vocab_size = reserved.request.sampling.n, self.config.vocab_size
+        if max(first_tokens) >= num_choices or max(first_tokens.values()) >= vocab_size:
+            self.pool.release(reserved.block_table)
+            raise TransferRefused(
+                "commit",
+                f"first tokens up to {max(first_tokens.values())} of choices up to {max(first_tokens)}, "
+                f"where there are {vocab_size} token ids and {num_choices} choices",
+            )
         first, *others = [
             SequenceState(reserved.request, choice, reserved.arrival, output_token_ids=[token])
             for choice, token in sorted(first_tokens.items())

@@ -24,7 +24,7 @@ from baton.core.commands import (
     ReserveBlocks,
     StepTimes,
 )
-from baton.core.errors import InvalidRequest
+from baton.core.errors import InvalidRequest, TransferRefused
 from baton.core.ports import LayersDone, Mark, Runner, SubmittedStep
 from baton.core.scheduler import ScheduledStep, Scheduler
 
@@ -146,6 +146,10 @@ class EngineLoop:
         except InvalidRequest as error:
             assert isinstance(command, AddRequest | ReserveBlocks)
             return RequestFailure(command.request.request_id, FailureReason.INVALID, str(error))
+        except TransferRefused as error:
+            assert isinstance(command, CommitRequest)
+            message = f"The KV transfer failed: {error}."
+            return RequestFailure(command.request_id, FailureReason.TRANSFER, message)
         return None
 
     def _submit(self, step: ScheduledStep) -> None:

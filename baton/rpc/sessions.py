@@ -16,6 +16,7 @@ from baton.core.commands import EngineOutput, FailureReason
 from baton.core.errors import InvalidRequest
 from baton.core.request import EngineRequest
 from baton.rpc import codec
+from baton.rpc.first_message import first_message
 from baton.v1 import transfer_pb2, worker_pb2, worker_pb2_grpc
 
 logger = logging.getLogger(__name__)
@@ -153,8 +154,8 @@ class SessionHost(worker_pb2_grpc.WorkerServicer):
         context: grpc.aio.ServicerContext[worker_pb2.Command, worker_pb2.Event],
     ) -> None:
         """See worker.proto."""
-        # A caller that hangs up without a word has no version either.
-        hello = (await anext(aiter(request_iterator), worker_pb2.Command())).hello
+        # A caller that says nothing has no version either.
+        hello = (await first_message(aiter(request_iterator)) or worker_pb2.Command()).hello
         if not codec.OLDEST_PROTOCOL_VERSION <= hello.protocol_version <= codec.PROTOCOL_VERSION:
             await context.abort(
                 grpc.StatusCode.FAILED_PRECONDITION,

@@ -1,8 +1,12 @@
 """Every single bit of a transfer, changed on its way: refused, or without effect."""
 
+import sys
+from dataclasses import replace
+
 import pytest
 
 from baton.core.errors import TransferRefused
+from baton.core.kv_layout import FLOAT8, KVLayout
 from baton.core.reservation import FramePlace, Reservation, ReservationTable, TransferDeadlines
 from baton.core.transfer_stats import TransferStats
 from baton.rpc import codec
@@ -83,7 +87,7 @@ def sent() -> list[bytes]:
     """A transfer's frames, as prefill makes them."""
     source = BytesPages(LAYOUT, NUM_BLOCKS)
     source.memory[:] = bytes(index * 7 % 251 for index in range(len(source.memory)))
-    outbound = OutboundTransfer(TICKET, lambda blocks: None)
+    outbound = OutboundTransfer(TICKET, lambda blocks: None, LAYOUT.scales)
     opening = outbound.frame()
     opening.open.layout.CopyFrom(codec.layout_to_proto(LAYOUT))
     opening.open.protocol_version = TICKET.protocol_version
@@ -119,3 +123,14 @@ def test_one_bit(index: int) -> None:
         else:
             assert not decode.first_tokens, f"bit {bit}: decode goes on, prefill does not know"
         assert not decode.is_withdrawn, f"bit {bit}"
+
+
+@pytest.mark.parametrize("index", range(len(FRAMES)), ids=["open", "pages 1", "pages 2", "pages 3", "commit"])
+def test_one_bit_where_pages_have_scales(index: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scales come in the open, and every number of a page is multiplied by one."""
+    scaled = KVLayout(4, 2, 1, 8, FLOAT8, scales=(0.5, 0.25, 2.0, 0.125))
+    this = sys.modules[__name__]
+    monkeypatch.setattr(this, "LAYOUT", scaled)
+    monkeypatch.setattr(this, "TICKET", replace(TICKET, layout=scaled))
+    monkeypatch.setattr(this, "FRAMES", sent())
+    test_one_bit(index)

@@ -103,3 +103,21 @@ def test_a_transfer_whose_only_call_has_ended_leaves_nothing_behind_when_it_is_a
     assert len(decode.handover.table) == 0
     assert not decode.handover.inbound._open
     assert not decode.handover.inbound._writers
+
+
+def test_a_withdrawal_of_a_transfer_of_two_streams_is_no_failure() -> None:
+    decode = Decode()
+    first, second = decode.call(stream=0), decode.call(stream=1)
+    has_heard: list[bool] = []
+    second.when_decided(lambda: has_heard.append(True))
+    withdraw = decode.frame()
+    withdraw.message.withdraw.SetInParent()
+    first.take(withdraw, 1.0)
+    first.result()
+    first.end(1.0)
+    assert has_heard == [True]  # before the end of its own frames
+    second.result()
+    second.end(1.0)
+    assert decode.reservation.state is TransferState.DRAINED
+    assert decode.handover._stats.outcomes == {"withdrawn": 1}
+    assert not decode.handover.inbound._open

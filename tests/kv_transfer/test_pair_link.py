@@ -1,0 +1,27 @@
+"""A decode server that is gone for good, and that nobody sends to any more."""
+
+import asyncio
+import logging
+from pathlib import Path
+
+import pytest
+
+from kv_transfer import pair_link
+from kv_transfer.pair_link import PairLink
+from tests.services.cluster import until
+
+
+async def test_nobody_looks_for_a_pair_that_nobody_wants(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(pair_link, "RETRY_DELAYS_S", (0.02, 0.02))
+    caplog.set_level(logging.WARNING)
+    link = PairLink(f"unix:{tmp_path}/gone", (), 1 << 20, 1.0, None)
+    try:
+        for num_wanted in (1, 2):
+            assert link.pair(1, "cpu") is None
+            await until(lambda: len(caplog.records) == num_wanted)  # noqa: B023 - awaited in this round
+            await asyncio.sleep(0.2)  # ten times the longest delay between two tries
+            assert len(caplog.records) == num_wanted
+    finally:
+        await link.close()
