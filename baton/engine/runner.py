@@ -105,13 +105,18 @@ class ModelRunner:
 
 
 def layer_group_ends(plan: StepPlan, layout: KVLayout) -> set[int]:
-    """Layers before which a step's pages leave in groups; the last group's end is not among them."""
-    num_groups = min(
-        _MAX_LAYER_GROUPS,
-        layout.num_layers,
-        plan.num_leaving_blocks * layout.bytes_per_block // _MIN_GROUP_BYTES,
-    )
-    return {layout.num_layers * group // num_groups for group in range(1, num_groups)}
+    """Layers before which a step's pages leave in groups; the last group's end is not among them.
+
+    Each group has half of the layers that are left: a request waits for the last one alone.
+    """
+    ends: set[int] = set()
+    num_left = layout.num_layers
+    while len(ends) < _MAX_LAYER_GROUPS - 1:
+        num_left //= 2
+        if num_left * plan.num_leaving_blocks * layout.bytes_per_layer < _MIN_GROUP_BYTES or not num_left:
+            break
+        ends.add(layout.num_layers - num_left)
+    return ends
 
 
 def _result(
