@@ -1,10 +1,12 @@
 """Pages taken for prompts whose KV is on its way from a prefill server, and the requests that want some."""
 
 from bisect import insort
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from baton.core.block_pool import BlockPool
-from baton.core.request import BlocksReserved, EngineRequest
+from baton.core.errors import TransferRefused
+from baton.core.request import BlocksReserved, EngineRequest, SequenceState
 
 
 @dataclass(slots=True)
@@ -24,9 +26,10 @@ class Reservee:
 class ReservedBlocks:
     """Queue of reservations and the pages of those that were granted."""
 
-    def __init__(self, pool: BlockPool, block_size: int) -> None:
+    def __init__(self, pool: BlockPool, block_size: int, vocab_size: int) -> None:
         self._pool = pool
         self._block_size = block_size
+        self._vocab_size = vocab_size
         self._queue: list[Reservee] = []
         self._granted: dict[str, Reservee] = {}
 
@@ -45,10 +48,15 @@ class ReservedBlocks:
         """Places in the batch that granted requests will take."""
         return sum(reservee.request.sampling.n for reservee in self._granted.values())
 
-    @property
-    def next_order(self) -> tuple[int, int] | None:
-        """When it is the turn of the first that waits for pages; None where nobody does."""
-        return self._queue[0].order if self._queue else None
+    def is_next(self, waiting: Sequence[SequenceState]) -> bool:
+        """Whether the first that waits for pages comes before all these sequences, which wait for theirs.
+
+        It comes after those that had pages once and have lost them.
+        """
+        if not self._queue:
+            return False
+        order = self._queue[0].order
+        return all(order < sequence.order and not sequence.has_begun for sequence in waiting)
 
     def queue(self, request: EngineRequest, arrival: int) -> None:
         """Ask for pages; `grant_next` gives them in order."""
@@ -72,9 +80,24 @@ class ReservedBlocks:
         self._granted[request.request_id] = self._queue.pop(0)
         return BlocksReserved(request.request_id, reservee.block_table, len(cached))
 
-    def take(self, request_id: str) -> Reservee | None:
-        """Hand a granted reservation's pages over to the batch."""
-        return self._granted.pop(request_id, None)
+    def take(self, request_id: str, first_tokens: Mapping[int, int]) -> Reservee | None:
+        """Hand a granted reservation's pages over to the batch, with the first token of each choice.
+
+        None where there is none. Raises TransferRefused, and gives it up, where such choices or tokens can't
+        be.
+        """
+        reservee = self._granted.pop(request_id, None)
+        if reservee is None:
+            return None
+        num_choices = reservee.request.sampling.n
+        if max(first_tokens) >= num_choices or max(first_tokens.values()) >= self._vocab_size:
+            self._pool.release(reservee.block_table)
+            raise TransferRefused(
+                "commit",
+                f"first tokens up to {max(first_tokens.values())} of choices up to {max(first_tokens)}, "
+                f"where there are {self._vocab_size} token ids and {num_choices} choices",
+            )
+        return reservee
 
     def drop(self, request_id: str) -> None:
         """Give up a reservation, queued or granted."""

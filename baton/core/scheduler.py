@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from baton.core.block_pool import BlockPool
-from baton.core.errors import TransferRefused
+from baton.core.new_tokens import take_tokens
 from baton.core.plan import ScheduledRow, StepPlan, StepResult
 from baton.core.request import (
     BlocksReserved,
@@ -36,7 +36,6 @@ from baton.core.scheduler_limits import SchedulerConfig, require_servable
 from baton.core.sequence_pages import SequencePages
 from baton.core.sequence_phases import SequencePhases, num_slots
 from baton.core.steps_under_way import StepsUnderWay
-from baton.core.stopping import finish_reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +63,7 @@ class Scheduler:
         self.pool = pool
         self.num_preemptions = 0
         self._pages = SequencePages(pool, config.block_size)
-        self._reserved = ReservedBlocks(pool, config.block_size)
+        self._reserved = ReservedBlocks(pool, config.block_size, config.vocab_size)
         self._under_way = StepsUnderWay()
         self._sequences = SequencePhases(self._pages)
         self._num_arrivals = 0
@@ -106,7 +105,7 @@ class Scheduler:
         and lost its pages, comes before all of them.
         """
         granted: list[BlocksReserved] = []
-        while self._is_reservation_next():
+        while self._reserved.is_next(self._sequences.waiting):
             reserved = self._reserved.grant_next(self.config.max_num_seqs - self._num_slots_taken())
             if reserved is None:
                 break
@@ -120,17 +119,9 @@ class Scheduler:
         aborted meanwhile, are ignored. Raises TransferRefused, and forgets the request, where there can't be
         such choices or tokens: in a step they would fail the others' as well.
         """
-        reserved = self._reserved.take(request_id)
+        reserved = self._reserved.take(request_id, first_tokens)
         if reserved is None:
             return
-        num_choices, vocab_size = reserved.request.sampling.n, self.config.vocab_size
-        if max(first_tokens) >= num_choices or max(first_tokens.values()) >= vocab_size:
-            self.pool.release(reserved.block_table)
-            raise TransferRefused(
-                "commit",
-                f"first tokens up to {max(first_tokens.values())} of choices up to {max(first_tokens)}, "
-                f"where there are {vocab_size} token ids and {num_choices} choices",
-            )
         first, *others = [
             SequenceState(reserved.request, choice, reserved.arrival, output_token_ids=[token])
             for choice, token in sorted(first_tokens.items())
@@ -280,7 +271,7 @@ class Scheduler:
     def _admit_waiting(self, batch: dict[SequenceState, int], budget: int) -> None:
         """Start waiting sequences in order, on cached prefixes where there are any."""
         while self._sequences.waiting and budget > 0:
-            if self._sequences.running and self._is_reservation_next():
+            if self._sequences.running and self._reserved.is_next(self._sequences.waiting):
                 return  # it needs what running sequences give back
             sequence = self._sequences.waiting[0]
             if self._num_slots_taken() + num_slots(sequence) > self.config.max_num_seqs:
@@ -309,19 +300,9 @@ class Scheduler:
     def _take_samples(
         self, sequence: SequenceState, samples: dict[int, SampledToken], events: StepEvents
     ) -> None:
-        """`samples`: the token of each choice, of which some may have been dropped meanwhile."""
-        wanted = {choice: samples[choice] for choice in choices_to_sample(sequence)}
-        takers = [
-            sequence
-            if choice == sequence.choice
-            else SequenceState(sequence.request, choice, sequence.arrival)
-            for choice in wanted
-        ]
-        going_on = [
-            taker
-            for taker, token in zip(takers, wanted.values(), strict=True)
-            if self._take_token(taker, _as_told(taker, sequence.told_first_tokens, token), events)
-        ]
+        """`samples`: the token of each choice."""
+        going_on, tokens = take_tokens(sequence, samples, self.config.max_model_len)
+        events.tokens.extend(tokens)
         if sequence.export_from is not None and going_on:
             events.pages.append(self._pages.export(sequence, is_last=True))
         if not sequence.hands_over:
@@ -331,41 +312,12 @@ class Scheduler:
         if sequence.hands_over or sequence not in going_on:
             self._sequences.finish(sequence)
 
-    def _take_token(self, sequence: SequenceState, token: SampledToken, events: StepEvents) -> bool:
-        """Append a sampled token; returns whether the choice goes on."""
-        sequence.output_token_ids.append(token.token_id)
-        num_output = len(sequence.output_token_ids)
-        request = sequence.request
-        reason = finish_reason(
-            request.sampling, token.token_id, num_output, sequence.num_tokens, self.config.max_model_len
-        )
-        num_cached = sequence.num_cached_prompt_tokens if num_output == 1 else 0
-        events.tokens.append(
-            TokenEvent(request.request_id, sequence.choice, num_output - 1, token, reason, num_cached)
-        )
-        return reason is None
-
-    def _is_reservation_next(self) -> bool:
-        """Whether a queued reservation comes before all sequences that wait."""
-        order = self._reserved.next_order
-        if order is None:
-            return False
-        return all(order < waiting.order and not waiting.has_begun for waiting in self._sequences.waiting)
-
     def _num_slots_taken(self) -> int:
         return self._sequences.num_slots_taken + self._reserved.num_slots
 
     def _next_arrival(self) -> int:
         self._num_arrivals += 1
         return self._num_arrivals
-
-
-def _as_told(
-    taker: SequenceState, told_first_tokens: Mapping[int, int], sampled: SampledToken
-) -> SampledToken:
-    """The first token that the client has got already, or what was sampled where it has none."""
-    told = None if taker.output_token_ids else told_first_tokens.get(taker.choice)
-    return sampled if told is None else SampledToken(told)
 
 
 def _leaves(sequence: SequenceState, row: ScheduledRow) -> bool:
