@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import AsyncGenerator
 
-from baton.core.errors import BatonError, Overloaded, RequestFailed, TransferFailed
+from baton.core.errors import BatonError, Overloaded, RequestFailed, TransferFailed, Unavailable, WorkerLost
 from baton.core.request import EngineRequest, TokenEvent
 from baton.core.sampling import SampledToken
 from baton.core.stopping import FinishReason
@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 # No step of any model takes this long; a prompt's last chunk comes sooner.
 SILENCE_TIMEOUT_S = 600.0
 MAX_ATTEMPTS = 3
+MAX_LOSSES = 1  # a request that ends the process that computes it is not to end them all
 
 
 class _Choice:
@@ -51,9 +52,10 @@ class _Choice:
 class Flight:
     """One request, from its placement to its last token.
 
-    Prefill's first tokens go to the client before the pages have arrived. Where these then do not arrive,
-    the request is placed anew and prefill computes it again, from its prefix cache; the tokens that the
-    client has got stand. After MAX_ATTEMPTS, or once decode has begun, the client gets the error.
+    Prefill's first tokens go to the client before the pages have arrived. Where these then do not arrive, or
+    a worker is lost, the request is placed anew and prefill computes it again, from its prefix cache where it
+    can; the tokens that the client has got stand. After MAX_ATTEMPTS, or more than MAX_LOSSES, or once decode
+    has begun, the client gets the error.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class Flight:
         self._choices = [_Choice() for _ in range(request.sampling.n)]
         self._first_tokens: dict[int, int] = {}  # by choice; the first that was said stands
         self._num_attempts = 0
+        self._num_losses = 0
         self._attempt: Attempt | None = None
         self._timeline = Timeline(time.monotonic())
 
@@ -78,8 +81,7 @@ class Flight:
                 for delta in self._deltas():
                     yield delta
                 if (error := attempt.error) is not None and self._is_open:  # what has finished stays finished
-                    self._give_up(attempt, error)
-                    attempt = await self._begin_attempt()
+                    attempt = await self._try_again(attempt, error)
         finally:
             if self._attempt is not None:
                 self._attempt.leave(has_finished=all(choice.has_finished for choice in self._choices))
@@ -125,15 +127,16 @@ class Flight:
         )
         return Assignment(link, engine_request)
 
-    def _give_up(self, attempt: Attempt, error: BatonError) -> None:
-        """Take a failed attempt off its workers. Raises its error where another one would not help."""
-        # A worker that was told to stop takes nothing new, though the request was placed there before.
-        is_too_late = isinstance(error, Overloaded) and attempt.is_on_draining_worker
-        is_retried = (isinstance(error, TransferFailed) or is_too_late) and not attempt.decode_has_begun
-        if not is_retried or self._num_attempts == MAX_ATTEMPTS:
+    async def _try_again(self, attempt: Attempt, error: BatonError) -> Attempt:
+        """Take a failed attempt off its workers, and begin another.
+
+        Raises the first one's error where another would not help, and Unavailable where none can be placed.
+        """
+        reason = self._retry_reason(attempt, error)
+        if reason is None or self._num_attempts == MAX_ATTEMPTS:
             raise error
         attempt.leave(has_finished=False)
-        self._metrics.transfer_retries.labels(reason="draining" if is_too_late else "transfer").inc()
+        self._metrics.retries.labels(reason=reason).inc()
         logger.info(
             "request %s: attempt %d of %d failed, trying again: %s",
             self._request.request_id,
@@ -141,6 +144,22 @@ class Flight:
             MAX_ATTEMPTS,
             error,
         )
+        try:
+            return await self._begin_attempt()
+        except Unavailable as nowhere:  # after a loss that is no news
+            raise (error if isinstance(error, WorkerLost) else nowhere) from None
+
+    def _retry_reason(self, attempt: Attempt, error: BatonError) -> str | None:
+        """Why another attempt may do better, as metrics name it; None where it would not."""
+        if attempt.decode_has_begun:
+            return None
+        if isinstance(error, TransferFailed):
+            return "transfer"
+        if isinstance(error, WorkerLost):
+            self._num_losses += 1
+            return "lost" if self._num_losses <= MAX_LOSSES else None
+        # A worker that was told to stop takes nothing new, though the request was placed there before.
+        return "draining" if isinstance(error, Overloaded) and attempt.is_on_draining_worker else None
 
     # --- what the workers say -----------------------------------------------------------------------
 

@@ -47,15 +47,15 @@ class FrontMetrics:
         self.generation_tokens = Counter(
             "baton_generation_tokens", "Tokens given to clients.", registry=registry
         )
-        self.transfer_retries = Counter(
-            "baton_transfer_retries",
-            "Requests tried again because their KV transfer failed, or a worker was about to stop; what the "
-            "client saw is the same.",
+        self.retries = Counter(
+            "baton_retries",
+            "Requests tried again because their KV transfer failed, or a worker was lost or about to stop; "
+            "the client saw nothing of it.",
             ["reason"],
             registry=registry,
         )
-        for reason in ("transfer", "draining"):
-            self.transfer_retries.labels(reason=reason)  # shows as 0 before the first one
+        for reason in ("transfer", "lost", "draining"):
+            self.retries.labels(reason=reason)  # shows as 0 before the first one
 
     def exposition(self) -> tuple[bytes, str]:
         """The text of /metrics and its content type."""

@@ -46,10 +46,8 @@ def num_refused(worker: Worker) -> int:
     return int(worker.service._stats.outcomes["test"])
 
 
-def num_retries(running: Cluster) -> float:
-    return (
-        running.metrics.registry.get_sample_value("baton_transfer_retries_total", {"reason": "transfer"}) or 0
-    )
+def num_retries(running: Cluster, reason: str = "transfer") -> float:
+    return running.metrics.registry.get_sample_value("baton_retries_total", {"reason": reason}) or 0
 
 
 def hold(worker: Worker) -> None:

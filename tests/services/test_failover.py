@@ -1,0 +1,117 @@
+"""Workers that die before decode has begun, where there is another one: nobody notices."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from baton.core.errors import WorkerLost
+from router.worker_link import WorkerLink
+from tests.services.cluster import DEADLINE_S, Answer, Cluster, Limits, Worker, cluster, until
+from tests.services.fake_engine import expected
+from tests.services.prompts import prompt_of
+
+
+def num_lost(running: Cluster) -> float:
+    return running.metrics.registry.get_sample_value("baton_retries_total", {"reason": "lost"}) or 0
+
+
+async def held_at(workers: list[Worker]) -> Worker:
+    """Wait until one of them computes, at the gate; says which, and lets the others go."""
+    await until(lambda: any(worker.engine.runner.is_held.is_set() for worker in workers))
+    [busy] = [worker for worker in workers if worker.engine.runner.is_held.is_set()]
+    for worker in workers:
+        if worker is not busy:
+            worker.let_go()
+    return busy
+
+
+async def die_without_a_word(worker: Worker) -> None:
+    """What it computes last reaches nobody."""
+    worker.host._on_output = lambda output: None
+    await worker.stop()
+
+
+async def goes_on(running: Cluster, request: Any, task: "asyncio.Task[Answer]") -> None:
+    answer = await asyncio.wait_for(task, DEADLINE_S)
+    assert answer.outcomes == expected(request.token_ids, request.sampling)
+    assert num_lost(running) == 1
+
+
+@pytest.mark.parametrize("num_choices", [1, 3])
+async def test_prefill_dies_while_it_computes_the_prompt(num_choices: int) -> None:
+    async with cluster(num_prefills=2) as running:
+        for worker in running.prefills:
+            worker.hold()
+        request = running.request(prompt_of(60), n=num_choices)
+        task = asyncio.create_task(running.ask(request))
+        lost = await held_at(running.prefills)
+        await lost.stop()
+        await goes_on(running, request, task)
+        await lost.start()
+        await running.connected()
+        await running.all_clean()
+
+
+@pytest.mark.parametrize("num_choices", [1, 3])
+async def test_decode_dies_after_the_first_tokens(num_choices: int) -> None:
+    """The client has got them; they come once."""
+    async with cluster(num_decodes=2) as running:
+        for worker in running.decodes:
+            worker.hold()
+        request = running.request(prompt_of(60), n=num_choices)
+        task = asyncio.create_task(running.ask(request))
+        lost = await held_at(running.decodes)
+        await die_without_a_word(lost)
+        await goes_on(running, request, task)
+        await lost.start()
+        await running.connected()
+        await running.all_clean()
+
+
+async def test_a_worker_of_both_roles_dies_while_it_computes_the_prompt() -> None:
+    async with cluster(num_prefills=0, num_decodes=0, num_boths=2) as running:
+        for worker in running.boths:
+            worker.hold()
+        request = running.request(prompt_of(60))
+        task = asyncio.create_task(running.ask(request))
+        lost = await held_at(running.boths)
+        await lost.stop()
+        await goes_on(running, request, task)
+        await lost.start()
+        await running.connected()
+        await running.all_clean()
+
+
+async def test_all_of_many_requests_survive_one_of_two_prefill_servers() -> None:
+    async with cluster(Limits(max_num_batched_tokens=16), num_prefills=2) as running:
+        requests = [running.request(prompt_of(40, salt)) for salt in range(16)]
+        for worker in running.prefills:
+            worker.hold()
+        tasks = [asyncio.create_task(running.ask(request)) for request in requests]
+        await until(lambda: all(link.worker and link.worker.num_in_flight for link in running.links[:2]))
+        running.prefills[1].let_go()
+        await running.prefills[0].stop()
+        answers = await asyncio.wait_for(asyncio.gather(*tasks), DEADLINE_S)
+        for request, answer in zip(requests, answers, strict=True):
+            assert answer.outcomes == expected(request.token_ids, request.sampling)
+        assert num_lost(running) == 8
+        await running.prefills[0].start()
+        await running.connected()
+        await running.all_clean()
+
+
+async def test_the_client_is_told_of_the_second_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be the request itself that ends the processes that compute it."""
+
+    def begin_nothing(self: WorkerLink, inbox: Any, num_choices: int, num_tokens: int) -> int:
+        inbox.put(WorkerLost("The server was lost while it worked on this request. Try again."))
+        return begin(self, inbox, num_choices, num_tokens)
+
+    begin = WorkerLink.begin
+    async with cluster(num_prefills=2) as running:
+        monkeypatch.setattr(WorkerLink, "begin", begin_nothing)
+        with pytest.raises(WorkerLost, match="Try again"):
+            await asyncio.wait_for(running.ask(running.request(prompt_of(9))), DEADLINE_S)
+        assert num_lost(running) == 1
+        await running.all_clean()
