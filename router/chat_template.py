@@ -17,6 +17,8 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from baton.core.errors import InvalidRequest, StartupError
 
+MAX_MESSAGES = 4096  # each takes the event loop, which all requests share, some microseconds
+
 Message = Mapping[str, Any]
 
 
@@ -45,6 +47,9 @@ class ChatTemplate:
         Raises InvalidRequest where the template refuses the messages or trips over them.
         """
         context = {
+            # Defined and none, as in transformers: templates ask `tools is not none`, which undefined is not.
+            "tools": None,
+            "documents": None,
             **self._special_tokens,
             **(variables or {}),
             "messages": list(messages),
@@ -58,6 +63,16 @@ class ChatTemplate:
                 param="messages",
                 code="chat_template_error",
             ) from error
+
+
+def require_few_messages(num_messages: int) -> None:
+    """Raises InvalidRequest for a conversation of too many messages."""
+    if num_messages > MAX_MESSAGES:
+        raise InvalidRequest(
+            f"A conversation has at most {MAX_MESSAGES} messages, but this has {num_messages}.",
+            param="messages",
+            code="out_of_range",
+        )
 
 
 class _GenerationBlock(Extension):

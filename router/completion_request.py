@@ -74,7 +74,10 @@ async def build_request(
     arrived_s = time.monotonic()
     _check_routing(options)
     if isinstance(prompt, str):
-        token_ids = tuple(await front.tokenizer.encode(prompt, add_special_tokens=add_special_tokens))
+        encoded = await front.tokenizer.encode(
+            prompt, max_tokens=front.backend.max_model_len, add_special_tokens=add_special_tokens
+        )
+        token_ids = tuple(encoded)
     else:
         token_ids = tuple(prompt)
         check_token_ids("prompt", token_ids, front.vocab_size)

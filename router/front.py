@@ -7,6 +7,8 @@ from router.generation import Backend
 from router.metrics import FrontMetrics
 from router.tokenizer import Tokenizer
 
+_COUNTED_TOKENS = 2**20
+
 
 @dataclass(frozen=True, slots=True)
 class Front:
@@ -21,6 +23,11 @@ class Front:
     vocab_size: int  # the model's; token ids from clients lie below it
     eos_token_ids: tuple[int, ...]
     metrics: FrontMetrics
+
+    @property
+    def max_counted_tokens(self) -> int:
+        """Tokens of a text that a client only wants to know: it may have more than a request can."""
+        return max(_COUNTED_TOKENS, self.backend.max_model_len)
 
     def check_model(self, name: str | None) -> None:
         """Raises ModelNotFound if the client named another model; no name means the one that is served."""

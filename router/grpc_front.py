@@ -11,6 +11,7 @@ from baton.core.errors import InvalidRequest, RequestFailed
 from baton.core.sampling import SampledToken
 from baton.v1 import inference_pb2 as pb
 from baton.v1 import inference_pb2_grpc
+from router.chat_template import require_few_messages
 from router.completion import TextDelta, generate_text
 from router.completion_request import CompletionOptions, CompletionRequest, build_request, check_token_ids
 from router.front import Front
@@ -60,7 +61,9 @@ class InferenceServicer(inference_pb2_grpc.InferenceServicer):
         add_special_tokens = (
             request.add_special_tokens if request.HasField("add_special_tokens") else not has_chat
         )
-        token_ids = await self._front.tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        token_ids = await self._front.tokenizer.encode(
+            text, max_tokens=self._front.max_counted_tokens, add_special_tokens=add_special_tokens
+        )
         return pb.TokenizeResponse(token_ids=token_ids, max_model_len=self._front.backend.max_model_len)
 
     async def Detokenize(self, request: pb.DetokenizeRequest, context: Context) -> pb.DetokenizeResponse:  # noqa: N802
@@ -95,6 +98,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServicer):
     def _render(self, chat: pb.ChatMessages) -> str:
         if not chat.messages:
             raise InvalidRequest("messages must hold at least one message.", param="messages")
+        require_few_messages(len(chat.messages))
         messages = [{"role": message.role, "content": message.content} for message in chat.messages]
         return self._front.tokenizer.render_chat(messages)
 

@@ -14,6 +14,8 @@ from router.detokenizer import ByteDetokenizer, Detokenizer, WindowDetokenizer, 
 
 # Up to so many characters an encode takes a few milliseconds; a thread's round trip costs one itself.
 _MAX_CHARACTERS_ON_LOOP = 8192
+_CHARACTERS_A_SLICE = 65_536
+_CHARACTERS_A_TOKEN = 8  # more than texts have on average
 _SPECIAL_TOKEN_NAMES = (
     "bos_token",
     "eos_token",
@@ -60,13 +62,15 @@ class Tokenizer:
         config = _read_config(model_dir / "tokenizer_config.json")
         return cls(backend, config, _read_template(model_dir, config))
 
-    async def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+    async def encode(self, text: str, *, max_tokens: int, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a text; long texts are encoded on a thread, so that the event loop goes on.
 
-        Raises InvalidRequest as `encode_now` does.
+        Raises InvalidRequest as `encode_now` does, and for a long text of more than twice `max_tokens`.
         """
         if len(text) <= _MAX_CHARACTERS_ON_LOOP:
             return self.encode_now(text, add_special_tokens=add_special_tokens)
+        if len(text) > _CHARACTERS_A_TOKEN * max_tokens:
+            await asyncio.to_thread(self._require_few_tokens, text, max_tokens)
         return await asyncio.to_thread(self.encode_now, text, add_special_tokens=add_special_tokens)
 
     def encode_now(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
@@ -78,6 +82,25 @@ class Tokenizer:
         check_unicode("prompt", text)
         [encoding] = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
         return encoding.ids
+
+    def _require_few_tokens(self, text: str, max_tokens: int) -> None:
+        """Raises InvalidRequest if the text has more than twice `max_tokens`, encoding no more to find out.
+
+        `tokenizers` takes about 250 bytes for each token of a text: gigabytes for what one request may hold.
+        Slices may have a few tokens more than the whole has; hence twice.
+        """
+        check_unicode("prompt", text)
+        num_tokens = 0
+        for start in range(0, len(text), _CHARACTERS_A_SLICE):
+            part = text[start : start + _CHARACTERS_A_SLICE]
+            num_tokens += len(self.encode_now(part, add_special_tokens=False))
+            if num_tokens > 2 * max_tokens:
+                raise InvalidRequest(
+                    f"The prompt's {len(text)} characters are more than {2 * max_tokens} tokens, and at most "
+                    f"{max_tokens} are allowed.",
+                    param="prompt",
+                    code="context_length_exceeded",
+                )
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Text of token ids; ids without a token are left out."""

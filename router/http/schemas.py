@@ -2,9 +2,10 @@
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, PlainValidator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainValidator
 
 from baton.core.errors import InvalidRequest
+from router.chat_template import require_few_messages
 from router.completion_request import CompletionOptions
 from router.stop_strings import StopStrings
 
@@ -218,10 +219,20 @@ class ChatMessage(BaseModel):
         return {"role": self.role, "content": self.content, **named}
 
 
+def _few_messages(value: Any) -> Any:
+    """The list as it is; counted before its messages are checked one by one, which is the work."""
+    if isinstance(value, list):
+        require_few_messages(len(value))
+    return value
+
+
+Messages = Annotated[list[ChatMessage], BeforeValidator(_few_messages)]
+
+
 class ConversationBody(_Body):
     """A conversation and how it becomes a prompt."""
 
-    messages: list[ChatMessage]
+    messages: Messages
     add_generation_prompt: bool | None = True
     chat_template_kwargs: dict[str, Any] | None = None
     add_special_tokens: bool | None = False
@@ -239,7 +250,7 @@ class TokenizeBody(_Body):
     """POST /tokenize: a prompt or a conversation."""
 
     prompt: str | None = None
-    messages: list[ChatMessage] | None = None
+    messages: Messages | None = None
     add_generation_prompt: bool | None = True
     chat_template_kwargs: dict[str, Any] | None = None
     add_special_tokens: bool | None = None

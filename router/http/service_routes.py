@@ -55,7 +55,9 @@ def model_routes(front: Front) -> APIRouter:
         front.check_model(body.model)
         text, is_chat = _text(front, body)
         add_special_tokens = not is_chat if body.add_special_tokens is None else body.add_special_tokens
-        tokens = await front.tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        tokens = await front.tokenizer.encode(
+            text, max_tokens=front.max_counted_tokens, add_special_tokens=add_special_tokens
+        )
         names = [front.tokenizer.token_name(token) for token in tokens] if body.return_token_strs else None
         return {
             "count": len(tokens),

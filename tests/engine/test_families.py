@@ -38,3 +38,9 @@ def test_layer_types_of_another_length_are_refused():
     file = SMALL | SLIDING | {"architectures": ["Qwen3ForCausalLM"], "layer_types": ["full_attention"]}
     with pytest.raises(StartupError, match="layer_types"):
         decoder_config(file)
+
+
+def test_layer_types_that_are_not_known_are_refused():
+    kinds = {"layer_types": ["full_attention", "chunked_attention", "linear_attention"]}
+    with pytest.raises(StartupError, match="chunked_attention, linear_attention"):
+        decoder_config(SMALL | SLIDING | kinds | {"architectures": ["Qwen3ForCausalLM"]})

@@ -64,6 +64,7 @@ def _written(variant, theta, style):
         ({"rope_scaling": {"type": "mrope"}}, "'mrope'"),
         ({"rope_scaling": {"type": "linear"}}, "needs a 'factor'"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+        ({"rope_parameters": {"full_attention": {"rope_theta": 1e6}}}, "kind of layer"),
     ],
 )
 def test_refuses_what_it_does_not_know(config, reason):

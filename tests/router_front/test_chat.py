@@ -6,7 +6,9 @@ from typing import Any
 import httpx
 import pytest
 
+from router.chat_template import MAX_MESSAGES
 from router.front import Front
+from router.http.app import create_app
 from tests.router_front.fake_backend import MODEL, FakeBackend
 
 MESSAGES = [{"role": "user", "content": "hi"}]
@@ -116,6 +118,23 @@ async def test_tokenize_and_back(client: httpx.AsyncClient, front: Front):
 @pytest.mark.parametrize("body", [{}, {"prompt": "x", "messages": MESSAGES}, {"messages": []}])
 async def test_tokenize_wants_one_input(client: httpx.AsyncClient, body: dict[str, Any]):
     assert (await client.post("/tokenize", json=body)).status_code == 400
+
+
+async def test_tokenize_counts_what_no_request_could_have(client: httpx.AsyncClient, front: Front):
+    """A document may be longer than the model's length; its tokens are told all the same."""
+    text = "hello wörld " * 1500
+    answer = (await client.post("/tokenize", json={"prompt": text})).json()
+    assert answer["tokens"] == front.tokenizer.encode_now(text)
+    assert answer["count"] > 8 * front.backend.max_model_len
+
+
+async def test_conversation_of_as_many_messages_as_may_be(front: Front):
+    conversation = [{"role": "user", "content": "x"}] * MAX_MESSAGES
+    transport = httpx.ASGITransport(create_app(front))
+    async with httpx.AsyncClient(transport=transport, base_url="http://baton") as client:
+        assert (await client.post("/tokenize", json={"messages": conversation})).status_code == 200
+        one_more = [*conversation, conversation[0]]
+        assert (await client.post("/tokenize", json={"messages": one_more})).status_code == 400
 
 
 async def test_detokenize_checks_ids(client: httpx.AsyncClient):

@@ -114,6 +114,7 @@ async def test_tokens_and_models(stub: Any, front: Front):
         ("prompt", {"text": ""}),
         ("prompt", {"text": None, "token_ids": pb.TokenIds(ids=[10**6])}),
         ("messages", {"text": None, "chat": pb.ChatMessages()}),
+        ("messages", {"text": None, "chat": pb.ChatMessages(messages=[pb.ChatMessage()] * 4097)}),
         ("max_tokens", {"sampling": {"max_tokens": 300}}),
         ("temperature", {"sampling": {"temperature": -1}}),
         ("stop", {"sampling": {"stop": [""]}}),

@@ -88,6 +88,7 @@ BAD_COMPLETIONS = [
 BAD_CHATS = [
     ("messages", {"messages": []}),
     ("messages", {"messages": "hi"}),
+    ("messages", {"messages": [{}] * 4097}),
     ("messages", {"messages": [{"role": "bad", "content": "x"}]}),
     ("messages", {"messages": [{"role": "tool", "content": "x"}]}),
     ("messages", {"messages": [{"role": "assistant", "tool_calls": [{}]}]}),
@@ -146,6 +147,13 @@ async def test_context_length_error_has_the_numbers(client: httpx.AsyncClient):
     )
     assert error["code"] == "context_length_exceeded"
     for number in ("256", "257", "200", "57"):
+        assert number in error["message"]
+
+
+async def test_far_too_long_prompt_is_refused_by_what_was_counted(client: httpx.AsyncClient):
+    error = assert_error(await client.post("/v1/completions", json={"prompt": "hello wörld " * 1000}), 400)
+    assert error["code"] == "context_length_exceeded"
+    for number in ("12000", "512", "256"):
         assert number in error["message"]
 
 

@@ -32,6 +32,7 @@ TEMPLATES = {
         "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}"
         "{% if loop.last %}{% break %}{% endif %}{{ ns.n }}{{ m['missing'] }}{% endfor %}{{ ns.n }}"
     ),
+    "absent": "{% if tools is not none %}tools{% endif %}{{ documents is defined }}{{ other is defined }}",
     "generation": (
         "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}{{ m.content }}"
         "{% endgeneration %}{% endif %}{% endfor %}{{ strftime_now('%Y') }}"
@@ -118,13 +119,37 @@ def test_reads_special_tokens(tokenizer: Tokenizer):
 
 async def test_long_text_is_encoded_off_the_loop(tokenizer: Tokenizer):
     text = "hello wörld " * 20_000
-    encoding = asyncio.create_task(tokenizer.encode(text))
+    encoding = asyncio.create_task(tokenizer.encode(text, max_tokens=100_000))
     num_turns = 0
     while not encoding.done():
         await asyncio.sleep(0)
         num_turns += 1
     assert num_turns > 2  # on the loop the encode would be over in the first
     assert await encoding == tokenizer.encode_now(text)
+
+
+async def test_far_too_long_text_is_refused_before_all_of_it_is_encoded(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+):
+    lengths = []
+    encode_now = Tokenizer.encode_now
+
+    def watched(self: Tokenizer, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        lengths.append(len(text))
+        return encode_now(self, text, add_special_tokens=add_special_tokens)
+
+    monkeypatch.setattr(Tokenizer, "encode_now", watched)
+    text = "hello wörld " * 200_000
+    with pytest.raises(InvalidRequest, match="more than 20000 tokens, and at most 10000") as caught:
+        await tokenizer.encode(text, max_tokens=10_000)
+    assert caught.value.code == "context_length_exceeded"
+    assert sum(lengths) < len(text) / 10
+
+
+async def test_long_text_of_long_tokens_is_encoded_whole(tokenizer: Tokenizer):
+    """Its characters alone say nothing, and what is cut in slices to count it stays whole."""
+    text = "<|im_start|>" * 20_000
+    assert await tokenizer.encode(text, max_tokens=15_000) == tokenizer.encode_now(text)
 
 
 def test_truncation_of_the_file_is_switched_off(tmp_path: Path):

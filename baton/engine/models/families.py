@@ -16,6 +16,8 @@ from baton.model_files import max_position_embeddings
 
 HFConfig = Mapping[str, Any]
 
+_LAYER_TYPES = {"full_attention", "sliding_attention"}
+
 
 def llama(config: HFConfig) -> DecoderConfig:
     """Llama 1 to 3, and the many models that use its architecture."""
@@ -101,6 +103,11 @@ def _decoder_config(
 def rope_config(config: HFConfig) -> RopeConfig:
     """Reads `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (older files)."""
     parameters: Mapping[str, Any] = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    if any(isinstance(value, Mapping) for value in parameters.values()):
+        raise StartupError(
+            f"config.json has rope parameters for each kind of layer ({', '.join(parameters)}), which Baton "
+            "does not support."
+        )
     rope_type = parameters.get("rope_type", parameters.get("type", "default"))
     if rope_type not in ROPE_TYPES:
         raise StartupError(f"config.json's rope type '{rope_type}' is none of {', '.join(ROPE_TYPES)}.")
@@ -149,6 +156,11 @@ def _qwen_windows(config: HFConfig) -> tuple[int | None, ...]:
     if layer_types is not None:
         if len(layer_types) != num_layers:
             raise StartupError(f"config.json's layer_types must name all {num_layers} layers.")
+        if unknown := sorted(set(layer_types) - _LAYER_TYPES):
+            raise StartupError(
+                f"config.json's layer_types has {', '.join(unknown)}, but Baton knows only "
+                f"{' and '.join(sorted(_LAYER_TYPES))}."
+            )
         return tuple(window if kind == "sliding_attention" else None for kind in layer_types)
     first = config.get("max_window_layers", 28)
     return tuple(window if index >= first else None for index in range(num_layers))
