@@ -45,7 +45,10 @@ def eos_token_ids(model_dir: Path) -> tuple[int, ...]:
         ids = config.get("eos_token_id")
     if ids is None:
         return ()
-    return tuple(ids) if isinstance(ids, list) else (int(ids),)
+    listed = ids if isinstance(ids, list) else [ids]
+    if not all(isinstance(token_id, int) for token_id in listed):
+        raise StartupError(f"'{model_dir}' has no usable 'eos_token_id' (it has {ids!r}); check it.")
+    return tuple(listed)
 
 
 def max_position_embeddings(config: Mapping[str, Any]) -> int:
@@ -59,11 +62,27 @@ def max_position_embeddings(config: Mapping[str, Any]) -> int:
         raise StartupError(
             "config.json has no usable 'max_position_embeddings'; add the model's longest length."
         )
-    rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    rope = rope_parameters(config)
     if rope.get("rope_type", rope.get("type")) != "yarn":
         return longest
     original = rope.get("original_max_position_embeddings") or longest
     return max(longest, int(original * (rope.get("factor") or 1.0)))
+
+
+def rope_parameters(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """`rope_parameters` (transformers 5) or `rope_scaling` (older files). Raises StartupError."""
+    parameters = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    if not isinstance(parameters, dict):
+        raise StartupError(f"config.json has no usable rope parameters ({parameters!r}); check it.")
+    return parameters
+
+
+def vocab_size(config: Mapping[str, Any]) -> int:
+    """How many token ids the model knows. Raises StartupError if `config` does not say."""
+    size = config.get("vocab_size")
+    if not isinstance(size, int) or size < 1:
+        raise StartupError(f"config.json has no usable 'vocab_size' (it has {size!r}); check the checkpoint.")
+    return size
 
 
 def safetensors_files(model_dir: Path) -> tuple[Path, ...]:
@@ -103,7 +122,8 @@ def model_fingerprint(model_dir: Path) -> bytes:
 
 def _indexed_files(model_dir: Path) -> tuple[Path, ...]:
     weight_map = _read_json_object(model_dir / _INDEX_FILE).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
+    is_map = isinstance(weight_map, dict) and all(isinstance(name, str) for name in weight_map.values())
+    if not is_map or not weight_map:
         raise StartupError(f"'{model_dir / _INDEX_FILE}' has no weight_map; download the checkpoint again.")
     files = tuple(model_dir / name for name in sorted(set(weight_map.values())))
     missing = [file.name for file in files if not file.is_file()]
@@ -117,9 +137,12 @@ def _indexed_files(model_dir: Path) -> tuple[Path, ...]:
 
 def _safetensors_header(file: Path) -> bytes:
     """The file starts with its JSON header's length, unsigned 64 bits little endian."""
-    with file.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        header = stream.read(length) if length <= _MAX_HEADER_BYTES else b""
+    try:
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            header = stream.read(length) if length <= _MAX_HEADER_BYTES else b""
+    except OSError as error:
+        raise StartupError(f"'{file}' can't be read: {error.strerror}") from error
     if not header or len(header) != length:
         raise StartupError(f"'{file}' is not a complete safetensors file; download it again.")
     return header

@@ -3,9 +3,11 @@
 import asyncio
 
 from baton.config import WorkerConfig
+from baton.core.ports import LoadedEngine
 from baton.engine.factory import load_engine
 from baton.engine.host import EngineHost
 from baton.rpc import lifecycle
+from baton.rpc.lifecycle import StopSignals
 from baton.rpc.server import RpcServer
 from baton.rpc.worker_server import Worker, serve_until_stopped
 from both_service.service import BothService
@@ -13,11 +15,14 @@ from both_service.service import BothService
 
 def run(config: WorkerConfig) -> None:
     """Load the model and serve until a signal. Raises StartupError."""
-    lifecycle.run(_main(config))
+    # Loaded before there is an event loop, which would keep Ctrl-C waiting for the whole model.
+    loaded = load_engine(config.model_dir, config.engine)
+    lifecycle.run(_serve(config, loaded))
 
 
-async def _main(config: WorkerConfig) -> None:
-    engine = EngineHost(config.engine, load_engine(config.model_dir, config.engine))
+async def _serve(config: WorkerConfig, loaded: LoadedEngine) -> None:
+    signals = StopSignals()
+    engine = EngineHost(config.engine, loaded)
     worker = Worker(config, engine)
     server = RpcServer(config.cluster_token)
     async with asyncio.TaskGroup() as tasks:
@@ -27,7 +32,7 @@ async def _main(config: WorkerConfig) -> None:
         engine.start(service.on_output)
         watcher = tasks.create_task(engine.watch())
         try:
-            await serve_until_stopped(config, server, worker.sessions, ("baton.v1.Transfer",))
+            await serve_until_stopped(config, server, worker.sessions, ("baton.v1.Transfer",), signals)
         finally:
             watcher.cancel()
             await engine.stop()

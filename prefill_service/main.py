@@ -7,6 +7,7 @@ from baton.core.ports import LoadedEngine
 from baton.engine.factory import load_engine
 from baton.engine.host import EngineHost
 from baton.rpc import lifecycle
+from baton.rpc.lifecycle import StopSignals
 from baton.rpc.server import RpcServer
 from baton.rpc.worker_server import Worker, serve_until_stopped
 from prefill_service.service import PrefillService
@@ -14,15 +15,14 @@ from prefill_service.service import PrefillService
 
 def run(config: WorkerConfig) -> None:
     """Load the model and serve until a signal. Raises StartupError."""
-    lifecycle.run(_main(config))
-
-
-async def _main(config: WorkerConfig) -> None:
-    await serve(config, load_engine(config.model_dir, config.engine))
+    # Loaded before there is an event loop, which would keep Ctrl-C waiting for the whole model.
+    loaded = load_engine(config.model_dir, config.engine)
+    lifecycle.run(serve(config, loaded))
 
 
 async def serve(config: WorkerConfig, loaded: LoadedEngine) -> None:
     """Serve with a model that is loaded, until a signal. Raises StartupError."""
+    signals = StopSignals()
     engine = EngineHost(config.engine, loaded)
     worker = Worker(config, engine)
     server = RpcServer(config.cluster_token)
@@ -32,7 +32,7 @@ async def serve(config: WorkerConfig, loaded: LoadedEngine) -> None:
         engine.start(service.on_output)
         watcher = tasks.create_task(engine.watch())
         try:
-            await serve_until_stopped(config, server, worker.sessions, ())
+            await serve_until_stopped(config, server, worker.sessions, (), signals)
         finally:
             watcher.cancel()
             await engine.stop()

@@ -11,7 +11,13 @@ from prometheus_client import CollectorRegistry
 
 from baton.config import RouterConfig
 from baton.core.errors import StartupError
-from baton.model_files import eos_token_ids, max_position_embeddings, model_fingerprint, read_config
+from baton.model_files import (
+    eos_token_ids,
+    max_position_embeddings,
+    model_fingerprint,
+    read_config,
+    vocab_size,
+)
 from baton.rpc import lifecycle
 from baton.rpc.lifecycle import DRAIN_TIMEOUT_S, StopSignals
 from baton.rpc.server import RpcServer
@@ -36,6 +42,7 @@ def run(config: RouterConfig) -> None:
 
 
 async def _main(config: RouterConfig) -> None:
+    signals = StopSignals()
     fingerprint = model_fingerprint(config.model_dir)
     pool = WorkerPool(config, fingerprint)
     admission = Admission(config.max_queue, lambda: pool.capacity)
@@ -44,7 +51,6 @@ async def _main(config: RouterConfig) -> None:
     rpc = RpcServer()
     inference_pb2_grpc.add_InferenceServicer_to_server(InferenceServicer(front), rpc.grpc)
     await rpc.start(_address(config.host, config.grpc_port), ("baton.v1.Inference",), "--grpc-port")
-    signals = StopSignals()
     http = HttpServer(create_app(front))
     gc.freeze()  # what start-up made lives as long as the process: collections need not walk it
     async with asyncio.TaskGroup() as tasks:
@@ -84,7 +90,7 @@ def _make_front(config: RouterConfig, pool: WorkerPool, admission: Admission, fi
         root=str(config.model_dir),
         version=version("baton-serve"),
         created=int(time.time()),
-        vocab_size=int(model_config["vocab_size"]),
+        vocab_size=vocab_size(model_config),
         eos_token_ids=eos_token_ids(config.model_dir),
         metrics=metrics,
     )

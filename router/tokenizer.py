@@ -190,12 +190,18 @@ def _read_config(path: Path) -> Mapping[str, Any]:
 
 
 def _read_template(model_dir: Path, config: Mapping[str, Any]) -> str | None:
-    """The file of its own wins over the config, as in transformers; of named templates, `default`."""
+    """The file of its own wins over the config, as in transformers; of named templates, `default`.
+
+    Raises StartupError where there is one that can't be read.
+    """
     path = model_dir / "chat_template.jinja"
-    if path.is_file():
-        return path.read_text(encoding="utf-8")
-    template = config.get("chat_template")
-    if isinstance(template, list):
-        named = {entry["name"]: entry["template"] for entry in template}
-        return named.get("default") or next(iter(named.values()), None)
+    try:
+        if path.is_file():
+            return path.read_text(encoding="utf-8")
+        template = config.get("chat_template")
+        if isinstance(template, list):
+            named = {entry["name"]: entry["template"] for entry in template}
+            return named.get("default") or next(iter(named.values()), None)
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise StartupError(f"The chat template of '{model_dir}' can't be read: {error!r}") from error
     return template

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from baton.config import EngineConfig, parse_dtype, parse_kv_cache_dtype, parse_size
+from baton.core.errors import StartupError
 from baton.core.reservation import TransferDeadlines
 
 EngineDtype = Annotated[str, typer.Option("--dtype", help="bf16, fp16, fp32, or auto: as stored.")]
@@ -158,8 +159,12 @@ def engine_arguments(engine: EngineConfig) -> list[str]:
 
 
 def cluster_token() -> str:
-    """The secret that routers and workers share; empty if there is none.
+    """The secret that routers and workers share; empty if there is none. Raises StartupError.
 
-    It comes by the environment because other users can read a process's arguments.
+    It comes by the environment because other users can read a process's arguments. White space around it is
+    not of it: secrets that come from files often end in a line feed.
     """
-    return os.environ.get("BATON_CLUSTER_TOKEN", "")
+    token = os.environ.get("BATON_CLUSTER_TOKEN", "").strip()
+    if not (token.isascii() and token.isprintable()):  # all that a header of HTTP/2 may hold
+        raise StartupError("BATON_CLUSTER_TOKEN may hold printable ASCII characters only")
+    return token

@@ -151,7 +151,10 @@ def run_plan(plan: ServePlan) -> None:
 
 async def _run_until_signalled(supervisor: "Supervisor") -> None:
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # ignored by nohup, to outlive the terminal
+        numbers.append(signal.SIGHUP)
+    for number in numbers:
         loop.add_signal_handler(number, supervisor.stop)
     await supervisor.run()
 
@@ -180,7 +183,8 @@ def child_specs(plan: ServePlan, sockets: dict[str, Path]) -> list["ChildSpec"]:
         command = name.partition("-")[0]
         own = [f"--listen=unix:{socket}", f"--worker-id={name}", f"--kv-transport={plan.kv_transport}"]
         children[name] = [command, *common, *own, *options.engine_arguments(engine)]
-    program = (sys.executable, "-m", "baton.cli.main")
+    # -P: else files in the directory that a person happens to be in, such as a router.py, hide Baton's.
+    program = (sys.executable, "-P", "-m", "baton.cli.main")
     return [ChildSpec(name, (*program, *arguments), environment) for name, arguments in children.items()]
 
 

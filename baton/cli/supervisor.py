@@ -29,7 +29,7 @@ class Timing:
 
     startup_deadline: float = 900.0
     poll_interval: float = 0.1
-    stop_grace: float = 10.0  # between SIGINT and SIGKILL
+    stop_grace: float = 10.0  # between the first signal and SIGKILL
     first_backoff: float = 1.0  # before the first restart; each one doubles it
     longest_backoff: float = 30.0
     steady_after: float = 60.0  # a process that ran so long starts again with the first backoff
@@ -95,12 +95,18 @@ class Supervisor:
                 tasks.create_task(self._await_ready())
                 await self._stopping.wait()
                 self._reporter.notice("stopping; asked again, it kills what still runs")
-                self._signal_all(signal.SIGINT)  # SIGTERM would have workers finish their requests first
+                self._signal_all(self._stop_signal)
                 await self._wait_for_end(keepers)
         finally:
             self._signal_all(signal.SIGKILL)
         if self._failure is not None:
             raise StartupError(self._failure)
+
+    @property
+    def _stop_signal(self) -> signal.Signals:
+        """What ends children soonest: SIGTERM would have workers that serve finish their requests first, and
+        Python may lose SIGINT, or hear it late, while it imports and loads."""
+        return signal.SIGINT if self._started else signal.SIGTERM
 
     async def _wait_for_end(self, keepers: Sequence[asyncio.Task[None]]) -> None:
         """Wait until all children have ended, the grace period is over, or somebody is in a hurry."""

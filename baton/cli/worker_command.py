@@ -23,11 +23,11 @@ Advertise = Annotated[
         metavar="ADDRESS", help="Where the other servers reach this one.", show_default="as --listen"
     ),
 ]
-WorkerId = Annotated[
-    str | None, typer.Option(help="Name in logs and metrics.", show_default="from the address")
-]
+WorkerId = Annotated[str | None, typer.Option(help="Name in logs.", show_default="from the address")]
 Threads = Annotated[
-    int | None, typer.Option("--threads", help="CPU threads of one step.", show_default="all cores")
+    int | None,
+    # With many thousands OpenMP ends the process by SIGSEGV.
+    typer.Option("--threads", min=1, max=4096, help="CPU threads of one step.", show_default="all cores"),
 ]
 
 

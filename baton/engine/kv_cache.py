@@ -91,7 +91,8 @@ def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> 
             # would write a gigabyte at start.
             return torch.from_numpy(np.zeros(num_bytes, dtype=np.uint8)).view(dtype).view(shape)
         return torch.zeros(shape, dtype=dtype, device=device)
-    except (RuntimeError, MemoryError) as error:  # includes torch.OutOfMemoryError
+    # torch.OutOfMemoryError is a RuntimeError; what no address can count is numpy's ValueError.
+    except (RuntimeError, MemoryError, ValueError) as error:
         raise StartupError(
             f"There is no memory for {num_bytes // 2**20}MiB of KV cache on {device}; "
             "lower --kv-cache-memory."

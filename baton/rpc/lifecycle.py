@@ -12,7 +12,11 @@ DRAIN_TIMEOUT_S = 30.0
 
 
 class StopSignals:
-    """SIGTERM asks for a drain, SIGINT (or a second SIGTERM) for an end at once."""
+    """SIGTERM asks for a drain, SIGINT (or a second SIGTERM) for an end at once.
+
+    Made first of all in a service's main coroutine: until then asyncio answers SIGINT by cancelling it, which
+    in the midst of gRPC's start leaves tracebacks.
+    """
 
     def __init__(self) -> None:
         self.drain = asyncio.Event()

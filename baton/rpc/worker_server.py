@@ -84,11 +84,14 @@ class Worker:
 
 
 async def serve_until_stopped(
-    config: WorkerConfig, server: RpcServer, sessions: SessionHost, service_names: tuple[str, ...]
+    config: WorkerConfig,
+    server: RpcServer,
+    sessions: SessionHost,
+    service_names: tuple[str, ...],
+    signals: StopSignals,
 ) -> None:
     """Serve until a signal: SIGTERM drains first, SIGINT ends at once. Raises StartupError."""
     keep_message_buffers()
-    signals = StopSignals()
     worker_pb2_grpc.add_WorkerServicer_to_server(sessions, server.grpc)
     await server.start(config.listen_address, ("baton.v1.Worker", *service_names), "--listen")
     logger.info("%s %s is serving at %s", _NOUNS[config.role], config.worker_id, config.listen_address)

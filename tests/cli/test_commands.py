@@ -147,7 +147,7 @@ def test_the_children_of_serve_understand_their_options(
     children = child_specs(plans[0], worker_sockets(plans[0], Path("/run/b")))
     for child in children:
         monkeypatch.setenv("BATON_CLUSTER_TOKEN", child.environment["BATON_CLUSTER_TOKEN"])
-        run(monkeypatch, *child.arguments[3:])
+        run(monkeypatch, *child.arguments[4:])
 
     prefill, decode = workers
     assert [child.name for child in children] == ["router", "prefill-0", "decode-0"]
@@ -177,7 +177,7 @@ def test_the_children_of_both_roles_understand_their_options(
     monkeypatch.setattr("baton.cli.worker_command.die_with_parent", lambda pid: None)
     children = child_specs(plans[0], worker_sockets(plans[0], Path("/run/b")))
     for child in children:
-        run(monkeypatch, *child.arguments[3:])
+        run(monkeypatch, *child.arguments[4:])
     assert [child.name for child in children] == ["router", "worker-0", "worker-1"]
     assert [worker.role for worker in workers] == ["both", "both"]
     assert routers[0].worker_addresses == tuple(worker.listen_address for worker in workers)

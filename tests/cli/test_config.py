@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from baton.cli.options import cluster_token
 from baton.config import (
     EngineConfig,
     Role,
@@ -93,6 +94,11 @@ def test_times_of_transfers_are_checked(seconds: float) -> None:
     if seconds != math.inf:  # the usual deadlines are shorter than that
         with pytest.raises(StartupError, match="transfer-deadline must be a number of seconds above 0"):
             replace(right, transfer_deadlines=TransferDeadlines.at_most(seconds))
+
+
+def test_white_space_around_the_token_is_not_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BATON_CLUSTER_TOKEN", " from a file\n")
+    assert cluster_token() == "from a file"
 
 
 def test_the_token_is_not_shown() -> None:

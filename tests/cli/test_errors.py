@@ -87,6 +87,20 @@ def test_a_router_without_workers(model_dir: Path) -> None:
     assert "with --worker ADDRESS" in error_line("router", f"--model={model_dir}", "--prefill=p0:1")
 
 
+@pytest.mark.parametrize("token", ["schlüssel", "two\nlines"])
+def test_a_token_that_no_header_can_hold(token: str, model_dir: Path) -> None:
+    done = baton("worker", f"--model={model_dir}", "--listen=unix:/tmp/w.sock", token=token)
+    assert done.returncode == 2
+    assert done.stderr == "baton: BATON_CLUSTER_TOKEN may hold printable ASCII characters only\n"
+
+
+@pytest.mark.parametrize("threads", ["0", "100000"])
+def test_threads_out_of_range(threads: str, model_dir: Path) -> None:
+    done = baton("worker", f"--model={model_dir}", "--listen=unix:/tmp/w.sock", f"--threads={threads}")
+    assert done.returncode == 2
+    assert "--threads" in done.stderr
+
+
 def test_a_size_that_is_none(model_dir: Path) -> None:
     assert "'lots' is not a size" in error_line("serve", str(model_dir), "--kv-cache-memory=lots")
 

@@ -5,7 +5,7 @@ import select
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -71,19 +71,22 @@ class Serve:
 
 @pytest.fixture
 def start(tmp_path: Path, model_dir: Path, free_ports: tuple[int, int]) -> Iterator[Callable[..., Serve]]:
-    """Start `baton serve` in a directory that holds the pretended services."""
+    """Start `baton serve` where Python finds the pretended services before the true ones."""
+    services = tmp_path / "services"
     for package in ("router", "prefill_service", "decode_service", "both_service"):
-        (tmp_path / package).mkdir()
-        (tmp_path / package / "__init__.py").touch()
-        (tmp_path / package / "main.py").write_text(FAKE_SERVICE)
+        (services / package).mkdir(parents=True)
+        (services / package / "__init__.py").touch()
+        (services / package / "main.py").write_text(FAKE_SERVICE)
+    python_path = os.pathsep.join(filter(None, (str(services), os.environ.get("PYTHONPATH"))))
     ports = [f"--port={free_ports[0]}", f"--grpc-port={free_ports[1]}"]
     command = [sys.executable, "-m", "baton.cli.main", "serve", str(model_dir), *ports]
     started: list[subprocess.Popen[str]] = []
 
-    def start(*options: str) -> Serve:
+    def start(*options: str, prefix: Sequence[str] = ()) -> Serve:
         process = subprocess.Popen(
-            [*command, *options],
+            [*prefix, *command, *options],
             cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": python_path},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -115,6 +118,22 @@ def test_serves_until_it_is_asked_to_stop(start: Callable[[], Serve], number: si
     assert serve.process.wait(timeout=30) == 0
     assert not any(is_running(pid) for pid in pids)
     assert "Traceback" not in serve.process.stdout.read()
+
+
+def test_outlives_its_terminal_where_it_is_told_to(start: Callable[..., Serve]) -> None:
+    serve = start(prefix=("nohup",))
+    pid = serve.pid_of("prefill-0")
+    serve.wait_for("curl http://127.0.0.1:")
+    serve.process.send_signal(signal.SIGHUP)
+    os.kill(pid, signal.SIGKILL)
+    serve.wait_for("starting it again")
+
+
+def test_files_where_it_is_started_are_not_taken_for_batons(
+    start: Callable[[], Serve], tmp_path: Path
+) -> None:
+    (tmp_path / "router.py").write_text("raise SystemExit('somebody else wrote this')")
+    start().wait_for("curl http://127.0.0.1:")
 
 
 def test_workers_of_both_roles(start: Callable[..., Serve]) -> None:

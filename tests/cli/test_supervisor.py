@@ -145,6 +145,16 @@ async def test_a_second_stop_kills() -> None:
         await running
 
 
+async def test_what_is_not_ready_yet_ends_though_it_does_not_hear_sigint() -> None:
+    reporter = RecordingReporter()
+    supervisor = Supervisor([script("a", IGNORE_SIGINT)], no, reporter, QUICK)
+    running = asyncio.create_task(supervisor.run())
+    await reporter.seen("] up")
+    supervisor.stop()
+    async with asyncio.timeout(QUICK.stop_grace / 2):
+        await running
+
+
 async def test_what_ignores_sigint_is_killed_after_the_grace_period() -> None:
     reporter = RecordingReporter()
     timing = Timing(poll_interval=0.01, stop_grace=0.1)

@@ -11,7 +11,13 @@ from baton.config import EngineConfig
 from baton.core.errors import StartupError
 from baton.engine.factory import load_engine
 from baton.engine.weights import resolve_dtype
-from baton.model_files import eos_token_ids, max_position_embeddings, model_fingerprint, read_config
+from baton.model_files import (
+    eos_token_ids,
+    max_position_embeddings,
+    model_fingerprint,
+    read_config,
+    vocab_size,
+)
 from tests.checkpoints import write_checkpoint
 from tests.engine.driver import Driver, Request, make_prompt
 
@@ -77,8 +83,9 @@ def test_missing_shard(sharded_dir):
 
 
 def test_index_without_map(sharded_dir):
-    (sharded_dir / "model.safetensors.index.json").write_text("{}")
-    refused(sharded_dir, "weight_map")
+    for content in ("{}", '{"weight_map": {"a": 5}}'):
+        (sharded_dir / "model.safetensors.index.json").write_text(content)
+        refused(sharded_dir, "weight_map")
 
 
 def test_missing_tensors(model_dir):
@@ -126,6 +133,7 @@ def test_garbage_file(model_dir):
         ({"architectures": None}, ("none named",)),
         ({"quantization_config": {"quant_method": "gptq"}}, ("quantized",)),
         ({"hidden_size": None}, ("hidden_size",)),
+        ({"rope_scaling": ["linear"]}, ("rope parameters", "linear")),
         ({"num_key_value_heads": 3}, ("multiple",)),
         ({"hidden_act": "relu6"}, ("relu6", "silu")),
         ({"dtype": "float8_e4m3fn"}, ("float8_e4m3fn", "--dtype")),
@@ -143,6 +151,9 @@ def test_unusable_options(model_dir):
     refused(
         model_dir, "lower --kv-cache-memory", options=EngineConfig(kv_cache_bytes=2**60)
     )  # more than any machine has
+    refused(
+        model_dir, "lower --kv-cache-memory", options=EngineConfig(kv_cache_bytes=2**80)
+    )  # more than any machine can count
 
 
 def test_facts(model_dir):
@@ -197,6 +208,20 @@ def test_fingerprint_of_a_truncated_file(model_dir):
         model_fingerprint(model_dir)
 
 
+def test_fingerprint_of_what_is_no_file(model_dir):
+    (model_dir / "model.safetensors").unlink()
+    (model_dir / "model-1.safetensors").mkdir()
+    with pytest.raises(StartupError, match=r"model-1\.safetensors' can't be read: Is a directory"):
+        model_fingerprint(model_dir)
+
+
+def test_vocab_size(model_dir):
+    assert vocab_size(read_config(model_dir)) == 160
+    for unusable in ({}, {"vocab_size": "many"}):
+        with pytest.raises(StartupError, match="vocab_size"):
+            vocab_size(unusable)
+
+
 def test_eos_token_ids(model_dir):
     (model_dir / "generation_config.json").write_text('{"eos_token_id": [5, 6]}')
     assert eos_token_ids(model_dir) == (5, 6)
@@ -205,6 +230,9 @@ def test_eos_token_ids(model_dir):
     (model_dir / "generation_config.json").unlink()
     edit_config(model_dir, eos_token_id=None)
     assert eos_token_ids(model_dir) == ()
+    edit_config(model_dir, eos_token_id="</s>")
+    with pytest.raises(StartupError, match="eos_token_id"):
+        eos_token_ids(model_dir)
 
 
 def test_max_position_embeddings(model_dir):

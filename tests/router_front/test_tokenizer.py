@@ -98,6 +98,20 @@ def test_unreadable_files_stop_the_start(tmp_path: Path, name: str, content: str
         Tokenizer.load(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("chat_template.jinja", b"\xff\xfe"),
+        ("tokenizer_config.json", b'{"chat_template": [{"name": "default"}]}'),
+    ],
+)
+def test_an_unreadable_template_stops_the_start(tmp_path: Path, name: str, content: bytes):
+    write_model(tmp_path)
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(StartupError, match="chat template"):
+        Tokenizer.load(tmp_path)
+
+
 def test_model_without_template_says_so(tmp_path: Path):
     tokenizer = Tokenizer.load(write_model(tmp_path, template=None))
     with pytest.raises(InvalidRequest, match="no chat template"):

@@ -12,7 +12,7 @@ from baton.engine.checkpoint_scales import require_readable_weights
 from baton.engine.layers import ACTIVATIONS
 from baton.engine.models.decoder import DecoderConfig
 from baton.engine.rope import ROPE_TYPES, RopeConfig, yarn_attention_factor
-from baton.model_files import max_position_embeddings
+from baton.model_files import max_position_embeddings, rope_parameters
 
 HFConfig = Mapping[str, Any]
 
@@ -102,7 +102,7 @@ def _decoder_config(
 
 def rope_config(config: HFConfig) -> RopeConfig:
     """Reads `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (older files)."""
-    parameters: Mapping[str, Any] = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    parameters = rope_parameters(config)
     if any(isinstance(value, Mapping) for value in parameters.values()):
         raise StartupError(
             f"config.json has rope parameters for each kind of layer ({', '.join(parameters)}), which Baton "
