@@ -14,7 +14,7 @@ MAX_BODY_BYTES = 32 * 2**20
 
 def create_app(front: Front, *, max_body_bytes: int = MAX_BODY_BYTES) -> FastAPI:
     """The ASGI app of one front."""
-    # Clients such as plain curl send JSON without saying so.
+    # JSON that nothing is said of is taken; a form, which `curl -d` says it sends, is refused in words.
     app = FastAPI(title="Baton", version=front.version, strict_content_type=False)
     errors.install(app)
     for routes in (completion_routes, chat_routes, model_routes, service_routes):
