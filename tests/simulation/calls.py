@@ -92,7 +92,7 @@ class PushCall:
         """Send what another call has sent."""
         for frame, kind, payload_bytes in sent:
             self.write(frame, kind, payload_bytes)
-        self._world.after(self._arrives - self._world.now + 0.02, self.cancel)
+        self._world.at(max(self._arrives, self._world.now) + 0.02, self.cancel)
 
     # --- in between ---------------------------------------------------------------------------------
 

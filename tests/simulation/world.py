@@ -116,7 +116,9 @@ class World:
                 next_poke = self._poke(num_events)
                 if not events:
                     break
-            self.now, _, action, arguments = heappop(events)
+            time, _, action, arguments = heappop(events)
+            assert time >= self.now, f"from {self.now} back to {time}"
+            self.now = time
             action(*arguments)
             if self.decode.reservations:
                 self.decode.check()
