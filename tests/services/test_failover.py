@@ -7,7 +7,7 @@ import pytest
 
 from baton.core.errors import WorkerLost
 from router.worker_link import WorkerLink
-from tests.services.cluster import DEADLINE_S, Answer, Cluster, Limits, Worker, cluster, until
+from tests.services.cluster import DEADLINE_S, Cluster, Limits, Worker, cluster, until
 from tests.services.fake_engine import expected
 from tests.services.prompts import prompt_of
 
@@ -32,52 +32,27 @@ async def die_without_a_word(worker: Worker) -> None:
     await worker.stop()
 
 
-async def goes_on(running: Cluster, request: Any, task: "asyncio.Task[Answer]") -> None:
-    answer = await asyncio.wait_for(task, DEADLINE_S)
-    assert answer.outcomes == expected(request.token_ids, request.sampling)
-    assert num_lost(running) == 1
+ONE_TOO_MANY = {
+    "prefill": {"num_prefills": 2},  # dies while it computes the prompt
+    "decode": {"num_decodes": 2},  # dies when the client has the first tokens, which come once
+    "both": {"num_prefills": 0, "num_decodes": 0, "num_boths": 2},
+}
 
 
 @pytest.mark.parametrize("num_choices", [1, 3])
-async def test_prefill_dies_while_it_computes_the_prompt(num_choices: int) -> None:
-    async with cluster(num_prefills=2) as running:
-        for worker in running.prefills:
+@pytest.mark.parametrize("role", ONE_TOO_MANY)
+async def test_another_worker_takes_over(role: str, num_choices: int) -> None:
+    async with cluster(**ONE_TOO_MANY[role]) as running:
+        workers = [worker for worker in running.workers if worker.config.role == role]
+        for worker in workers:
             worker.hold()
         request = running.request(prompt_of(60), n=num_choices)
         task = asyncio.create_task(running.ask(request))
-        lost = await held_at(running.prefills)
-        await lost.stop()
-        await goes_on(running, request, task)
-        await lost.start()
-        await running.connected()
-        await running.all_clean()
-
-
-@pytest.mark.parametrize("num_choices", [1, 3])
-async def test_decode_dies_after_the_first_tokens(num_choices: int) -> None:
-    """The client has got them; they come once."""
-    async with cluster(num_decodes=2) as running:
-        for worker in running.decodes:
-            worker.hold()
-        request = running.request(prompt_of(60), n=num_choices)
-        task = asyncio.create_task(running.ask(request))
-        lost = await held_at(running.decodes)
+        lost = await held_at(workers)
         await die_without_a_word(lost)
-        await goes_on(running, request, task)
-        await lost.start()
-        await running.connected()
-        await running.all_clean()
-
-
-async def test_a_worker_of_both_roles_dies_while_it_computes_the_prompt() -> None:
-    async with cluster(num_prefills=0, num_decodes=0, num_boths=2) as running:
-        for worker in running.boths:
-            worker.hold()
-        request = running.request(prompt_of(60))
-        task = asyncio.create_task(running.ask(request))
-        lost = await held_at(running.boths)
-        await lost.stop()
-        await goes_on(running, request, task)
+        answer = await asyncio.wait_for(task, DEADLINE_S)
+        assert answer.outcomes == expected(request.token_ids, request.sampling)
+        assert num_lost(running) == 1
         await lost.start()
         await running.connected()
         await running.all_clean()
