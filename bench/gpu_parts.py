@@ -199,10 +199,12 @@ def parity(_: Path) -> Iterator[Figure]:
 
 
 def other_kernels(_: Path) -> Iterator[Figure]:
-    """Kernels around the matrix products, and copies for transfers."""
+    """Matrix products of one row, kernels around them, and copies for transfers."""
+    from bench import gpu_one_row
     from kernels.gpu import page_copies, row_functions
     from kernels.gpu.sample_tokens import SamplingRows, sample_tokens
 
+    yield from gpu_one_row.products(CUDA, device_seconds)
     for rows in (1, 64):
         logits = torch.randn(rows, 128_256, device=CUDA, dtype=torch.bfloat16) * 3
         lines = torch.arange(rows, device=CUDA)

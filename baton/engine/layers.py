@@ -11,7 +11,8 @@ from torch import Tensor
 
 from baton.engine.float8_linear import Float8Linear, is_aligned
 from baton.engine.packing import Packed, pack, pack_float8, pack_int8
-from kernels.cpu.linear import Normalise, PackedLinear, SiluGate
+from kernels.cpu.linear import PackedLinear
+from kernels.reads import Normalise, SiluGate
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
@@ -61,7 +62,8 @@ class Layer(Protocol):
 class ResidualStream:
     """What a decoder's layers read and add to in one step: `[T, hidden_size]`.
 
-    On a GPU what a layer adds is kept until the next one reads, since one kernel then adds and normalises.
+    On a GPU what a layer adds is kept until the next one reads, since one kernel then adds and normalises;
+    but for a single row, which products read, normalise and add to themselves.
     """
 
     def __init__(self, states: Tensor) -> None:
@@ -83,9 +85,13 @@ class ResidualStream:
             self._added = None
         return self._states
 
+    def is_one_row_for(self, linear: "Linear") -> bool:
+        """See Linear.takes_one_row."""
+        return linear.takes_one_row(self._states)
+
     def add(self, linear: "Linear", states: Tensor) -> None:
         """Add a layer's output, which `linear` computes of `states`."""
-        if has_gpu_kernels(states):
+        if has_gpu_kernels(states) and not linear.takes_one_row(states):
             assert self._added is None
             self._added = linear(states)
         else:
@@ -122,15 +128,30 @@ class Linear:
 
     def __call__(self, states: Tensor, residual: Tensor | None = None) -> Tensor:
         """`[T, what reads takes]` to `[T, sum of the parts' outputs]`, plus `residual` of that shape."""
+        if self.takes_one_row(states):
+            return self._multiply_one_row(states, residual)
         if self._reads is not None:
             states = self._reads(states)
         return self._multiply(states, residual)
 
     def of_stream(self, stream: ResidualStream) -> Tensor:
         """As of the stream's states, where `reads` is a norm."""
-        if isinstance(self._reads, RMSNorm):
+        if isinstance(self._reads, RMSNorm) and not stream.is_one_row_for(self):
             return self._multiply(stream.normed(self._reads), None)
-        return self._multiply(stream.states(), None)
+        return self(stream.states())
+
+    def takes_one_row(self, states: Tensor) -> bool:
+        """Whether a kernel for one row multiplies these, with all that is done before and after in it."""
+        return states.shape[0] == 1 and self._packed is None and has_gpu_kernels(states)
+
+    def _multiply_one_row(self, states: Tensor, residual: Tensor | None) -> Tensor:
+        from kernels.gpu.one_row import one_row
+
+        assert self.weight is not None
+        fused = self._reads.fused() if self._reads is not None else None
+        if self._reads is not None and fused is None:
+            states = self._reads(states)
+        return one_row(states, self.weight, self.bias, fused, residual)
 
     def _multiply(self, states: Tensor, residual: Tensor | None) -> Tensor:
         if self._packed is not None:

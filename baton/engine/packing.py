@@ -17,12 +17,11 @@ from kernels.cpu.library import (
     has_wide_vectors,
     multiplies_tiles,
 )
-from kernels.cpu.linear import Normalise, PackedInt8Linear, PackedLinear, SiluGate
+from kernels.cpu.linear import PackedInt8Linear, PackedLinear
 from kernels.quantization import float8_rows
+from kernels.reads import Reads
 
 _logger = logging.getLogger(__name__)
-
-Reads = Normalise | SiluGate
 
 
 class Packed(Protocol):

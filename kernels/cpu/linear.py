@@ -2,13 +2,13 @@
 
 import ctypes
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from kernels.cpu.library import DTYPES
 from kernels.quantization import int8_groups
+from kernels.reads import Normalise, Reads
 
 _PLAIN, _NORMALISE, _GATE = 0, 1, 2  # enum transform
 
@@ -33,19 +33,6 @@ class _Linear(ctypes.Structure):
     ]
 
 
-@dataclass(frozen=True, slots=True)
-class Normalise:
-    """RMSNorm of the states before they are multiplied; weight `[in_features]`, any dtype."""
-
-    weight: Tensor
-    eps: float
-
-
-@dataclass(frozen=True, slots=True)
-class SiluGate:
-    """`silu(states[..., :in_features]) * states[..., in_features:]` before they are multiplied."""
-
-
 class PackedMatrix:
     """`y = reads(x) W^T + b` in some kernel of linear.h. Not for several threads at once."""
 
@@ -56,7 +43,7 @@ class PackedMatrix:
         shape: tuple[int, int],
         dtype: torch.dtype,
         bias: Tensor | None,
-        reads: Normalise | SiluGate | None,
+        reads: Reads | None,
     ) -> None:
         """`packed`: the weights. `shape`: out_features, in_features. `dtype`: of states."""
         norm = reads.weight.float().contiguous() if isinstance(reads, Normalise) else None
@@ -102,7 +89,7 @@ class PackedLinear(PackedMatrix):
         library: ctypes.CDLL,
         weight: Tensor,
         bias: Tensor | None = None,
-        reads: Normalise | SiluGate | None = None,
+        reads: Reads | None = None,
     ) -> None:
         """Packs a copy of weight `[out_features, in_features]`: float32, bfloat16 or float16, on the CPU."""
         num_outputs, num_inputs = weight.shape
@@ -134,7 +121,7 @@ class PackedInt8Linear(PackedMatrix):
         library: ctypes.CDLL,
         weight: Tensor,
         bias: Tensor | None = None,
-        reads: Normalise | SiluGate | None = None,
+        reads: Reads | None = None,
     ) -> None:
         """Rounds and packs weight `[out_features, in_features]`: float32, bfloat16 or float16, on the CPU.
 

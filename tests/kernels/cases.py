@@ -11,8 +11,9 @@ from torch import Tensor
 from kernels import reference
 from kernels.cpu.argmax import argmax
 from kernels.cpu.attention import PagedAttention, Rotation
-from kernels.cpu.linear import Normalise, PackedInt8Linear, PackedLinear, SiluGate
+from kernels.cpu.linear import PackedInt8Linear, PackedLinear
 from kernels.quantization import INT8_GROUP, int8_groups, to_float8
+from kernels.reads import Normalise, Reads, SiluGate
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # Of one rounding to the dtype; sums are in float32.
@@ -110,7 +111,7 @@ def check_int8_without_a_scale(library: ctypes.CDLL) -> None:
     assert torch.allclose(output[::3], torch.full((2, 50), 127.0 * 40))
 
 
-def _transformed(states: Tensor, inputs: int, reads: Normalise | SiluGate | None) -> Tensor:
+def _transformed(states: Tensor, inputs: int, reads: Reads | None) -> Tensor:
     """What is multiplied, float64 `[T, inputs]`."""
     read = states.double()
     if isinstance(reads, Normalise):

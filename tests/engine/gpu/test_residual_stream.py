@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+import torch.nn.functional as F  # noqa: N812
 
 from baton.config import EngineConfig
 from baton.engine import layers
 from baton.engine.factory import load_engine
-from kernels.gpu import row_functions
+from kernels.gpu import one_row, row_functions
 from tests.engine.driver import Driver, Request, make_prompt
 
 
@@ -37,6 +38,46 @@ def test_the_sum_is_added_where_it_is_normalised(checkpoint, device, monkeypatch
     assert outputs[0] == outputs[1]
     # Each of three layers but the first reads two sums, and the first one reads one of them.
     assert len(num_sums) == 3 * (2 * 3 - 1)
+
+
+@pytest.mark.parametrize("name", ["llama", "llama-tied-bias", "qwen2", "qwen3"])
+def test_one_row_goes_through_products_alone(checkpoint, device, monkeypatch, name):
+    """As above, of a single sequence's decode steps: nothing else normalises, gates or adds."""
+    if device.type == "cuda":
+        pytest.skip("kernels are interpreted only where there is no GPU")
+    monkeypatch.setattr(layers, "pack", lambda *_: None)
+    options = EngineConfig(kv_cache_bytes=1 << 20, dtype="float32", device="cpu")
+    engine = load_engine(checkpoint(name), options)
+    expected, found = Request(make_prompt(12)), Request(make_prompt(12))
+    Driver(engine).generate([expected], 5)
+    monkeypatch.setattr(layers, "has_gpu_kernels", lambda states: True)
+    driver = Driver(engine)
+    driver.generate([found], 1)
+    products = []
+    product = one_row.one_row
+
+    def counted(states, *arguments):
+        products.append(states.shape)
+        return product(states, *arguments)
+
+    monkeypatch.setattr(one_row, "one_row", counted)
+    for function in ("rms_norm", "add_rms_norm", "gated_silu"):
+        monkeypatch.delattr(row_functions, function)
+    driver.generate([found], 5)
+    assert found.output == expected.output
+    assert len(products) == 4 * (3 * 4 + 1)  # four steps of three layers, and the logits
+
+
+def test_one_row_of_a_gate_that_the_kernel_does_not_know(device, monkeypatch):
+    monkeypatch.setattr(layers, "has_gpu_kernels", lambda states: True)
+    placement = layers.Placement(torch.float32, device)
+    linear = layers.Linear(8, {"down": 3}, True, placement, reads=layers.Gate("gelu"))
+    for tensor in (linear.weight, linear.bias):
+        tensor.normal_()
+    states, residual = torch.randn(1, 16, device=device), torch.randn(1, 3, device=device)
+    gate, up = states.chunk(2, -1)
+    expected = F.linear(F.gelu(gate) * up, linear.weight, linear.bias) + residual
+    torch.testing.assert_close(linear(states, residual), expected)
 
 
 def test_states_are_there_before_anybody_normalises_them(device):

@@ -5,6 +5,7 @@ a JSON object: of each kernel its shared memory, the time that it took and the i
 """
 
 import json
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -49,7 +50,7 @@ def compiling() -> Iterator[dict[str, dict[str, Any]]]:
             "wgmma": "wgmma" in ptx,
             "mma": "mma.sync" in ptx,
             "cp_async": "cp.async" in ptx,
-            "vector_loads": ptx.count("ld.global.v4"),
+            "vector_loads": len(re.findall(r"ld\.global\S*\.v4", ptx)),
         }
         return kernel
 

@@ -5,6 +5,7 @@ import torch
 from kernels.gpu import (
     checksum,
     float8,
+    one_row,
     page_copies,
     paged_decode,
     paged_prefill,
@@ -13,6 +14,7 @@ from kernels.gpu import (
     row_functions,
     sample_tokens,
 )
+from kernels.reads import Normalise, SiluGate
 
 _LLAMA = (torch.bfloat16, 128, 4, {})
 _OTHERS = (
@@ -62,7 +64,16 @@ def _rows(device: str) -> None:
     float8.float8_rows(torch.ones(3, 14336, dtype=torch.bfloat16, device=device))
     row_functions.rms_norm(states, states[0], 1e-5)
     row_functions.add_rms_norm(states, states.clone(), states[0], 1e-5)
-    row_functions.gated_silu(torch.ones(3, 2 * 14336, dtype=torch.bfloat16, device=device))
+    gate_up = torch.ones(3, 2 * 14336, dtype=torch.bfloat16, device=device)
+    row_functions.gated_silu(gate_up)
+    row = states[:1]
+    qkv, output, down = (
+        torch.ones(shape, dtype=torch.bfloat16, device=device)
+        for shape in ((6144, 4096), (4096, 4096), (4096, 14336))
+    )
+    one_row.one_row(row, qkv, None, Normalise(row[0], 1e-5))
+    one_row.one_row(row, output, None, None, row.clone())
+    one_row.one_row(gate_up[:1], down, None, SiluGate(), row.clone())
 
 
 def _sample(device: str) -> None:

@@ -21,12 +21,14 @@ def test_kernels_compile_to_the_instructions_they_are_written_for(tmp_path):
     assert {name.partition("#")[0] for name in kernels} == {
         "_rotate_and_store", "_store", "_attend_split", "_combine_splits", "_attend_tile", "_copy_pieces",
         "_sum_words",
-        "_rms_norm", "_gated_silu", "_float8_rows", "_sample", "_penalise",
+        "_rms_norm", "_gated_silu", "_one_row", "_float8_rows", "_sample", "_penalise",
     }  # fmt: skip
     assert all(kernel["shared"] <= SHARED_MEMORY for kernel in kernels.values())
     assert kernels["_attend_tile#0"]["wgmma"]
     for name in ("_attend_tile#0", "_attend_split#0", "_attend_split#1"):
         assert kernels[name]["cp_async"]  # pages are fetched while the ones before them are computed
+    # 16 bytes of each of four rows of weights at once, and of states, gate's and up's or with their norm's.
+    assert [kernels[f"_one_row#{index}"]["vector_loads"] for index in range(3)] == [6, 5, 6]
     # Once more over pages in float8, which are converted before they are multiplied.
     assert kernels["_attend_tile#1"]["wgmma"]
     assert {"_rotate_and_store#1", "_store#1", "_attend_split#3", "_attend_tile#1"} <= set(kernels)

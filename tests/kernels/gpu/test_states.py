@@ -5,8 +5,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from kernels import reference
-from kernels.gpu import float8, page_copies, rotary_store, row_functions
+from kernels.gpu import float8, one_row, page_copies, rotary_store, row_functions
 from kernels.quantization import float8_rows
+from kernels.reads import Normalise, SiluGate
 from tests.kernels.gpu.paged import TOLERANCE, relative_error
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -48,6 +49,30 @@ def test_gated_silu(device, dtype, size):
     gate, up = gate_up.double().chunk(2, -1)
     output = row_functions.gated_silu(gate_up)
     assert relative_error(output, (F.silu(gate) * up).cpu()) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("reads", [None, Normalise, SiluGate])
+@pytest.mark.parametrize(("size", "outputs"), [(64, 9), (100, 4), (1024, 7), (2500, 3)])
+def test_one_row(device, dtype, reads, size, outputs):
+    def numbers(*shape, seed):
+        return randn(*shape, dtype=dtype, device=device, seed=seed)
+
+    weight = numbers(outputs, size, seed=1)
+    states = numbers(1, 2 * size if reads is SiluGate else size, seed=2)
+    read = states.double()
+    if reads is Normalise:
+        reads = Normalise(numbers(size, seed=3), 1e-2)
+        read = F.rms_norm(read, (size,), reads.weight.double(), reads.eps)
+    elif reads is SiluGate:
+        reads, (gate, up) = SiluGate(), read.chunk(2, -1)
+        read = F.silu(gate) * up
+    product = F.linear(read, weight.double())
+    assert relative_error(one_row.one_row(states, weight, None, reads), product.cpu()) < TOLERANCE[dtype]
+    bias, residual = numbers(outputs, seed=4), numbers(1, outputs, seed=5)
+    expected = product + bias.double() + residual.double()
+    assert one_row.one_row(states, weight, bias, reads, residual) is residual
+    assert relative_error(residual, expected.cpu()) < TOLERANCE[dtype]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
