@@ -1,10 +1,21 @@
 """What `baton serve` shows on the terminal while its processes start and run."""
 
+import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import IO
 
 from rich.console import Console
 from rich.text import Text
+
+
+class _LastingConsole(Console):
+    """One whose reader may leave, as `tee` does when it is killed: that is no reason to stop serving."""
+
+    def on_broken_pipe(self) -> None:
+        """See Console, which would end the program."""
+        _write_to_nobody(sys.stderr)
 
 
 class ConsoleReporter:
@@ -15,7 +26,7 @@ class ConsoleReporter:
     """
 
     def __init__(self, sockets: Mapping[str, Path | None], banner: str) -> None:
-        self._console = Console(stderr=True)
+        self._console = _LastingConsole(stderr=True)
         self._status = self._console.status("starting")
         self._sockets = sockets
         self._banner = banner
@@ -40,8 +51,18 @@ class ConsoleReporter:
     def ready(self) -> None:
         """Replace the status line by the banner."""
         self._status.stop()
-        print(self._banner, flush=True)
+        try:
+            print(self._banner, flush=True)
+        except BrokenPipeError:
+            _write_to_nobody(sys.stdout)
 
     def close(self) -> None:
         """Leave the terminal as it was."""
         self._status.stop()
+
+
+def _write_to_nobody(stream: IO[str]) -> None:
+    """From now on; what waits to be written would else be an error at the program's end."""
+    nobody = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nobody, stream.fileno())
+    os.close(nobody)

@@ -16,10 +16,12 @@ def service_routes(front: Front) -> APIRouter:
     """The routes about the server itself."""
     router = APIRouter()
 
+    @router.head("/health", response_model=None)
     @router.get("/health", response_model=None)
     async def health() -> Response:
         return Response(status_code=200 if front.backend.is_ready else 503)
 
+    @router.head("/ping", response_model=None)
     @router.get("/ping", response_model=None)
     @router.post("/ping", response_model=None)
     async def ping() -> Response:

@@ -172,3 +172,19 @@ def test_children_do_not_outlive_a_killed_supervisor(start: Callable[[], Serve])
         ended, _, _ = select.select([child], [], [], 30)
         os.close(child)
         assert ended
+
+
+def test_goes_on_where_nobody_reads_what_it_says() -> None:
+    """As with `| tee log` when tee is killed."""
+    program = (
+        "from baton.cli.console import ConsoleReporter as Reporter; reporter = Reporter({}, 'banner');"
+        "reporter.notice('a'); reporter.waiting(); reporter.ready(); reporter.child_line('b', 'c');"
+        "reporter.close()"
+    )
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        ended = subprocess.run([sys.executable, "-c", program], stdout=writer, stderr=writer, timeout=30)
+    finally:
+        os.close(writer)
+    assert ended.returncode == 0

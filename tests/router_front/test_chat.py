@@ -147,6 +147,7 @@ async def test_health_follows_the_backend(client: httpx.AsyncClient, backend: Fa
     for ready, status in ((True, 200), (False, 503)):
         backend.is_ready = ready
         assert (await client.get("/health")).status_code == status
+        assert (await client.head("/health")).status_code == status
         assert (await client.get("/ping")).status_code == status
         assert (await client.post("/ping")).status_code == status
     assert (await client.get("/version")).json() == {"version": "0.1.0"}
