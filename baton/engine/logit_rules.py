@@ -46,14 +46,14 @@ def _penalise(logits: Tensor, task: SampleTask) -> None:
     params = task.params
     output_ids = _known(task.output_token_ids, logits)
     if params.repetition_penalty != 1.0:
-        seen = torch.zeros_like(logits, dtype=torch.bool)
-        seen[_known(task.prompt_token_ids, logits)] = True
-        seen[output_ids] = True
+        seen = torch.cat((_known(task.prompt_token_ids, logits), output_ids))
+        values = logits[seen]
         penalty = max(params.repetition_penalty, _FLOAT32.tiny)  # one below it would be 0 in float32
-        logits.copy_(torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits))
-        logits.clamp_max_(_FLOAT32.max)
-    counts = torch.bincount(output_ids, minlength=logits.shape[0])
-    logits -= params.frequency_penalty * counts + params.presence_penalty * (counts > 0)
+        values = torch.where(values > 0, values / penalty, values * penalty).clamp_max_(_FLOAT32.max)
+        logits[seen] = values  # a token that was seen twice has the same value twice
+    if params.frequency_penalty != 0.0 or params.presence_penalty != 0.0:
+        token_ids, counts = output_ids.unique(return_counts=True)
+        logits[token_ids] -= params.frequency_penalty * counts + params.presence_penalty
 
 
 def _known(token_ids: Sequence[int], logits: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ The order is vLLM's: rules (bias, min_tokens, penalties), temperature, min_p, to
 A task's token depends on its own logits, settings, seed and position, never on the rest of the batch.
 """
 
+import ctypes
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -14,6 +15,7 @@ from baton.core.sampling import SampledToken, SamplingParams, uniform
 from baton.engine.logit_rules import apply_rules, has_rules
 from kernels.cpu.argmax import argmax
 from kernels.cpu.library import DTYPES, cpu_kernels
+from kernels.cpu.sample_tokens import Drawn, sample_tokens
 
 _TASKS_AT_A_TIME = 32  # bounds the sampler's memory: about 32 bytes * vocabulary each
 _LIKELIEST_LOOKED_AT = 1024  # top_p sorts more than these only where they don't reach it
@@ -28,22 +30,35 @@ def sample(logits: Tensor, tasks: Sequence[Task]) -> list[SampledToken]:
     NaN counts as the least likely. Rows that are plainly greedy cost one argmax.
     """
     token_ids = [0] * len(tasks)
-    plain = [index for index, (_, task) in enumerate(tasks) if task.params.is_greedy and not has_rules(task)]
-    if plain:
-        likeliest = _likeliest(logits).tolist()
-        for index in plain:
-            token_ids[index] = likeliest[tasks[index][0]]
-    others = sorted(set(range(len(tasks))) - set(plain))
-    for group in _groups(others):
-        chosen = _choose(_finite(logits, [tasks[index][0] for index in group]), [tasks[i][1] for i in group])
-        for index, token_id in zip(group, chosen, strict=True):
+    ruled = [index for index, (_, task) in enumerate(tasks) if has_rules(task)]
+    plain = sorted(set(range(len(tasks))) - set(ruled))
+    for index, token_id in zip(plain, _choose(logits, [tasks[index] for index in plain]), strict=True):
+        token_ids[index] = token_id
+    for group in _groups(ruled):
+        changed = _finite(logits, [tasks[index][0] for index in group])
+        chosen = [(line, tasks[index][1]) for line, index in enumerate(group)]
+        for line, task in chosen:
+            apply_rules(changed[line], task)
+        for index, token_id in zip(group, _choose(changed, chosen), strict=True):
             token_ids[index] = token_id
     return with_logprobs(logits, tasks, token_ids)
 
 
+def _choose(logits: Tensor, tasks: Sequence[Task]) -> list[int]:
+    """The tasks' tokens, of the logits as they are."""
+    token_ids = [0] * len(tasks)
+    if any(task.params.is_greedy for _, task in tasks):
+        likeliest = _likeliest(logits).tolist()
+        token_ids = [likeliest[line] for line, _ in tasks]
+    drawn = [index for index, (_, task) in enumerate(tasks) if not task.params.is_greedy]
+    for index, token_id in zip(drawn, _draw_all(logits, [tasks[index] for index in drawn]), strict=True):
+        token_ids[index] = token_id
+    return token_ids
+
+
 def _likeliest(logits: Tensor) -> Tensor:
     """The likeliest token of each row, the lowest id of equals, int64 `[rows]`."""
-    if logits.device.type == "cpu" and logits.dtype in DTYPES and (library := cpu_kernels()) is not None:
+    if (library := _library_for(logits)) is not None:
         return argmax(library, logits)
     token_ids = logits.argmax(dim=-1)
     # argmax takes NaN for the greatest, so its own value tells whether a row has any.
@@ -57,21 +72,37 @@ def _likeliest(logits: Tensor) -> Tensor:
 def _finite(logits: Tensor, lines: list[int]) -> Tensor:
     """Those lines as float32 copies, without NaN or infinities."""
     least = torch.finfo(torch.float32).min
-    return torch.nan_to_num(logits[lines].float(), nan=least)
+    return logits[lines].float().nan_to_num_(nan=least)
 
 
-def _choose(logits: Tensor, tasks: list[SampleTask]) -> list[int]:
-    """Token ids for rows that are not plainly greedy. logits: float32 `[tasks, V]`, overwritten."""
-    for line, task in zip(logits, tasks, strict=True):
-        apply_rules(line, task)
-    token_ids = logits.argmax(dim=-1)
-    drawn = [index for index, task in enumerate(tasks) if not task.params.is_greedy]
-    if drawn:
-        probabilities = filtered_probabilities(logits[drawn], [tasks[index].params for index in drawn])
-        numbers = [uniform(tasks[index].seed, tasks[index].position) for index in drawn]
-        token_ids[drawn] = draw(probabilities, numbers)
-    chosen: list[int] = token_ids.tolist()
-    return chosen
+def _draw_all(logits: Tensor, tasks: Sequence[Task]) -> list[int]:
+    """Token ids of tasks that are not greedy."""
+    if not tasks:
+        return []
+    numbers = [uniform(task.seed, task.position) for _, task in tasks]
+    if (library := _library_for(logits)) is not None:
+        rows = [
+            _as_drawn(line, task.params, number) for (line, task), number in zip(tasks, numbers, strict=True)
+        ]
+        drawn: list[int] = sample_tokens(library, logits, rows).tolist()
+        return drawn
+    token_ids: list[int] = []
+    for group in _groups(list(range(len(tasks)))):
+        lines = [tasks[index][0] for index in group]
+        params = [tasks[index][1].params for index in group]
+        probabilities = filtered_probabilities(_finite(logits, lines), params)
+        token_ids += draw(probabilities, [numbers[index] for index in group]).tolist()
+    return token_ids
+
+
+def _as_drawn(line: int, params: SamplingParams, number: float) -> Drawn:
+    temperature = max(params.temperature, _SMALLEST)
+    return Drawn(line, temperature, params.top_k, params.top_p, params.min_p, number)
+
+
+def _library_for(logits: Tensor) -> ctypes.CDLL | None:
+    """The C kernels, if they take these logits."""
+    return cpu_kernels() if logits.device.type == "cpu" and logits.dtype in DTYPES else None
 
 
 def filtered_probabilities(logits: Tensor, params: Sequence[SamplingParams]) -> Tensor:

@@ -1,5 +1,4 @@
 /* The greatest number of each row; the lowest index of equals. NaN counts as the least, infinities as finite. */
-#include <float.h>
 
 #include "rows.h"
 #include "threads.h"
@@ -14,11 +13,6 @@ struct work {
     int64_t next_row;
     int failed;
 };
-
-INLINE vfloat finite(vfloat x) {
-    x = choose(x > splat(-FLT_MAX), x, splat(-FLT_MAX));
-    return choose(x < splat(FLT_MAX), x, splat(FLT_MAX));
-}
 
 static int64_t greatest(const struct work *work, int64_t row, float *numbers) {
     float best = -FLT_MAX;

@@ -2,7 +2,15 @@
 #ifndef BATON_ROWS_H
 #define BATON_ROWS_H
 
+#include <float.h>
+
 #include "vector.h"
+
+/* NaN as the least number, infinities as the greatest and the least. */
+INLINE vfloat finite(vfloat x) {
+    x = choose(x > splat(-FLT_MAX), x, splat(-FLT_MAX));
+    return choose(x < splat(FLT_MAX), x, splat(FLT_MAX));
+}
 
 /* `size` numbers of any dtype as float32. */
 INLINE void read_row_as(float *to, const void *from, size_t size, enum dtype dtype) {

@@ -8,10 +8,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from baton.core.plan import SampleTask
-from baton.core.sampling import SamplingParams, uniform
+from baton.core.sampling import SamplingParams
+from baton.engine import sampler
 from baton.engine.sampler import draw, filtered_probabilities, sample
 
 VOCAB = 50
+
+
+@pytest.fixture(params=["C kernels", "torch"], autouse=True)
+def _computed_by(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "torch":
+        monkeypatch.setattr(sampler, "cpu_kernels", lambda: None)
 
 
 def task(params, *, seed=1, position=10, prompt=(), output=()):
@@ -160,9 +167,9 @@ def test_distribution():
     """20,000 draws follow the probabilities (chi-squared, 99.9%)."""
     logits = torch.tensor([1.0, 0.0, -1.0, 2.0, -9.0])
     count = 20_000
-    probabilities = filtered_probabilities(logits[None], [SamplingParams()]).expand(count, -1)
-    drawn = draw(probabilities, [uniform(3, position) for position in range(count)])
-    seen = torch.bincount(drawn, minlength=5).double()
+    tasks = [(0, task(SamplingParams(), seed=3, position=position)) for position in range(count)]
+    drawn = [token.token_id for token in sample(logits[None], tasks)]
+    seen = torch.bincount(torch.tensor(drawn), minlength=5).double()
     expected = torch.softmax(logits.double(), 0) * count
     assert ((seen - expected) ** 2 / expected).sum() < 18.5
 

@@ -14,6 +14,7 @@ from tests.kernels.cases import (
     check_linear,
     check_linear_int8,
 )
+from tests.kernels.drawn_tokens import check_drawn
 
 
 def main(path: str, count: str) -> None:
@@ -22,6 +23,7 @@ def main(path: str, count: str) -> None:
     library = load(Path(path))
     for seed in range(1000, 1000 + int(count)):
         check_argmax(library, seed)
+        check_drawn(library, seed)
         check_linear(library, seed)
         check_linear_int8(library, seed)
         check_int8_is_exact(library, seed)

@@ -22,6 +22,7 @@ from tests.kernels.cases import (
     check_linear,
     check_linear_int8,
 )
+from tests.kernels.drawn_tokens import check_drawn, check_draws_of_what_is_no_number
 
 ROOT = Path(__file__).parents[2]
 
@@ -71,6 +72,16 @@ def test_linear_int8_without_a_scale(library: ctypes.CDLL) -> None:
 @pytest.mark.parametrize("seed", range(5))
 def test_argmax(library: ctypes.CDLL, seed: int) -> None:
     check_argmax(library, seed)
+
+
+@pytest.mark.usefixtures("_threads")
+@pytest.mark.parametrize("seed", range(20))
+def test_drawn_tokens(library: ctypes.CDLL, seed: int) -> None:
+    check_drawn(library, seed)
+
+
+def test_draws_of_what_is_no_number(library: ctypes.CDLL) -> None:
+    check_draws_of_what_is_no_number(library)
 
 
 @pytest.mark.usefixtures("_threads")
