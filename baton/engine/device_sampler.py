@@ -10,7 +10,7 @@ from torch import Tensor
 
 from baton.core.plan import SampleTask
 from baton.engine.host_copies import all_to_device, to_device
-from baton.engine.logit_rules import has_rules
+from baton.engine.logit_rules import has_rules, known_tokens
 from baton.engine.sampler import Task
 from kernels.gpu.penalties import penalise
 from kernels.gpu.sample_tokens import SamplingRows, sample_tokens
@@ -96,7 +96,7 @@ def _penalise(logits: Tensor, tasks: list[SampleTask]) -> None:
     )  # fmt: skip
     penalise(
         logits,
-        _counts(logits, [task.prompt_token_ids for task in tasks]),
+        _counts(logits, [t.prompt_token_ids if t.params.repetition_penalty != 1.0 else () for t in tasks]),
         _counts(logits, [task.output_token_ids for task in tasks]),
         columns[0], columns[1], columns[2],
     )  # fmt: skip
@@ -104,8 +104,11 @@ def _penalise(logits: Tensor, tasks: list[SampleTask]) -> None:
 
 def _counts(logits: Tensor, token_ids: list[Sequence[int]]) -> Tensor:
     """int32 `[rows, V]`: how often each token is in a row's list."""
-    pairs = [(row, token) for row, tokens in enumerate(token_ids) for token in tokens]
-    places = _places(pairs, logits.shape[1], logits.device)
+    vocab_size = logits.shape[1]
+    places = torch.cat(
+        [known_tokens(tokens, vocab_size) + row * vocab_size for row, tokens in enumerate(token_ids)]
+    )
+    places = to_device(places, logits.device)
     counts = torch.zeros(logits.shape, dtype=torch.int32, device=logits.device)
     counts.view(-1).scatter_add_(0, places, torch.ones_like(places, dtype=torch.int32))
     return counts

@@ -1,5 +1,6 @@
 """What one request's settings do to its logits before a token is drawn: bias, forbidden tokens, penalties."""
 
+from array import array
 from collections.abc import Sequence
 
 import torch
@@ -58,5 +59,13 @@ def _penalise(logits: Tensor, task: SampleTask) -> None:
 
 def _known(token_ids: Sequence[int], logits: Tensor) -> Tensor:
     """The ids that are in the vocabulary, int64."""
-    ids = torch.tensor(list(token_ids), dtype=torch.int64, device=logits.device)
-    return ids[(ids >= 0) & (ids < logits.shape[0])]
+    return known_tokens(token_ids, logits.shape[0]).to(logits.device)
+
+
+def known_tokens(token_ids: Sequence[int], vocab_size: int) -> Tensor:
+    """The ids that are in the vocabulary, int64, in host memory; nothing is converted of an `array("q")`."""
+    if not token_ids:
+        return torch.empty(0, dtype=torch.int64)
+    packed = token_ids if isinstance(token_ids, array) else array("q", token_ids)
+    ids = torch.frombuffer(packed, dtype=torch.int64)
+    return ids[(ids >= 0) & (ids < vocab_size)]
