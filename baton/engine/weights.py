@@ -17,9 +17,9 @@ from baton.core.kv_layout import MODEL_DTYPES
 from baton.engine.checkpoint_scales import dequantized, opened, scales_of_outputs, weight_scales
 from baton.model_files import safetensors_files
 
-# Found in sound checkpoints and not needed: old files store RoPE's frequencies, and files of models with tied
-# embeddings may store the output projection a second time.
-_IGNORED_SUFFIXES = ("rotary_emb.inv_freq", "lm_head.weight")
+_IGNORED_SUFFIX = "rotary_emb.inv_freq"  # old files store RoPE's frequencies
+# Files of models with tied embeddings may store the output projection a second time.
+_EMBEDDING, _PROJECTION = "model.embed_tokens.weight", "lm_head.weight"
 # Read apart from the weights, or of no use: states have no scale that is known before.
 _SCALE_SUFFIXES = (".weight_scale", ".input_scale", ".output_scale", ".k_scale", ".v_scale")
 _NAMES_SHOWN = 3
@@ -55,11 +55,15 @@ def load_weights(model_dir: Path, parameters: Mapping[str, Tensor]) -> None:
     files = safetensors_files(model_dir)
     missing = set(parameters)
     scales, float8 = weight_scales(files), Counter[torch.dtype]()
+    second_copy: Tensor | None = None
     for name, tensor in _with_progress(_tensors(files), len(parameters)):
         if name.endswith(_SCALE_SUFFIXES):
             continue
         if name not in parameters:
-            if name.endswith(_IGNORED_SUFFIXES):
+            if name == _PROJECTION:
+                second_copy = tensor
+                continue
+            if name.endswith(_IGNORED_SUFFIX):
                 continue
             raise StartupError(
                 f"'{model_dir}' has a tensor '{name}' that its config.json leaves no place for; "
@@ -78,6 +82,8 @@ def load_weights(model_dir: Path, parameters: Mapping[str, Tensor]) -> None:
             f"'{model_dir}' lacks {len(missing)} of {len(parameters)} tensors ({names}"
             f"{', ...' if len(missing) > _NAMES_SHOWN else ''}); check that the download is complete."
         )
+    if second_copy is not None:
+        _require_equal(model_dir, second_copy, parameters[_EMBEDDING])
     for dtype, number in float8.items():
         fate = "are multiplied as they are"
         if dtype != torch.float8_e4m3fn:
@@ -95,6 +101,15 @@ def _copy(name: str, source: Tensor, destination: Tensor) -> None:
             f"{list(destination.shape)}; check that config.json and weights belong together."
         )
     destination.copy_(source)
+
+
+def _require_equal(model_dir: Path, projection: Tensor, embedding: Tensor) -> None:
+    """Raises StartupError where tied embeddings are not what the checkpoint would project with."""
+    if projection.shape != embedding.shape or not torch.equal(projection.to(embedding), embedding):
+        raise StartupError(
+            f"'{model_dir}' has a {_PROJECTION} that differs from its {_EMBEDDING}, but config.json says "
+            "that they are one; set its tie_word_embeddings to false to use both."
+        )
 
 
 def _copy_float8(name: str, weight: Tensor, scale: Tensor | None, parameters: Mapping[str, Tensor]) -> None:

@@ -114,6 +114,15 @@ def test_tensors_that_do_not_matter(model_dir):
     load_engine(model_dir, OPTIONS)
 
 
+def test_second_copy_of_tied_embeddings(model_dir):
+    """A copy of them does not matter; another projection would give other tokens than the checkpoint's."""
+    edit_weights(model_dir, lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"].clone()}))
+    edit_config(model_dir, tie_word_embeddings=True)
+    load_engine(model_dir, OPTIONS)
+    edit_weights(model_dir, lambda t: t["lm_head.weight"][7].add_(1))
+    refused(model_dir, "lm_head.weight", "tie_word_embeddings to false")
+
+
 @pytest.mark.parametrize("size", [4, 200, 20_000])
 def test_truncated_file(model_dir, size):
     file = model_dir / "model.safetensors"
