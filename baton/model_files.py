@@ -5,6 +5,7 @@ The router needs these as much as the workers do, so nothing here imports torch.
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -63,10 +64,10 @@ def max_position_embeddings(config: Mapping[str, Any]) -> int:
             "config.json has no usable 'max_position_embeddings'; add the model's longest length."
         )
     rope = rope_parameters(config)
-    if rope.get("rope_type", rope.get("type")) != "yarn":
+    if rope.get("rope_type", rope.get("type")) != "yarn" or rope.get("factor") is None:
         return longest
-    original = rope.get("original_max_position_embeddings") or longest
-    return max(longest, int(original * (rope.get("factor") or 1.0)))
+    original = positive_number(rope, "original_max_position_embeddings", longest)
+    return max(longest, int(original * positive_number(rope, "factor")))
 
 
 def rope_parameters(config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -75,6 +76,17 @@ def rope_parameters(config: Mapping[str, Any]) -> Mapping[str, Any]:
     if not isinstance(parameters, dict):
         raise StartupError(f"config.json has no usable rope parameters ({parameters!r}); check it.")
     return parameters
+
+
+def positive_number(values: Mapping[str, Any], key: str, default: float | None = None) -> float:
+    """A number of `config.json` above 0, `default` where the key is left out; StartupError for all else."""
+    value = values.get(key, default)
+    if type(value) not in (int, float) or not 0 < value < math.inf:
+        way_out = "" if default is None else f", or leave it out for {default:g}"
+        raise StartupError(
+            f"config.json's '{key}' must be a number above 0, but is {value!r}; correct it{way_out}."
+        )
+    return float(value)
 
 
 def vocab_size(config: Mapping[str, Any]) -> int:

@@ -35,7 +35,9 @@ def require_readable_weights(config: Mapping[str, Any]) -> None:
         )
 
 
-def _obstacle(quantization: Mapping[str, Any]) -> str | None:
+def _obstacle(quantization: Any) -> str | None:
+    if not isinstance(quantization, dict):
+        return f"quantization_config is {quantization!r}"
     method = quantization.get("quant_method")
     if method == "fp8":
         blocks = quantization.get("weight_block_size")

@@ -22,7 +22,7 @@ class RopeConfig:
     rope_type: str
     theta: float
     factor: float
-    original_length: int  # tokens the model was trained on before scaling; llama3 and yarn
+    original_length: float  # tokens the model was trained on before scaling; llama3 and yarn
     low_freq_factor: float = 1.0  # llama3
     high_freq_factor: float = 4.0  # llama3
     beta_fast: float = 32.0  # yarn

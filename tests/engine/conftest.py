@@ -47,6 +47,11 @@ MODELS: dict[str, dict[str, Any]] = {
     },
     "mistral": {"architecture": "MistralForCausalLM", "sliding_window": None, "head_dim": 24},
     "mistral-window": {"architecture": "MistralForCausalLM", "sliding_window": 19},
+    "mistral-window-of-some-layers": {
+        "architecture": "MistralForCausalLM",
+        "sliding_window": 19,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    },
     "qwen2": {"architecture": "Qwen2ForCausalLM", "tie_word_embeddings": True},
     "qwen2-window-yarn": {
         "architecture": "Qwen2ForCausalLM",

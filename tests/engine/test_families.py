@@ -34,6 +34,20 @@ def test_qwen_windows(architecture):
     assert decoder_config(file | SLIDING | kinds).windows == (8, None, None)
 
 
+@pytest.mark.parametrize("window", [0, -1, "8", True])
+@pytest.mark.parametrize("architecture", ["MistralForCausalLM", "Qwen2ForCausalLM"])
+def test_windows_of_no_tokens_are_refused(architecture, window):
+    file = SMALL | SLIDING | {"architectures": [architecture], "sliding_window": window}
+    with pytest.raises(StartupError, match="sliding_window"):
+        decoder_config(file)
+
+
+def test_first_layer_with_a_window_must_be_a_number():
+    file = SMALL | SLIDING | {"architectures": ["Qwen2ForCausalLM"], "max_window_layers": None}
+    with pytest.raises(StartupError, match="max_window_layers"):
+        decoder_config(file)
+
+
 def test_layer_types_of_another_length_are_refused():
     file = SMALL | SLIDING | {"architectures": ["Qwen3ForCausalLM"], "layer_types": ["full_attention"]}
     with pytest.raises(StartupError, match="layer_types"):

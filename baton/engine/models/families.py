@@ -12,7 +12,7 @@ from baton.engine.checkpoint_scales import require_readable_weights
 from baton.engine.layers import ACTIVATIONS
 from baton.engine.models.decoder import DecoderConfig
 from baton.engine.rope import ROPE_TYPES, RopeConfig, yarn_attention_factor
-from baton.model_files import max_position_embeddings, rope_parameters
+from baton.model_files import max_position_embeddings, positive_number, rope_parameters
 
 HFConfig = Mapping[str, Any]
 
@@ -31,9 +31,13 @@ def llama(config: HFConfig) -> DecoderConfig:
 
 
 def mistral(config: HFConfig) -> DecoderConfig:
-    """Mistral: every layer has the sliding window, if there is one (a file without the key means 4,096)."""
-    window = config.get("sliding_window", 4096)
-    return _decoder_config(config, windows=(window,) * _required(config, "num_hidden_layers"), kv_heads=8)
+    """Mistral: the sliding window, if there is one, holds in every layer unless `layer_types` names some.
+
+    A file without `sliding_window` means 4,096.
+    """
+    window = _optional(config, "sliding_window", 4096)
+    windows = _windows_by_type(config, window) or (window,) * _required(config, "num_hidden_layers")
+    return _decoder_config(config, windows=windows, kv_heads=8)
 
 
 def qwen2(config: HFConfig) -> DecoderConfig:
@@ -70,15 +74,21 @@ def _decoder_config(
     require_readable_weights(config)
     hidden_size, num_heads = _required(config, "hidden_size"), _required(config, "num_attention_heads")
     num_layers = _required(config, "num_hidden_layers")
-    num_kv_heads = config.get("num_key_value_heads", kv_heads) or num_heads
+    num_kv_heads = _optional(config, "num_key_value_heads", kv_heads) or num_heads
     if num_heads % num_kv_heads:
         raise StartupError(
             f"config.json has {num_heads} attention heads, not a multiple of its "
             f"{num_kv_heads} key-value heads."
         )
     activation = config.get("hidden_act", "silu")
-    if activation not in ACTIVATIONS:
+    if not isinstance(activation, str) or activation not in ACTIVATIONS:
         raise StartupError(f"config.json's hidden_act '{activation}' is none of {', '.join(ACTIVATIONS)}.")
+    head_dim = _optional(config, "head_dim", head_dim) or hidden_size // num_heads
+    if head_dim % 2:
+        raise StartupError(
+            f"config.json's heads have {head_dim} numbers, which rotary positions can't pair; "
+            "check 'head_dim', or 'hidden_size' and 'num_attention_heads'."
+        )
     return DecoderConfig(
         vocab_size=_required(config, "vocab_size"),
         hidden_size=hidden_size,
@@ -86,8 +96,8 @@ def _decoder_config(
         num_layers=num_layers,
         num_heads=num_heads,
         num_kv_heads=num_kv_heads,
-        head_dim=config.get("head_dim", head_dim) or hidden_size // num_heads,
-        rms_norm_eps=float(config.get("rms_norm_eps", 1e-6)),
+        head_dim=head_dim,
+        rms_norm_eps=positive_number(config, "rms_norm_eps", 1e-6),
         activation=activation,
         rope=rope_config(config),
         qkv_bias=qkv_bias,
@@ -111,9 +121,9 @@ def rope_config(config: HFConfig) -> RopeConfig:
     rope_type = parameters.get("rope_type", parameters.get("type", "default"))
     if rope_type not in ROPE_TYPES:
         raise StartupError(f"config.json's rope type '{rope_type}' is none of {', '.join(ROPE_TYPES)}.")
-    if parameters.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0)) != 1.0:
+    if parameters.get("partial_rotary_factor", config.get("partial_rotary_factor")) not in (None, 1.0):
         raise StartupError("config.json's partial_rotary_factor is not 1, which Baton does not support.")
-    theta = float(parameters.get("rope_theta", config.get("rope_theta", 10_000.0)))
+    theta = positive_number({**config, **parameters}, "rope_theta", 10_000.0)
     if rope_type == "default":
         return RopeConfig(
             "default", theta, factor=1.0, original_length=_required(config, "max_position_embeddings")
@@ -123,51 +133,75 @@ def rope_config(config: HFConfig) -> RopeConfig:
 
 def _scaled_rope(config: HFConfig, parameters: HFConfig, rope_type: str, theta: float) -> RopeConfig:
     longest = _required(config, "max_position_embeddings")
-    original = config.get(
-        "original_max_position_embeddings", parameters.get("original_max_position_embeddings", longest)
-    )
-    factor = parameters.get("factor") or (longest / original if rope_type == "yarn" else None)
-    if factor is None:
+    # Here alone the file's top level goes first, as in transformers.
+    original = positive_number({**parameters, **config}, "original_max_position_embeddings", longest)
+    values = {key: value for key, value in parameters.items() if value is not None}
+    if "factor" not in values and rope_type != "yarn":
         raise StartupError(f"config.json's rope type '{rope_type}' needs a 'factor'.")
+    factor = positive_number(values, "factor", longest / original if rope_type == "yarn" else None)
     attention_factor = 1.0
     if rope_type == "yarn":
-        attention_factor = parameters.get("attention_factor") or yarn_attention_factor(
-            factor, parameters.get("mscale"), parameters.get("mscale_all_dim")
-        )
+        attention_factor = _attention_factor(values, factor)
     return RopeConfig(
         rope_type=rope_type,
         theta=theta,
-        factor=float(factor),
+        factor=factor,
         original_length=original,
-        low_freq_factor=parameters.get("low_freq_factor", 1.0),
-        high_freq_factor=parameters.get("high_freq_factor", 4.0),
-        beta_fast=parameters.get("beta_fast") or 32.0,
-        beta_slow=parameters.get("beta_slow") or 1.0,
-        truncate=parameters.get("truncate", True),
+        low_freq_factor=positive_number(parameters, "low_freq_factor", 1.0),
+        high_freq_factor=positive_number(parameters, "high_freq_factor", 4.0),
+        beta_fast=positive_number(values, "beta_fast", 32.0),
+        beta_slow=positive_number(values, "beta_slow", 1.0),
+        truncate=bool(parameters.get("truncate", True)),
         attention_factor=attention_factor,
     )
 
 
+def _attention_factor(values: HFConfig, factor: float) -> float:
+    if "attention_factor" in values:
+        return positive_number(values, "attention_factor")
+    if values.get("mscale") and values.get("mscale_all_dim"):
+        scales = positive_number(values, "mscale"), positive_number(values, "mscale_all_dim")
+        return yarn_attention_factor(factor, *scales)
+    return yarn_attention_factor(factor, None, None)
+
+
 def _qwen_windows(config: HFConfig) -> tuple[int | None, ...]:
     """The window holds in the layers that `layer_types` names, else from layer `max_window_layers` on."""
-    num_layers = _required(config, "num_hidden_layers")
-    window = config.get("sliding_window", 4096) if config.get("use_sliding_window", False) else None
-    layer_types = config.get("layer_types")
-    if layer_types is not None:
-        if len(layer_types) != num_layers:
-            raise StartupError(f"config.json's layer_types must name all {num_layers} layers.")
-        if unknown := sorted(set(layer_types) - _LAYER_TYPES):
-            raise StartupError(
-                f"config.json's layer_types has {', '.join(unknown)}, but Baton knows only "
-                f"{' and '.join(sorted(_LAYER_TYPES))}."
-            )
-        return tuple(window if kind == "sliding_attention" else None for kind in layer_types)
+    window = _optional(config, "sliding_window", 4096) if config.get("use_sliding_window", False) else None
+    named = _windows_by_type(config, window)
+    if named is not None:
+        return named
     first = config.get("max_window_layers", 28)
+    if not isinstance(first, int):
+        raise StartupError(f"config.json's 'max_window_layers' must be a whole number, but is {first!r}.")
+    num_layers = _required(config, "num_hidden_layers")
     return tuple(window if index >= first else None for index in range(num_layers))
+
+
+def _windows_by_type(config: HFConfig, window: int | None) -> tuple[int | None, ...] | None:
+    """The window in the layers that `layer_types` calls sliding; None if the file has no such list."""
+    layer_types, num_layers = config.get("layer_types"), _required(config, "num_hidden_layers")
+    if layer_types is None:
+        return None
+    if not isinstance(layer_types, list) or len(layer_types) != num_layers:
+        raise StartupError(f"config.json's layer_types must name all {num_layers} layers.")
+    if unknown := sorted({str(kind) for kind in layer_types} - _LAYER_TYPES):
+        raise StartupError(
+            f"config.json's layer_types has {', '.join(unknown)}, but Baton knows only "
+            f"{' and '.join(sorted(_LAYER_TYPES))}."
+        )
+    return tuple(window if kind == "sliding_attention" else None for kind in layer_types)
+
+
+def _optional(config: HFConfig, key: str, default: int | None) -> int | None:
+    """`default` where the key is left out; null is None."""
+    if config.get(key, default) is None:
+        return None
+    return _required({key: default, **config}, key)
 
 
 def _required(config: HFConfig, key: str) -> int:
     value = config.get(key)
-    if not isinstance(value, int) or value < 1:
+    if type(value) is not int or value < 1:
         raise StartupError(f"config.json has no usable '{key}' (it has {value!r}); check the checkpoint.")
     return value

@@ -18,10 +18,12 @@ ARCHITECTURES: dict[str, Callable[[Mapping[str, Any]], DecoderConfig]] = {
 def decoder_config(config: Mapping[str, Any]) -> DecoderConfig:
     """The decoder that a `config.json` describes. Raises StartupError for an architecture Baton can't run."""
     named = config.get("architectures") or []
+    if not isinstance(named, list):
+        named = [named]
     for architecture in named:
-        if architecture in ARCHITECTURES:
+        if isinstance(architecture, str) and architecture in ARCHITECTURES:
             return ARCHITECTURES[architecture](config)
     raise StartupError(
-        f"Baton can't run the architecture {', '.join(named) or '(none named)'} of config.json; "
+        f"Baton can't run the architecture {', '.join(map(str, named)) or '(none named)'} of config.json; "
         f"it runs {', '.join(ARCHITECTURES)}."
     )
