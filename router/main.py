@@ -83,15 +83,17 @@ def _make_front(config: RouterConfig, pool: WorkerPool, admission: Admission, fi
     registry.register(PoolCollector(pool, admission))
     metrics = FrontMetrics(registry)
     max_model_len = min(longest, config.max_model_len or longest)
+    tokenizer = Tokenizer.load(config.model_dir)
     return Front(
         backend=WorkerBackend(pool, admission, fingerprint, max_model_len, metrics),
-        tokenizer=Tokenizer.load(config.model_dir),
+        tokenizer=tokenizer,
         model=config.served_model_name,
         root=str(config.model_dir),
         version=version("baton-serve"),
         created=int(time.time()),
         vocab_size=vocab_size(model_config),
-        eos_token_ids=eos_token_ids(config.model_dir),
+        # Without any, every answer would go on to its greatest length.
+        eos_token_ids=eos_token_ids(config.model_dir) or tokenizer.eos_token_ids,
         metrics=metrics,
     )
 
