@@ -1,6 +1,7 @@
 """`baton chat`: a conversation with a running router, in the terminal."""
 
 import contextlib
+import io
 import itertools
 import sys
 from typing import TYPE_CHECKING, Annotated
@@ -18,7 +19,9 @@ Url = Annotated[str, typer.Option(help="Where the router is.")]
 Model = Annotated[str | None, typer.Option(help="Model to ask for.", show_default="the one that is served")]
 System = Annotated[str | None, typer.Option(help="System message to begin with.")]
 MaxTokens = Annotated[int | None, typer.Option(min=1, help="Most tokens of an answer.")]
-Temperature = Annotated[float | None, typer.Option(min=0, help="0 always takes the likeliest token.")]
+Temperature = Annotated[
+    float | None, typer.Option(min=0, max=100, help="0 always takes the likeliest token.")
+]
 
 
 def chat(
@@ -33,6 +36,9 @@ def chat(
 
     from baton.cli.chat_client import ChatClient
 
+    for stream in (sys.stdin, sys.stdout):
+        if isinstance(stream, io.TextIOWrapper):  # a file may hold, and a terminal show, less than UTF-8 does
+            stream.reconfigure(errors="replace")
     with ChatClient(url, model, max_tokens, temperature) as client:
         conversation = Conversation(client, system, Console(highlight=False))
         if sys.stdin.isatty():

@@ -2,6 +2,7 @@
 
 import http.server
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -94,6 +95,22 @@ def test_a_refused_request_is_one_line(router: FakeRouter) -> None:
 def test_an_answer_that_breaks_off_is_an_error(router: FakeRouter) -> None:
     done = chat(router.url, "break\n")
     assert (done.returncode, done.stderr) == (1, "baton: the answer broke off\n")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_what_can_not_be_read_or_shown_does_not_end_it(router: FakeRouter, encoding: str) -> None:
+    command = [sys.executable, "-m", "baton.cli.main", "chat", "--url", router.url]
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    done = subprocess.run(command, input=b"caf\xe9\n", capture_output=True, timeout=60, env=environment)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.decode(encoding).startswith("You said: caf")
+    assert router.requests[0]["messages"][-1]["content"] == "caf\ufffd"
+
+
+def test_an_endless_temperature_is_refused(router: FakeRouter) -> None:
+    done = chat(router.url, "hello\n", "--temperature=inf")
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
 
 
 def test_no_router() -> None:
