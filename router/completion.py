@@ -33,7 +33,9 @@ class _ChoiceText:
     """The text of one choice so far."""
 
     def __init__(self, front: Front, request: CompletionRequest) -> None:
-        self._detokenizer = front.tokenizer.detokenizer(skip_special_tokens=request.skip_special_tokens)
+        self._detokenizer = front.tokenizer.detokenizer(
+            skip_special_tokens=request.skip_special_tokens, after=request.generation.token_ids
+        )
         self._matcher = StopMatcher(request.stop_strings)
         self._min_tokens = request.generation.sampling.min_tokens
         self._stop_token_ids = request.generation.sampling.stop_token_ids

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 _MAX_HELD_TOKENS = 16
+_MAX_CONTEXT_TOKENS = 8  # of what a text goes on from
 
 
 class Detokenizer(Protocol):
@@ -78,12 +79,19 @@ class ByteDetokenizer:
     ByteFallback of `tokenizers` would throw away the whole run of byte tokens around them instead.)
     """
 
-    def __init__(self, token_bytes: Callable[[int], bytes], rules: ByteRules) -> None:
-        """`token_bytes` gives b"" for tokens that are not part of the text."""
+    def __init__(
+        self, token_bytes: Callable[[int], bytes], rules: ByteRules, after: Sequence[int] = ()
+    ) -> None:
+        """`token_bytes` gives b"" for tokens that are not part of the text.
+
+        `after` are the tokens that the text goes on from: what is stripped is the start of the whole.
+        """
         self._token_bytes = token_bytes
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._strip_content = rules.strip_content
         self._num_to_strip = rules.strip_count
+        if self._num_to_strip and any(token_bytes(token_id) for token_id in after):
+            self._num_to_strip = 0
 
     def push(self, token_id: int) -> str:
         """See Detokenizer."""
@@ -112,11 +120,19 @@ class WindowDetokenizer:
     new. Holds back at most 16 tokens, and only while their text ends in U+FFFD.
     """
 
-    def __init__(self, decode: Callable[[Sequence[int]], str], is_text: Callable[[int], bool]) -> None:
-        """`is_text` is False for tokens that are no part of the text: they must not become context."""
+    def __init__(
+        self,
+        decode: Callable[[Sequence[int]], str],
+        is_text: Callable[[int], bool],
+        after: Sequence[int] = (),
+    ) -> None:
+        """`is_text` is False for tokens that are no part of the text: they must not become context.
+
+        `after` are the tokens that the text goes on from, its first context.
+        """
         self._decode = decode
         self._is_text = is_text
-        self._context: list[int] = []
+        self._context = [token_id for token_id in after[-_MAX_CONTEXT_TOKENS:] if is_text(token_id)]
         self._held: list[int] = []
 
     def push(self, token_id: int) -> str:

@@ -124,14 +124,15 @@ class Tokenizer:
             messages, add_generation_prompt=add_generation_prompt, variables=variables
         )
 
-    def detokenizer(self, *, skip_special_tokens: bool = True) -> Detokenizer:
-        """A new incremental decoder, for one choice."""
+    def detokenizer(self, *, skip_special_tokens: bool = True, after: Sequence[int] = ()) -> Detokenizer:
+        """A new incremental decoder, for one choice, of a text that goes on from the tokens `after`."""
         skipped = self._special_ids if skip_special_tokens else frozenset()
         if self._rules is not None:
-            return ByteDetokenizer(lambda i: b"" if i in skipped else self.token_bytes(i), self._rules)
+            return ByteDetokenizer(lambda i: b"" if i in skipped else self.token_bytes(i), self._rules, after)
         return WindowDetokenizer(
             lambda ids: self.decode(ids, skip_special_tokens=False),
             lambda i: i not in skipped and self._backend.id_to_token(i) is not None,
+            after,
         )
 
     def token_name(self, token_id: int) -> str:

@@ -118,5 +118,8 @@ class _CompletionShape:
             return None
         if index not in self._logprobs:
             skip = self._body.skip_special_tokens is not False
-            self._logprobs[index] = CompletionLogprobs(self._front.tokenizer, skip_special_tokens=skip)
+            prompt = self._requests[index // self._num_choices_each].generation.token_ids
+            self._logprobs[index] = CompletionLogprobs(
+                self._front.tokenizer, skip_special_tokens=skip, prompt=prompt
+            )
         return self._logprobs[index].push(delta.tokens)

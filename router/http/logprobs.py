@@ -22,9 +22,9 @@ def chat_logprobs(tokenizer: Tokenizer, tokens: Sequence[SampledToken]) -> dict[
 class CompletionLogprobs:
     """The `logprobs` of one choice of a text completion; offsets count characters of its text."""
 
-    def __init__(self, tokenizer: Tokenizer, *, skip_special_tokens: bool) -> None:
+    def __init__(self, tokenizer: Tokenizer, *, skip_special_tokens: bool, prompt: Sequence[int]) -> None:
         self._tokenizer = tokenizer
-        self._detokenizer = tokenizer.detokenizer(skip_special_tokens=skip_special_tokens)
+        self._detokenizer = tokenizer.detokenizer(skip_special_tokens=skip_special_tokens, after=prompt)
         self._offset = 0
 
     def push(self, tokens: Sequence[SampledToken]) -> dict[str, list[Any]]:

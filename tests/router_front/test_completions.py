@@ -1,14 +1,17 @@
 """POST /v1/completions, whole and streamed, without a socket."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import httpx
 import pytest
 
 from router.front import Front
+from router.http.app import create_app
 from router.stop_strings import StopStrings
 from tests.router_front.fake_backend import MODEL, NUM_CACHED, FakeBackend
+from tests.router_front.test_detokenizer import LLAMA
 
 REPLY = "hello world 🎉 the quick brown fox stop here"
 
@@ -213,6 +216,21 @@ async def test_echo(client: httpx.AsyncClient, front: Front):
     texts = [choice["text"] for choice in plain["choices"]]
     assert [c["text"] for c in answer["choices"]] == ["hi there" + texts[0], "fox" + texts[1]]
     assert text_of(await stream(client, prompt="hi there", echo=True, max_tokens=1)) == "hi there" + texts[0]
+
+
+async def test_the_space_between_prompt_and_answer(front: Front, backend: FakeBackend):
+    """Decoders as Llama 2's drop it at the start of a text, which an answer is not."""
+    front = replace(front, tokenizer=LLAMA, vocab_size=LLAMA.vocab_size)
+    ids = {LLAMA.token_name(index): index for index in range(LLAMA.vocab_size)}
+    backend.reply = [ids["▁wörld"], ids["hello"]]
+    transport = httpx.ASGITransport(create_app(front))
+    async with httpx.AsyncClient(transport=transport, base_url="http://baton") as client:
+        prompt = [ids["▁hello"]]
+        answer = await complete(client, prompt=prompt, max_tokens=2, logprobs=0)
+        echo = await complete(client, prompt=prompt, max_tokens=2, echo=True)
+    [choice] = answer["choices"]
+    assert (choice["text"], choice["logprobs"]["text_offset"]) == (" wörldhello", [0, 6])
+    assert echo["choices"][0]["text"] == "hello wörldhello"
 
 
 async def test_every_sampling_field_reaches_the_backend(

@@ -107,6 +107,26 @@ def test_window_increments_are_the_full_decode(window: Tokenizer, data: st.DataO
     assert "".join(increments(window, ids)) == window.decode(ids)
 
 
+@pytest.mark.parametrize(
+    ("kind", "prompt", "token", "expected"),
+    [
+        (LLAMA, ["<s>", "▁hello"], "▁wörld", " wörld"),
+        (LLAMA, ["<s>"], "▁hello", "hello"),  # nothing of the text was before
+        (LLAMA, [], "▁hello", "hello"),
+        (GEMMA, ["▁hello"], "▁wörld", " wörld"),
+        (window_tokenizer(decoders.Metaspace()), ["▁hello", "</s>"], "▁world", " world"),
+        (window_tokenizer(decoders.Metaspace()), ["</s>"], "▁world", "world"),
+        (window_tokenizer(decoders.WordPiece(cleanup=False)), ["▁hello"], "##ing", "ing"),
+        (window_tokenizer(decoders.WordPiece(cleanup=False)), ["▁hello"], "x", " x"),
+    ],
+)
+def test_text_goes_on_from_the_prompt(kind: Tokenizer, prompt: list[str], token: str, expected: str):
+    """What a decoder drops at the start of a text is part of one that goes on."""
+    ids = {kind.token_name(index): index for index in range(kind.vocab_size)}
+    detokenizer = kind.detokenizer(after=[ids[name] for name in prompt])
+    assert detokenizer.push(ids[token]) + detokenizer.flush() == expected
+
+
 def test_window_holds_at_most_sixteen_tokens():
     window = window_tokenizer(decoders.Metaspace())
     detokenizer = window.detokenizer()
