@@ -31,7 +31,7 @@ _COUNTERS = {
 _TRANSPORT_COUNTERS: dict[str, tuple[str, Callable[[worker_pb2.TransportLoad], float]]] = {
     "bytes": ("KV bytes sent or received over a transport.", lambda load: load.bytes),
     "transfers": (
-        "KV transfers over a transport that came to an end, whichever.",
+        "KV transfers over a transport that came to an end, whichever (of servers that compute prompts).",
         lambda load: load.num_transfers,
     ),
     "seconds": (

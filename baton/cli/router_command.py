@@ -10,7 +10,12 @@ from baton.cli.model_source import find_model
 from baton.cli.parent_death import exit_with_parent as die_with_parent
 from baton.config import RouterConfig
 
-Model = Annotated[str, typer.Option(help="Model directory or Hugging Face id; only its tokenizer is read.")]
+Model = Annotated[
+    str,
+    typer.Option(
+        help="Model directory or Hugging Face id, as the workers'; only headers of its weights are read."
+    ),
+]
 PrefillAddresses = Annotated[
     list[str] | None, typer.Option("--prefill", metavar="ADDRESS", help="A prefill server; may be repeated.")
 ]
