@@ -47,9 +47,9 @@ def eos_token_ids(model_dir: Path) -> tuple[int, ...]:
     if ids is None:
         return ()
     listed = ids if isinstance(ids, list) else [ids]
-    if not all(isinstance(token_id, int) for token_id in listed):
+    if not all(type(token_id) is int for token_id in listed):
         raise StartupError(f"'{model_dir}' has no usable 'eos_token_id' (it has {ids!r}); check it.")
-    return tuple(listed)
+    return tuple(token_id for token_id in listed if token_id >= 0)  # -1 stands for none
 
 
 def max_position_embeddings(config: Mapping[str, Any]) -> int:

@@ -252,6 +252,8 @@ def test_eos_token_ids(model_dir):
     (model_dir / "generation_config.json").unlink()
     edit_config(model_dir, eos_token_id=None)
     assert eos_token_ids(model_dir) == ()
+    edit_config(model_dir, eos_token_id=[-1, 3])
+    assert eos_token_ids(model_dir) == (3,)
     edit_config(model_dir, eos_token_id="</s>")
     with pytest.raises(StartupError, match="eos_token_id"):
         eos_token_ids(model_dir)
