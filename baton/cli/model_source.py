@@ -11,6 +11,8 @@ SHIPPED_MODEL_NAME = "baton-demo"
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", re.ASCII)
 _HUB_FILES = ["*.safetensors", "*.json", "tokenizer*", "*.jinja"]
+# Other formats lie in folders; Mistral's stores all weights a second time beside the shards.
+_OTHER_HUB_FILES = ["*/*", "consolidated*.safetensors"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +58,7 @@ def _fetch(model: str) -> Path:
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
     try:
-        return Path(snapshot_download(model, allow_patterns=_HUB_FILES))
+        return Path(snapshot_download(model, allow_patterns=_HUB_FILES, ignore_patterns=_OTHER_HUB_FILES))
     except GatedRepoError:
         raise StartupError(
             f"'{model}' is gated: accept its terms on the hub, then log in with `hf auth login`"
