@@ -24,9 +24,10 @@ def _float8_rows(values, rounded, scales, SIZE: tl.constexpr, SIZE_PADDED: tl.co
     columns = tl.arange(0, SIZE_PADDED)
     is_there = columns < SIZE
     numbers = tl.load(values + row * SIZE + columns, mask=is_there, other=0.0).to(tl.float32)
-    scale = tl.maximum(tl.max(tl.abs(numbers), 0), 1e-30) / 448.0  # FLOAT8_MAX
+    # Divided exactly, as torch does: many quotients of bfloat16 lie right between two numbers of 8 bits.
+    scale = tl.div_rn(tl.maximum(tl.max(tl.abs(numbers), 0), 1e-30), 448.0)  # FLOAT8_MAX
     tl.store(scales + row, scale)
-    bits = as_float8(numbers / scale)
+    bits = as_float8(tl.div_rn(numbers, scale))
     tl.store(rounded + row * SIZE + columns, bits.to(rounded.dtype.element_ty, bitcast=True), mask=is_there)
 
 

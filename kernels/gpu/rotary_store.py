@@ -68,7 +68,8 @@ def store(
 def _as_stored(numbers, scale, page, IS_FLOAT8: tl.constexpr):  # noqa: N803
     """Numbers in the dtype of the page that they go to."""
     if IS_FLOAT8:
-        return as_float8(numbers.to(tl.float32) / scale).to(page.dtype.element_ty, bitcast=True)
+        quotients = tl.div_rn(numbers.to(tl.float32), scale)  # as torch divides, to the last bit
+        return as_float8(quotients).to(page.dtype.element_ty, bitcast=True)
     return numbers.to(page.dtype.element_ty)
 
 

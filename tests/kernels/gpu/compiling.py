@@ -50,6 +50,7 @@ def compiling() -> Iterator[dict[str, dict[str, Any]]]:
             "wgmma": "wgmma" in ptx,
             "mma": "mma.sync" in ptx,
             "cp_async": "cp.async" in ptx,
+            "inexact_division": "div.full" in ptx,
             "vector_loads": len(re.findall(r"ld\.global\S*\.v4", ptx)),
         }
         return kernel

@@ -32,3 +32,5 @@ def test_kernels_compile_to_the_instructions_they_are_written_for(tmp_path):
     # Once more over pages in float8, which are converted before they are multiplied.
     assert kernels["_attend_tile#1"]["wgmma"]
     assert {"_rotate_and_store#1", "_store#1", "_attend_split#3", "_attend_tile#1"} <= set(kernels)
+    for name in ("_rotate_and_store#1", "_store#1", "_float8_rows#0", "_float8_rows#1"):
+        assert not kernels[name]["inexact_division"]  # would round other numbers to 8 bits than torch does
