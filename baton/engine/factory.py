@@ -25,7 +25,7 @@ from baton.engine.devices import (
 )
 from baton.engine.kv_cache import KVCache
 from baton.engine.layers import Placement
-from baton.engine.memory import num_blocks_for
+from baton.engine.memory import num_blocks_for, room_for
 from baton.engine.models.decoder import Decoder, DecoderConfig
 from baton.engine.models.registry import decoder_config
 from baton.engine.runner import ModelRunner
@@ -35,6 +35,9 @@ from baton.model_files import eos_token_ids, model_fingerprint, read_config, saf
 
 if TYPE_CHECKING:
     from baton.engine.graphs import DecodeGraphs
+
+_MORE_ROOM = "stop other programs that use it, or use --dtype bf16 or a checkpoint in FP8"
+_LESS_CACHE = "lower --gpu-memory-utilization, --kv-cache-memory or --max-num-seqs, or use --enforce-eager"
 
 _logger = logging.getLogger(__name__)
 
@@ -76,9 +79,10 @@ def load_engine(model_dir: Path, options: EngineConfig) -> Engine:
         num_blocks_for(layout, kv_cache_bytes, max_model_len)  # refuses
     if multiplies_float8(device) and dtype == torch.bfloat16:  # which is what its products give
         placement = replace(placement, float8=float8_matrices(safetensors_files(model_dir)))
-    decoder = Decoder(config, placement)
-    load_weights(model_dir, decoder.checkpoint_tensors())
-    decoder.pack()
+    with room_for("the weights", device, _MORE_ROOM):
+        decoder = Decoder(config, placement)
+        load_weights(model_dir, decoder.checkpoint_tensors())
+        decoder.pack()
     if kv_cache_bytes is None:
         from baton.engine.gpu_runner import size_pool
 
@@ -89,8 +93,9 @@ def load_engine(model_dir: Path, options: EngineConfig) -> Engine:
         )  # fmt: skip
     num_blocks = num_blocks_for(layout, kv_cache_bytes, max_model_len, sized_by)
     page_store = KVCache(layout, num_blocks, placement.device)
-    runner = _runner(decoder, page_store, options, max_model_len)
-    _warm_up(runner, page_store)
+    with room_for("graphs and a first step", device, _LESS_CACHE):
+        runner = _runner(decoder, page_store, options, max_model_len)
+        _warm_up(runner, page_store)
     _logger.info(
         "model ready in %.1f s: %s, %s, %d pages of %d tokens, requests of at most %d tokens",
         time.monotonic() - started, model_dir, layout.dtype, num_blocks, layout.block_size, max_model_len,

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from baton.core.errors import StartupError
 from baton.core.kv_layout import KVLayout
 from baton.core.plan import SampleTask, ScheduledRow, StepPlan, StepResult
 from baton.core.ports import LayersDone
@@ -21,7 +20,7 @@ from baton.engine.graphs import DecodeGraphs
 from baton.engine.host_copies import HostCopies, all_to_device, to_device
 from baton.engine.inputs import StepInputs, build_inputs
 from baton.engine.kv_cache import KVCache
-from baton.engine.memory import kv_cache_bytes_on_gpu
+from baton.engine.memory import kv_cache_bytes_on_gpu, room_for
 from baton.engine.models.decoder import Decoder
 from baton.engine.runner import layer_group_ends
 from baton.engine.sampler import Task
@@ -120,11 +119,13 @@ class GpuRunner:
         return GpuStep(len(plan.rows), rows, tasks, logprobs, copies)
 
     def _logits(self, inputs: StepInputs, sources: Tensor, after_layer: LayersDone | None) -> Tensor:
-        """`[sampled rows, V]`, kernel by kernel."""
+        """`[sampled rows, V]`, kernel by kernel; of no rows nobody looks at V."""
         inputs, sources = _on_device(inputs, sources, self._cache.pool.device)
         step = self._attention.begin_step(inputs.attention)
         token_ids = self._feed.resolve(inputs.token_ids, sources)
         hidden = self._decoder.forward(token_ids, inputs.positions, step, after_layer)
+        if not inputs.sampled_rows:  # as in most chunks of a prompt
+            return hidden[:0]
         return self._decoder.logits(hidden[inputs.sampled_tokens])
 
     def _after_layer(self, plan: StepPlan, layers_done: LayersDone | None) -> LayersDone | None:
@@ -171,16 +172,11 @@ def size_pool(
     torch.cuda.reset_peak_memory_stats(device)
     free, total = torch.cuda.mem_get_info(device)
     elsewhere = total - free - torch.cuda.memory_reserved(device)
-    try:
+    with room_for("the largest step", device, "lower --max-num-batched-tokens or --max-num-seqs"):
         cache = KVCache(layout, 0, device)
         feed = TokenFeed(max_num_seqs, device)
         runner = GpuRunner(decoder, cache, attention_backend(cache.pool, windows, layout.scales), feed, None)
         runner.submit(largest_step(layout.block_size, max_num_batched_tokens, max_num_seqs)).collect()
-    except torch.OutOfMemoryError as error:
-        raise StartupError(
-            f"The largest step does not fit into the memory of {torch.cuda.get_device_name(device)}; lower "
-            "--max-num-batched-tokens or --max-num-seqs."
-        ) from error
     peak = torch.cuda.max_memory_reserved(device)
     torch.cuda.empty_cache()
     num_bytes = kv_cache_bytes_on_gpu(total, elsewhere, peak, utilization)

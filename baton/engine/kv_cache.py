@@ -93,7 +93,8 @@ def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> 
         return torch.zeros(shape, dtype=dtype, device=device)
     # torch.OutOfMemoryError is a RuntimeError; what no address can count is numpy's ValueError.
     except (RuntimeError, MemoryError, ValueError) as error:
+        or_share = "" if device.type == "cpu" else " or --gpu-memory-utilization"
         raise StartupError(
             f"There is no memory for {num_bytes // 2**20}MiB of KV cache on {device}; "
-            "lower --kv-cache-memory."
+            f"lower --kv-cache-memory{or_share}."
         ) from error

@@ -1,4 +1,9 @@
-"""How many KV pages a server has room for."""
+"""How many KV pages a server has room for, and what to do where a device has no room."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
 
 from baton.core.errors import StartupError
 from baton.core.kv_layout import KVLayout
@@ -46,6 +51,24 @@ def kv_cache_bytes_on_gpu(total: int, elsewhere: int, peak: int, utilization: fl
         f"({_mebibytes(elsewhere)}) leave and --gpu-memory-utilization {utilization} allows; raise it, lower "
         "--max-num-batched-tokens, or stop the other programs."
     )
+
+
+@contextmanager
+def room_for(what: str, device: torch.device, advice: str) -> Iterator[None]:
+    """Raises StartupError, that gives `advice`, where what is done within finds no memory on a GPU."""
+    try:
+        yield
+    except RuntimeError as error:
+        # A capture that memory ends is told of by the error that follows from it.
+        if not any(_is_out_of_memory(cause) for cause in (error, error.__context__)):
+            raise
+        raise StartupError(f"There is no memory for {what} on {device}: {advice}.") from error
+
+
+def _is_out_of_memory(error: BaseException | None) -> bool:
+    """Torch's own words, the driver's and cuBLAS's."""
+    words = ("CUDA out of memory", "CUDA error: out of memory", "_ALLOC_FAILED")
+    return isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in words)
 
 
 def _mebibytes(num_bytes: int) -> str:

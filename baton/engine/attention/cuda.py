@@ -45,6 +45,8 @@ def cuda_attention(pool: Tensor, windows: Windows, scales: tuple[float, ...] = (
         except Unavailable as obstacle:
             reasons.append(f"{name}: {obstacle}")
             continue
+        except torch.OutOfMemoryError:
+            raise  # says nothing of the library
         except Exception as obstacle:  # whatever a library says of this device, dtype or page size
             first_line = (str(obstacle).splitlines() or [""])[0]
             reasons.append(f"{name}: {type(obstacle).__name__}: {first_line}")

@@ -120,6 +120,13 @@ def test_a_step_that_fails_to_be_submitted_spoils_nothing(small, device, monkeyp
     assert engine.token_ids([make_prompt(9)], GREEDY) == expected
 
 
+def test_a_step_that_samples_nothing_computes_no_logits(small, device, monkeypatch):
+    engine = colocated(small, device, on_device=True).engine
+    monkeypatch.setattr(Decoder, "logits", None)
+    result = engine.runner.submit(StepPlan((ScheduledRow(make_prompt(9), 0, [0]),))).collect()
+    assert result.samples == ((),)
+
+
 class Waits(TorchDispatchMode):
     """Counts what makes the host wait for a device, but for what Triton's interpreter does by itself."""
 
