@@ -76,10 +76,8 @@ def _cuda_obstacle() -> str | None:
         warnings.simplefilter("always")
         try:
             torch.cuda.init()
-        except (RuntimeError, AssertionError) as error:
+        except (RuntimeError, AssertionError, torch.cuda.DeferredCudaCallError) as error:
             return _from_torch(str(error))
-    if torch.cuda.device_count() == 0:
-        return "the driver finds no GPU; look at nvidia-smi and at CUDA_VISIBLE_DEVICES"
     return None
 
 
@@ -90,6 +88,8 @@ def _from_torch(message: str) -> str:
             f"the NVIDIA driver is too old for this torch, which needs CUDA {torch.version.cuda}; "
             "update the driver or install a torch for an older CUDA"
         )
-    if "driver" in message:
+    if "no NVIDIA driver" in message:
         return "no NVIDIA driver is found; install one and look at nvidia-smi"
+    if "No CUDA GPUs" in message:
+        return "the driver finds no GPU; look at nvidia-smi and at CUDA_VISIBLE_DEVICES"
     return (message.splitlines() or ["CUDA does not start"])[0]

@@ -67,6 +67,12 @@ def test_the_largest_step_has_all_tokens_and_rows(tokens, seqs, lengths):
     [
         ("The NVIDIA driver on your system is too old (found version 11040).", "update the driver"),
         ("Found no NVIDIA driver on your system.\nPlease check", "no NVIDIA driver is found; install one"),
+        ("No CUDA GPUs are available", "finds no GPU; look at nvidia-smi and at CUDA_VISIBLE_DEVICES"),
+        (
+            "Unexpected error from cudaGetDeviceCount(). Error 803: system has unsupported display driver / "
+            "cuda driver combination\nmore",
+            "Error 803: system has unsupported display driver / cuda driver combination. Or use",
+        ),
         ("CUDA unknown error\nmore", "CUDA unknown error. Or use --device cpu."),
     ],
 )
