@@ -149,6 +149,15 @@ def exit_code(outcomes: Sequence[Outcome]) -> int:
     return int(any(outcome.status != "done" for outcome in outcomes))
 
 
+def driver_version() -> str:
+    """As nvidia-smi says it, which not every container has."""
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    with suppress(OSError):
+        asked = subprocess.run(command, capture_output=True, text=True, check=False)
+        return asked.stdout.strip() or "unknown"
+    return "unknown"
+
+
 @cache
 def machine() -> dict[str, str]:
     """Device, driver and versions, so that figures can be told apart later."""
@@ -160,16 +169,13 @@ def machine() -> dict[str, str]:
             found[name] = version(name)
         except PackageNotFoundError:
             found[name] = "not installed"
+    found["torch"] = torch.__version__  # which also says what it was built for
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
         found["device"] = f"{properties.name}, {properties.multi_processor_count} multiprocessors, "
         found["device"] += f"{properties.total_memory >> 20} MiB"
         found["cuda"] = str(torch.version.cuda)
-        driver = subprocess.run(
-            ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"],
-            capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        found["driver"] = driver.stdout.strip() or "unknown"
+        found["driver"] = driver_version()
     else:
         found["device"] = "no CUDA device"
     return found

@@ -19,13 +19,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import uvloop
 
 from baton.core.kv_layout import KVLayout
 from baton.core.ports import PageStore
 from baton.core.reservation import FramePlace, Reservation, ReservationTable, TransferDeadlines
 from baton.core.transfer_stats import TransferStats
-from baton.rpc import codec
+from baton.rpc import codec, lifecycle
 from baton.rpc.allocator import keep_message_buffers
 from baton.rpc.server import RpcServer
 from baton.rpc.ticket import Ticket, WorkerTransports
@@ -230,7 +229,7 @@ def row(transport: str, num_transfers: int, device: str = "cpu", checks: bool = 
         process = subprocess.Popen(command)
         try:
             wait_for_channel(process, address)
-            figures = uvloop.run(measure(transport, address, process.pid, total, device))
+            figures = lifecycle.run(measure(transport, address, process.pid, total, device))
         finally:
             process.kill()
             process.wait()
@@ -279,7 +278,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.serve:
         keep_message_buffers()
-        uvloop.run(serve(arguments.serve, arguments.transfers, arguments.device, arguments.check))
+        lifecycle.run(serve(arguments.serve, arguments.transfers, arguments.device, arguments.check))
     else:
         figures = row(arguments.transport, arguments.transfers, arguments.device, arguments.check)
         if arguments.json:

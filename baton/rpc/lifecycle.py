@@ -1,11 +1,11 @@
-"""How a service process lives: uvloop, signals, one owner for its tasks."""
+"""How a service process lives: its event loop, signals, one owner for its tasks."""
 
 import asyncio
 import signal
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any
+from typing import Any, TypeVar
 
-import uvloop
+T = TypeVar("T")
 
 # What a stopping worker gives its requests to end.
 DRAIN_TIMEOUT_S = 30.0
@@ -51,6 +51,10 @@ class StopSignals:
         self.drain.set()
 
 
-def run(main: Coroutine[Any, Any, None]) -> None:
-    """Run a service's main coroutine to its end."""
-    uvloop.run(main)
+def run(main: Coroutine[Any, Any, T]) -> T:
+    """Run a service's main coroutine to its end, on uvloop where that is installed."""
+    try:
+        import uvloop
+    except ImportError:  # faster, and no more than that
+        return asyncio.run(main)
+    return uvloop.run(main)

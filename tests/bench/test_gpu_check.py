@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import subprocess
 import sys
 
 import pytest
@@ -27,6 +28,9 @@ import sys
 from pathlib import Path
 Path(sys.argv[1]).write_text('{"name": "a", "value": 1.5, "unit": "ms"}\\n{"name": "b", "val')
 """
+# Of what Baton and its tests are installed with, all that the check is to do without.
+ABSENT = ("fastapi", "hypothesis", "prometheus_client", "pydantic", "pytest_asyncio", "uvicorn", "uvloop")
+FOR_TRANSFERS = ("crc32c", "grpc_health", "grpc_reflection")
 HANGS = WRITES_ONE_AND_A_HALF + "import threading\nthreading.Event().wait()\n"
 
 
@@ -53,10 +57,25 @@ def test_a_part_that_fails_says_why_and_the_next_one_runs(tmp_path):
     assert written["machine"]["torch"] == torch.__version__
 
 
+def test_a_machine_without_nvidia_smi_is_described_all_the_same(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert gpu_check.driver_version() == "unknown"
+
+
 def test_no_part_starts_after_the_time_is_up(tmp_path):
     outcomes = check(tmp_path, [program("late", "raise SystemExit(9)", tmp_path)], 0.0)
     assert outcomes[0].status == "no time left"
     assert not (tmp_path / "late.log").exists()
+
+
+@pytest.mark.parametrize(
+    ("module", "absent"),
+    [("bench.gpu_transfers", ABSENT), ("bench.gpu_worker", ABSENT)]
+    + [(f"bench.gpu_{name}", ABSENT + FOR_TRANSFERS) for name in ("check", "parts", "parity", "float8")],
+)
+def test_no_other_packages_are_imported(module, absent):
+    text = f"import sys; sys.modules.update(dict.fromkeys({absent})); import {module}"
+    subprocess.run([sys.executable, "-c", text], cwd=gpu_check.ROOT, check=True)
 
 
 def test_all_parts_together_keep_to_the_limit(tmp_path):

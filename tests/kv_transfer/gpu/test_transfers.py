@@ -2,11 +2,11 @@
 
 import pytest
 
-pytest.importorskip("crc32c", reason="transfers need what Baton's servers do: pip install .")
-pytest.importorskip("uvloop", reason="transfers need what Baton's servers do: pip install .")
+for package in ("crc32c", "grpc_health", "grpc_reflection"):
+    pytest.importorskip(package, reason="transfers need what Baton's servers do: pip install .")
 
-from bench import page_to_page
-from kv_transfer.transports import nixl_library
+from bench import page_to_page  # noqa: E402
+from kv_transfer.transports import nixl_library  # noqa: E402
 
 NIXL = pytest.param(
     "nixl", marks=pytest.mark.skipif(not nixl_library.is_available(), reason="NIXL is not installed")
