@@ -2,10 +2,10 @@
 
 Needs no network, and no package beyond torch, triton, transformers, safetensors, tokenizers, grpcio, protobuf
 and pytest, but for transfers between servers: these need crc32c, grpcio-health-checking and grpcio-reflection
-too, which may lie unpacked in any folder of PYTHONPATH. pytest-xdist is used where it is. Each part runs in
-a process of its own under its own limit and writes each figure as it has it (`DIR/PART.jsonl`, its output in
-`DIR/PART.log`), so that a part that fails or hangs costs what it has not measured yet and no more. Last come
-a table, and all of it in `DIR/gpu_check.json`.
+too, which may lie unpacked in any folder of PYTHONPATH. Each part runs in a process of its own under its own
+limit and writes each figure as it has it (`DIR/PART.jsonl`, its output in `DIR/PART.log`), so that a part
+that fails or hangs costs what it has not measured yet and no more. Last come a table, and all of it in
+`DIR/gpu_check.json`.
 
 Exit code 0: all parts ended; 1: some did not, or some test failed; 2: there is no CUDA device.
 """
@@ -23,7 +23,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -49,22 +48,15 @@ def parts(out: Path) -> tuple[Part, ...]:
     def figures(name: str, limit_s: float) -> Part:
         return Part(name, limit_s, (sys.executable, "-m", "bench.gpu_parts", name, str(out)))
 
-    # Most of a test's time is Triton's, which compiles on one core.
-    workers = ("-n", "4") if find_spec("xdist") else ()
-    tests = (
-        sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", "--maxfail=20", "--durations=5",
-        "--continue-on-collection-errors", *workers,
-    )  # fmt: skip
-    compiled = "--ignore=tests/kernels/gpu/test_compiles.py"  # says nothing that running them does not
-    transfers = ("tests/kv_transfer/gpu/test_transfers.py", "tests/kv_transfer/gpu/test_servers.py")
+    tests = (sys.executable, "-m", "bench.gpu_tests")
     return (
         figures("limits", 45),
         figures("parity", 45),
         figures("attention", 40),
         figures("model", 80),
-        Part("tests", 80, (*tests, compiled, "tests/kernels/gpu", "tests/engine/gpu")),
+        Part("tests", 80, (*tests, "tests/kernels/gpu", "tests/engine/gpu")),
         figures("transfers", 90),
-        Part("transfer-tests", 75, (*tests, *transfers)),
+        Part("transfer-tests", 75, (*tests, "tests/kv_transfer/gpu")),
         figures("float8", 30),
         figures("other-kernels", 15),
         figures("transformers", 35),

@@ -12,7 +12,7 @@ from baton.core.kv_layout import KVLayout
 from baton.engine.attention.registry import attention_backend
 from baton.engine.kv_cache import KVCache
 from baton.engine.runner import ModelRunner
-from bench import gpu_check, gpu_float8, gpu_model, gpu_parity, gpu_parts
+from bench import gpu_check, gpu_float8, gpu_model, gpu_parity, gpu_parts, gpu_tests
 from bench.gpu_check import Outcome, Part, check, exit_code, run_part, table
 from bench.gpu_model import LLAMA_8B, random_decoder, runner_for, step_of
 from bench.gpu_parts import Figure, write_figures
@@ -76,6 +76,33 @@ def test_no_part_starts_after_the_time_is_up(tmp_path):
 def test_no_other_packages_are_imported(module, absent):
     text = f"import sys; sys.modules.update(dict.fromkeys({absent})); import {module}"
     subprocess.run([sys.executable, "-c", text], cwd=gpu_check.ROOT, check=True)
+
+
+PASSES, FAILS = "def test_it():\n    assert True\n", "def test_it():\n    raise ValueError('wrong')\n"
+SKIPS = "import pytest\npytest.importorskip('no_such_package')\n"
+HANGS_IN_A_TEST = "import threading\ndef test_it():\n    threading.Event().wait()\n"
+
+
+def files_of(directory, **texts):
+    for name, text in texts.items():
+        (directory / f"test_{name}.py").write_text(text)
+    return directory
+
+
+def test_tests_run_beside_each_other_and_all_count(tmp_path, capfd):
+    assert gpu_tests.run([str(files_of(tmp_path, passes=PASSES, skips=SKIPS))]) == 0
+    assert gpu_tests.run([str(files_of(tmp_path, fails=FAILS))]) == 1
+    said = capfd.readouterr().out
+    assert "ValueError: wrong" in said
+    assert said.splitlines()[-1].endswith("test_fails.py")
+
+
+def test_tests_whose_time_is_up_say_what_has_failed(tmp_path):
+    directory = files_of(tmp_path, hangs=FAILS.replace("test_it", "test_first") + HANGS_IN_A_TEST)
+    command = (sys.executable, "-m", "bench.gpu_tests", str(directory))
+    outcome = run_part(Part("tests", 12.0, command), tmp_path, left_s=100.0)
+    assert outcome.status == "stopped after 12 s"
+    assert "ValueError: wrong" in (tmp_path / "tests.log").read_text()
 
 
 def test_all_parts_together_keep_to_the_limit(tmp_path):
