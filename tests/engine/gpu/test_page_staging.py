@@ -7,9 +7,9 @@ import torch
 
 from baton.core.kv_layout import KVLayout
 from baton.engine.page_staging import PageStaging
+from tests.checksums import crc32c
 from tests.same_process_ipc import SameProcessIpc
 
-crc32c = pytest.importorskip("crc32c", reason="checksums of transfers: pip install .").crc32c
 RUNS = (([8, 0, 3], [1, 2, 7]), ([5], [0]))
 
 
