@@ -25,7 +25,7 @@ from baton.engine.devices import (
 )
 from baton.engine.kv_cache import KVCache
 from baton.engine.layers import Placement
-from baton.engine.memory import num_blocks_for, room_for
+from baton.engine.memory import num_blocks_for, require_page_size, room_for
 from baton.engine.models.decoder import Decoder, DecoderConfig
 from baton.engine.models.registry import decoder_config
 from baton.engine.runner import ModelRunner
@@ -72,6 +72,7 @@ def load_engine(model_dir: Path, options: EngineConfig) -> Engine:
     if options.kv_cache_dtype == FLOAT8:
         require_float8(device)
     layout = _layout(config, options, dtype, model_dir)
+    require_page_size(layout)
     kv_cache_bytes, sized_by = options.kv_cache_bytes, "--kv-cache-memory"
     if kv_cache_bytes is None and device.type == "cpu":
         kv_cache_bytes = DEFAULT_KV_CACHE_BYTES
@@ -95,7 +96,8 @@ def load_engine(model_dir: Path, options: EngineConfig) -> Engine:
     page_store = KVCache(layout, num_blocks, placement.device)
     with room_for("graphs and a first step", device, _LESS_CACHE):
         runner = _runner(decoder, page_store, options, max_model_len)
-        _warm_up(runner, page_store)
+        is_eager = device.type == "cuda" and options.enforce_eager
+        _warm_up(runner, page_store, options.max_num_seqs if is_eager else 1)
     _logger.info(
         "model ready in %.1f s: %s, %s, %d pages of %d tokens, requests of at most %d tokens",
         time.monotonic() - started, model_dir, layout.dtype, num_blocks, layout.block_size, max_model_len,
@@ -162,9 +164,11 @@ def _runner(decoder: Decoder, page_store: KVCache, options: EngineConfig, max_mo
 def _capture(graphs: "DecodeGraphs", sizes: tuple[int, ...]) -> None:
     from baton.engine.graphs import CudaRecorder
 
+    torch.cuda.empty_cache()  # as captures do: before and after, only what graphs keep is counted
     started, free_before = time.monotonic(), torch.cuda.mem_get_info()[0]
     with torch.inference_mode(), progress("Capturing graphs", len(sizes)) as advance:
         graphs.capture(CudaRecorder(), lambda _: advance())
+    torch.cuda.empty_cache()
     _logger.info(
         "%d CUDA graphs for up to %d rows in %.1f s, %d MiB",
         len(sizes), sizes[-1], time.monotonic() - started,
@@ -178,10 +182,11 @@ def _shared_cores(options: EngineConfig) -> SharedCores | None:
     return SharedCores(options.cores_file, options.num_threads, torch.set_num_threads, time.monotonic_ns)
 
 
-def _warm_up(runner: Runner, page_store: KVCache) -> None:
+def _warm_up(runner: Runner, page_store: KVCache, max_num_rows: int) -> None:
     """A prefill row and then decode rows, greedy, drawn and with penalties, all in the padding page.
 
-    On a GPU that compiles what a first request would wait for.
+    On a GPU that compiles what a first request would wait for. Where there are no graphs, whose capture does
+    so too, decode steps of 2, 4, ... `max_num_rows` rows follow: each way to split contexts is a kernel.
     """
     block_table = [page_store.padding_block]
     greedy = SampleTask(SamplingParams(temperature=0.0), 0, 2, [0], [])
@@ -190,4 +195,8 @@ def _warm_up(runner: Runner, page_store: KVCache) -> None:
     ruled = SampleTask(SamplingParams(repetition_penalty=1.1, num_logprobs=1), 0, 1, [0], [0])
     for row in (long_row, *(ScheduledRow([0], 0, block_table, (task,)) for task in (drawn, ruled))):
         runner.submit(StepPlan((row,))).collect()
+    num_rows = 1
+    while num_rows < max_num_rows:
+        num_rows = min(2 * num_rows, max_num_rows)
+        runner.submit(StepPlan((ScheduledRow([0], 0, block_table, (drawn,)),) * num_rows)).collect()
     runner.idle()

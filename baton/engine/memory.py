@@ -10,6 +10,22 @@ from baton.core.kv_layout import KVLayout
 
 # Of what other programs leave of a GPU's memory, an engine takes at most so much.
 _FREE_SHARE = 0.9
+# Of one page. A message of a transfer has room for twice as much of a layer, a launch that copies pages for
+# twice as much of a page.
+_MAX_LAYER_BYTES, _MAX_PAGE_BYTES = 32 << 20, 512 << 20
+
+
+def require_page_size(layout: KVLayout) -> None:
+    """Raise StartupError where a page is larger than what transfers and kernels take."""
+    most = min(_MAX_LAYER_BYTES, _MAX_PAGE_BYTES // layout.num_layers)
+    if layout.bytes_per_layer <= most:
+        return
+    tokens = most // (layout.bytes_per_layer // layout.block_size)
+    raise StartupError(
+        f"A page of {layout.block_size} tokens takes {_mebibytes(layout.bytes_per_block)}, "
+        f"{_mebibytes(layout.bytes_per_layer)} a layer, which is more than transfers and kernels take; "
+        f"lower --block-size to {tokens} or less."
+    )
 
 
 def num_blocks_for(

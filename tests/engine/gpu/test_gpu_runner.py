@@ -1,5 +1,7 @@
 """What a GPU's engine does besides kernels; all but the marked ones run without a GPU too."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -8,14 +10,14 @@ from baton.core.errors import StartupError
 from baton.core.kv_layout import KVLayout
 from baton.core.plan import SampleTask, ScheduledRow, StepPlan
 from baton.core.sampling import SampledToken, SamplingParams
-from baton.engine import devices, runner
+from baton.engine import devices, factory, runner
 from baton.engine.device_logprobs import add_logprobs, logprobs_on_device
 from baton.engine.device_sampler import sample_on_device
 from baton.engine.factory import load_engine
 from baton.engine.gpu_runner import largest_step
 from baton.engine.graphs import graph_batch_sizes, graph_for
 from baton.engine.host_copies import HostCopies
-from baton.engine.memory import kv_cache_bytes_on_gpu, num_blocks_for
+from baton.engine.memory import kv_cache_bytes_on_gpu, num_blocks_for, require_page_size
 from baton.engine.sampler import sample
 from tests.engine.driver import Driver, Request, make_prompt
 from tests.engine.gpu.runners import gpu_runner
@@ -125,6 +127,33 @@ def test_a_pool_too_small_names_the_option_that_set_it():
         num_blocks_for(layout, 3 * layout.bytes_per_block, 4096, "--gpu-memory-utilization")
     with pytest.raises(StartupError, match="raise --kv-cache-memory to 2MiB or lower"):
         num_blocks_for(layout, 3 * layout.bytes_per_block, 4096)
+
+
+@pytest.mark.parametrize(("num_layers", "most"), [(1, 8192), (32, 4096)])
+def test_a_page_too_large_says_which_size_is_not(num_layers, most):
+    """Of a layer, and of all of them."""
+    for block_size in (16, most):
+        require_page_size(KVLayout(block_size, num_layers, 8, 128, "bfloat16"))
+    with pytest.raises(StartupError, match=rf"lower --block-size to {most} or less\."):
+        require_page_size(KVLayout(most + 1, num_layers, 8, 128, "bfloat16"))
+
+
+def test_without_graphs_each_way_to_split_contexts_is_compiled_at_start():
+    steps = []
+
+    class Runner:
+        def submit(self, plan):
+            steps.append([len(row.token_ids) for row in plan.rows])
+            return self
+
+        def collect(self):
+            pass
+
+        idle = collect
+
+    store = SimpleNamespace(padding_block=3, layout=KVLayout(16, 1, 1, 16, "float32"))
+    factory._warm_up(Runner(), store, 6)
+    assert steps == [[2], [1], [1], [1] * 2, [1] * 4, [1] * 6]
 
 
 def mixed_tasks():
