@@ -59,8 +59,8 @@ class CudaIpc:
         """See IpcMemory."""
         handle = _Handle()
         try:
-            self._call("cuIpcGetMemHandle", ctypes.byref(handle), ctypes.c_uint64(memory.data_ptr()))
-            base, _ = self._range_of(memory.data_ptr())
+            base, _ = self._range_of(memory.data_ptr())  # of which alone a handle is promised
+            self._call("cuIpcGetMemHandle", ctypes.byref(handle), ctypes.c_uint64(base))
         except RuntimeError as error:
             raise StartupError(f"{error}; PYTORCH_CUDA_ALLOC_CONF=expandable_segments rules it out") from None
         return bytes(handle.data), memory.data_ptr() - base

@@ -23,10 +23,9 @@ class Driver:
         self.ordinal = 1
 
     def cuIpcGetMemHandle(self, handle, address):  # noqa: N802
-        base = self._base_of(address.value)
-        if base is None:
+        if address.value not in self.allocations:
             return INVALID
-        ctypes.memmove(handle, str(base).encode().ljust(64, b"\0"), 64)
+        ctypes.memmove(handle, str(address.value).encode().ljust(64, b"\0"), 64)
         return 0
 
     def cuIpcOpenMemHandle_v2(self, pointer, handle, flags):  # noqa: N802
