@@ -17,6 +17,7 @@ from bench.gpu_check import Outcome, Part, check, exit_code, run_part, table
 from bench.gpu_model import LLAMA_8B, random_decoder, runner_for, step_of
 from bench.gpu_parts import Figure, write_figures
 from tests.core.fake_runner import FakeRunner
+from tests.float8_products import require_products
 
 CPU = torch.device("cpu")
 SMALL = dataclasses.replace(
@@ -181,6 +182,7 @@ def on_cpu(config, dtype, num_blocks=16):
 
 def test_float8_is_measured_beside_bfloat16():
     """The same weights twice; float8 products are torch's own for CPUs."""
+    require_products(CPU)
     seconds = iter((4.0, 6.0, 2.0, 12.0))
 
     def timer(work, repeats=20):
@@ -194,6 +196,7 @@ def test_float8_is_measured_beside_bfloat16():
 
 
 def test_logits_in_float8_are_near_those_in_bfloat16():
+    require_products(CPU)
     with torch.inference_mode():
         figure = gpu_float8.cosine_of_logits(gpu_parity.SMALL, CPU)
     assert figure.as_json()["met"]

@@ -21,6 +21,7 @@ from baton.engine.models.decoder import Decoder
 from kernels.quantization import float8_rows
 from tests.checkpoints import write_float8
 from tests.engine.driver import make_prompt
+from tests.float8_products import require_products
 
 CPU = torch.device("cpu")
 FUSED = ("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",)
@@ -33,6 +34,8 @@ def load(device, monkeypatch: pytest.MonkeyPatch) -> Load:
     """Loads a checkpoint onto a device that multiplies float8, or that does not."""
 
     def load_onto(directory: Path, *, has_float8: bool = True, dtype: str = "bfloat16") -> Any:
+        if has_float8 and dtype == "bfloat16":
+            require_products(device)
         monkeypatch.setattr(factory, "multiplies_float8", lambda device: has_float8)
         config = EngineConfig(
             device=device.type, dtype=dtype, kv_cache_bytes=4 << 20, enforce_eager=True
