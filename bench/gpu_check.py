@@ -1,11 +1,10 @@
 """All that a GPU can tell, in one command and within nine minutes: `python -m bench.gpu_check --out DIR`.
 
 Needs no network, and no package beyond torch, triton, transformers, safetensors, tokenizers, grpcio, protobuf
-and pytest, but for transfers between servers: these need crc32c, grpcio-health-checking and grpcio-reflection
-too, which may lie unpacked in any folder of PYTHONPATH. Each part runs in a process of its own under its own
-limit and writes each figure as it has it (`DIR/PART.jsonl`, its output in `DIR/PART.log`), so that a part
-that fails or hangs costs what it has not measured yet and no more. Last come a table, and all of it in
-`DIR/gpu_check.json`.
+and pytest: what else Baton's servers import has stand-ins (`bench/stand_ins`), used where it is missing. Each
+part runs in a process of its own under its own limit and writes each figure as it has it (`DIR/PART.jsonl`,
+its output in `DIR/PART.log`), so that a part that fails or hangs costs what it has not measured yet and no
+more. Last come a table, and all of it in `DIR/gpu_check.json`.
 
 Exit code 0: all parts ended; 1: some did not, or some test failed; 2: there is no CUDA device.
 """
@@ -18,11 +17,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ _INTERRUPTED_S = 5.0  # for a part whose time is up, to print what it knows
 _MET: dict[bool | None, str] = {True: "yes", False: "NO", None: ""}
 PACKAGES = ("torch", "triton", "transformers", "safetensors", "tokenizers", "flash-attn", "numpy")
 ROOT = Path(__file__).parent.parent
+STAND_INS = Path(__file__).parent / "stand_ins"  # a folder for each package, of its name
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,17 @@ class Outcome:
     last_lines: list[str]
 
 
+def environment(packages: Iterable[str]) -> dict[str, str]:
+    """This process's, in which those packages are found, by their stand-ins."""
+    path = (os.environ.get("PYTHONPATH"), *(str(STAND_INS / package) for package in packages))
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, path))}
+
+
+def missing_packages() -> list[str]:
+    """Those of which there is a stand-in and nothing else."""
+    return [folder.name for folder in sorted(STAND_INS.iterdir()) if find_spec(folder.name) is None]
+
+
 def run_part(part: Part, out: Path, left_s: float) -> Outcome:
     """Run it until its limit or the check's, whichever comes first; never raises for what it does."""
     limit_s = min(part.limit_s, left_s)
@@ -84,8 +96,9 @@ def run_part(part: Part, out: Path, left_s: float) -> Outcome:
     with (out / f"{part.name}.log").open("wb") as log:
         # A session of its own, so that stopping it stops what it has started.
         process = subprocess.Popen(
-            part.command, stdout=log, stderr=subprocess.STDOUT, cwd=ROOT, start_new_session=True
-        )
+            part.command, stdout=log, stderr=subprocess.STDOUT, cwd=ROOT, start_new_session=True,
+            env=environment(missing_packages()),
+        )  # fmt: skip
         try:
             code = process.wait(limit_s)
             status = "done" if code == 0 else f"failed ({code})"

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -31,7 +32,7 @@ Path(sys.argv[1]).write_text('{"name": "a", "value": 1.5, "unit": "ms"}\\n{"name
 """
 # Of what Baton and its tests are installed with, all that the check is to do without.
 ABSENT = ("fastapi", "hypothesis", "prometheus_client", "pydantic", "pytest_asyncio", "uvicorn", "uvloop")
-FOR_TRANSFERS = ("crc32c", "grpc_health", "grpc_reflection")
+HAVE_STAND_INS = ("crc32c", "grpc_health", "grpc_reflection")
 HANGS = WRITES_ONE_AND_A_HALF + "import threading\nthreading.Event().wait()\n"
 
 
@@ -72,11 +73,37 @@ def test_no_part_starts_after_the_time_is_up(tmp_path):
 @pytest.mark.parametrize(
     ("module", "absent"),
     [("bench.gpu_transfers", ABSENT), ("bench.gpu_worker", ABSENT)]
-    + [(f"bench.gpu_{name}", ABSENT + FOR_TRANSFERS) for name in ("check", "parts", "parity", "float8")],
+    + [(f"bench.gpu_{name}", ABSENT + HAVE_STAND_INS) for name in ("check", "parts", "parity", "float8")],
 )
 def test_no_other_packages_are_imported(module, absent):
     text = f"import sys; sys.modules.update(dict.fromkeys({absent})); import {module}"
     subprocess.run([sys.executable, "-c", text], cwd=gpu_check.ROOT, check=True)
+
+
+def test_packages_that_are_missing_have_stand_ins(tmp_path, monkeypatch):
+    assert gpu_check.missing_packages() == []
+    monkeypatch.setattr(gpu_check, "find_spec", {"crc32c": None, "grpc_health": 1, "grpc_reflection": 1}.get)
+    assert gpu_check.missing_packages() == ["crc32c"]
+    text = "import crc32c, grpc_health.v1 as health; print(crc32c.__file__); print(health.__file__)"
+    shows = Part("shows", 60.0, (sys.executable, "-c", text))
+    assert run_part(shows, tmp_path, 60.0).status == "done"
+    ours, theirs = (tmp_path / "shows.log").read_text().split()
+    assert gpu_check.STAND_INS in Path(ours).parents
+    assert gpu_check.STAND_INS not in Path(theirs).parents
+
+
+def test_the_stand_in_of_crc32c_computes_the_same():
+    text = (
+        "import random, crc32c; chosen = random.Random(4)\n"
+        "for size in (0, 1, 7, 8, 9, 1000): print(crc32c.crc32c(memoryview(chosen.randbytes(size)), size))"
+    )
+    computed = [
+        subprocess.run(
+            [sys.executable, "-c", text], env=gpu_check.environment(packages), check=True, capture_output=True
+        ).stdout
+        for packages in ((), ("crc32c",))
+    ]
+    assert computed[0] == computed[1]
 
 
 PASSES, FAILS = "def test_it():\n    assert True\n", "def test_it():\n    raise ValueError('wrong')\n"

@@ -1,6 +1,9 @@
 """What measures handovers on a GPU, with a small model on the CPU: it runs, and counts what it should."""
 
+import pytest
+
 from baton.core.kv_layout import KVLayout
+from bench.gpu_check import environment
 from bench.gpu_transfers import handover_figures, prompts, servers
 from bench.sessions import Timeline
 from tests.bench.small_worker import SMALL
@@ -8,7 +11,11 @@ from tests.bench.small_worker import SMALL
 NUM_TOKENS = 600  # two chunks
 
 
-async def test_prompts_go_from_one_server_to_the_other() -> None:
+@pytest.mark.parametrize("stand_ins", [(), ("crc32c", "grpc_health", "grpc_reflection")])
+async def test_prompts_go_from_one_server_to_the_other(
+    stand_ins: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", environment(stand_ins)["PYTHONPATH"])
     with servers("tests.bench.small_worker", "grpc") as processes:
         timelines = await prompts(processes, 2, NUM_TOKENS, SMALL.vocab_size)
     layout = KVLayout(16, SMALL.num_layers, SMALL.num_kv_heads, SMALL.head_dim, "bfloat16")

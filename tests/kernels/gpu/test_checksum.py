@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from crc32c import crc32c
 
 from kernels.gpu.checksum import crc32c_of, crc32c_remainder
-from tests.checksums import crc32c
 
 
 def on_device(payload: bytes, device: torch.device) -> int:

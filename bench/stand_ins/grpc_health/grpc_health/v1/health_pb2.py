@@ -1,0 +1,5 @@
+"""See health.py."""
+
+from types import SimpleNamespace
+
+HealthCheckResponse = SimpleNamespace(SERVING=1, NOT_SERVING=2)
