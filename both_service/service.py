@@ -36,15 +36,13 @@ class BothService:
         """Take pages for a prompt that another server computes."""
         self.decode_role.reserve(request)
 
-    def prefill(
-        self, request: EngineRequest, ticket: transfer_pb2.Ticket | None, first_tokens: dict[int, int]
-    ) -> None:
+    def prefill(self, request: EngineRequest, ticket: transfer_pb2.Ticket | None) -> None:
         """Compute a prompt whose pages go to another server. Raises InvalidRequest where they can't."""
-        self.prefill_role.prefill(request, ticket, first_tokens)
+        self.prefill_role.prefill(request, ticket)
 
-    def run_here(self, request: EngineRequest, first_tokens: dict[int, int]) -> None:
+    def run_here(self, request: EngineRequest) -> None:
         """Compute a prompt and go on from it."""
-        self.decode_role.run_here(request, first_tokens)
+        self.decode_role.run_here(request)
 
     def abort(self, request_id: str, choice: int | None) -> None:
         """Forget a request, or one choice of it."""

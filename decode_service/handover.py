@@ -76,7 +76,7 @@ class DecodeHandover:
         self._effects = effects
         self.table = ReservationTable(epoch)
         self.inbound = InboundTransfers(self.table, store, self, stats, pages)
-        self._num_prompt_tokens: dict[str, int] = {}  # of requests that wait for pages
+        self._num_tokens: dict[str, int] = {}  # whose KV is to come, of requests that wait for pages
         self._open_choices: dict[str, set[int]] = {}  # of requests that decode
         self._cut_choices: dict[str, set[int]] = {}  # aborted while the request's pages are on their way
 
@@ -84,17 +84,14 @@ class DecodeHandover:
 
     def reserve(self, request: EngineRequest) -> None:
         """Ask the engine for pages; `reserved` has its answer."""
-        self._num_prompt_tokens[request.request_id] = len(request.prompt_token_ids)
+        self._num_tokens[request.request_id] = request.num_tokens
         self._effects.submit(ReserveBlocks(request))
 
-    def run_here(self, request: EngineRequest, first_tokens: dict[int, int]) -> None:
-        """Compute the prompt on this engine and go on: its pages stay where they are.
-
-        `first_tokens`, by choice, the client has got already: they stand.
-        """
+    def run_here(self, request: EngineRequest) -> None:
+        """Compute the prompt on this engine and go on: its pages stay where they are."""
         self._open_choices[request.request_id] = set(range(request.sampling.n))
         self._stats.transports[_LOCAL].num_transfers += 1
-        self._effects.submit(AddRequest(request, told_first_tokens=first_tokens))
+        self._effects.submit(AddRequest(request))
 
     def abort(self, request_id: str, choice: int | None) -> None:
         """Forget a request, or one choice of it; pages under a transfer wait for its writer to let go."""
@@ -118,16 +115,16 @@ class DecodeHandover:
 
     def reserved(self, reserved: BlocksReserved) -> None:
         """The engine has taken pages: issue a ticket for those that the prefix cache did not hold."""
-        num_prompt_tokens = self._num_prompt_tokens.pop(reserved.request_id, None)
-        if num_prompt_tokens is None:
+        num_tokens = self._num_tokens.pop(reserved.request_id, None)
+        if num_tokens is None:
             return  # aborted meanwhile; the engine has been told, and takes the pages back
         layout = self._layout
         reservation = Reservation(
             self._effects.new_transfer_id(),
             reserved.request_id,
-            block_table=reserved.block_table[: layout.blocks_for(num_prompt_tokens)],
+            block_table=reserved.block_table[: layout.blocks_for(num_tokens)],
             first_block=reserved.num_cached_blocks,
-            num_tokens=num_prompt_tokens,
+            num_tokens=num_tokens,
             heads=layout.heads,
             deadlines=self._deadlines,
             now=self._effects.now(),
@@ -144,7 +141,7 @@ class DecodeHandover:
 
     def failed(self, request_id: str, reason: FailureReason, message: str) -> None:
         """The engine gave a request up."""
-        if request_id in self._num_prompt_tokens or request_id in self._open_choices:
+        if request_id in self._num_tokens or request_id in self._open_choices:
             self._forget(request_id)
             self._effects.fail(request_id, reason, message)
 
@@ -212,6 +209,6 @@ class DecodeHandover:
             self._effects.forget(request_id)
 
     def _forget(self, request_id: str) -> None:
-        self._num_prompt_tokens.pop(request_id, None)
+        self._num_tokens.pop(request_id, None)
         self._open_choices.pop(request_id, None)
         self._cut_choices.pop(request_id, None)

@@ -58,17 +58,15 @@ class DecodeService:
         """Ask the engine for pages; `take` answers with a ticket."""
         self._handover.reserve(request)
 
-    def prefill(
-        self, request: EngineRequest, ticket: transfer_pb2.Ticket | None, first_tokens: dict[int, int]
-    ) -> None:
+    def prefill(self, request: EngineRequest, ticket: transfer_pb2.Ticket | None) -> None:
         """Not this server's work."""
         raise InvalidRequest(_NO_PROMPTS)
 
-    def run_here(self, request: EngineRequest, first_tokens: dict[int, int]) -> None:
+    def run_here(self, request: EngineRequest) -> None:
         """Compute the prompt and go on from it. Raises InvalidRequest on a server of decode alone."""
         if self._role != "both":
             raise InvalidRequest(_NO_PROMPTS)
-        self._handover.run_here(request, first_tokens)
+        self._handover.run_here(request)
 
     def abort(self, request_id: str, choice: int | None) -> None:
         """Forget a request, or one choice of it."""

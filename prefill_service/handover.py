@@ -79,11 +79,9 @@ class PrefillHandover:
 
     # --- from routers -------------------------------------------------------------------------------
 
-    def prefill(self, request: EngineRequest, ticket: Ticket | None, first_tokens: dict[int, int]) -> None:
+    def prefill(self, request: EngineRequest, ticket: Ticket | None) -> None:
         """Compute the prompt; with a ticket push its pages to the decode server meanwhile.
 
-        `first_tokens`, by choice, are committed whatever is sampled; whether one ends its choice follows
-        from itself, so that a retry finds the same choices finished as the try that told the client.
         Raises InvalidRequest where the decode server can't take this server's pages.
         """
         transfer, export_from = None, None
@@ -94,9 +92,7 @@ class PrefillHandover:
                 raise InvalidRequest(str(error)) from None
             export_from = transfer.first_block
         self._prompts[request.request_id] = _Prompt(request.sampling.n, transfer)
-        self._effects.submit(
-            AddRequest(request, hands_over=True, export_from=export_from, told_first_tokens=first_tokens)
-        )
+        self._effects.submit(AddRequest(request, hands_over=True, export_from=export_from))
 
     def holds(self, request_id: str) -> bool:
         """Whether the request came here and has not ended."""

@@ -46,18 +46,14 @@ class PrefillService:
         """Not this server's work."""
         raise InvalidRequest("this is a prefill server: reserve pages on a decode server")
 
-    def prefill(
-        self, request: EngineRequest, ticket: transfer_pb2.Ticket | None, first_tokens: dict[int, int]
-    ) -> None:
+    def prefill(self, request: EngineRequest, ticket: transfer_pb2.Ticket | None) -> None:
         """Compute the prompt; with a ticket push its pages to the decode server meanwhile.
 
-        `first_tokens`, by choice, are committed whatever is sampled. Raises InvalidRequest where the decode
-        server can't take this server's pages.
+        Raises InvalidRequest where the decode server can't take this server's pages.
         """
-        mine = None if ticket is None else codec.ticket_from_proto(ticket)
-        self._handover.prefill(request, mine, first_tokens)
+        self._handover.prefill(request, None if ticket is None else codec.ticket_from_proto(ticket))
 
-    def run_here(self, request: EngineRequest, first_tokens: dict[int, int]) -> None:
+    def run_here(self, request: EngineRequest) -> None:
         """Not this server's work."""
         raise InvalidRequest("this is a prefill server: prompts don't go on here")
 

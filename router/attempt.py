@@ -1,9 +1,8 @@
-"""One try of a request on its workers: what is asked of them, and what becomes of it."""
+"""One try of a request, or of one choice: what is asked of its workers, and what becomes of it."""
 
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from baton.core.errors import BatonError, TransferFailed
+from baton.core.errors import BatonError, TransferFailed, WorkerLost
 from baton.core.request import EngineRequest
 from baton.rpc import codec
 from baton.v1 import transfer_pb2, worker_pb2
@@ -26,12 +25,26 @@ class Attempt:
     Where one worker is to do both, it is one errand of that worker, with nothing to reserve or to send.
     """
 
-    def __init__(self, prefill: Assignment, decode: Assignment) -> None:
-        self.inbox = Inbox()
-        self.decode_has_begun = False
+    def __init__(
+        self,
+        choices: tuple[int, ...],
+        prefill: Assignment,
+        decode: Assignment,
+        inbox: Inbox,
+        number: int,
+        num_losses_before: int,
+    ) -> None:
+        """`choices`: of the client's request; their places here are what the workers know them by. Attempts
+        are numbered from 1, by choice. `num_losses_before`: what `num_losses` of the last one was."""
+        self.choices = choices
+        self.inbox = inbox
+        self.number = number
+        self._num_losses_before = num_losses_before
         self._prefill = prefill
         self._decode = decode
         self._numbers: dict[WorkerLink, int] = {}
+        self._num_first_tokens = 0
+        self._decode_has_begun = False
         self._is_handed_over = False
         self._errors: list[BatonError] = []
 
@@ -45,7 +58,13 @@ class Attempt:
         return None
 
     @property
-    def is_local(self) -> bool:
+    def num_losses(self) -> int:
+        """Losses in a row, this attempt's own included, since decode last sent a token of these choices."""
+        num_before = 0 if self._decode_has_begun else self._num_losses_before
+        return num_before + isinstance(self.error, WorkerLost)
+
+    @property
+    def _is_local(self) -> bool:
         """Whether one worker does it all."""
         return self._prefill.link is self._decode.link
 
@@ -54,40 +73,43 @@ class Attempt:
         """Whether one of its workers is about to stop."""
         return any(link.is_draining for link in self._numbers)
 
-    def start(self, first_tokens: Mapping[int, int], closed_choices: Iterable[int]) -> None:
-        """Ask decode for pages, or prefill for the only token, or one worker for everything.
+    def start(self) -> None:
+        """Ask decode for pages, or prefill for the last token, or one worker for everything.
 
-        `first_tokens`, by choice, the client has got already. Nobody wants `closed_choices` any more, or
-        they have ended; they are not decoded. Raises WorkerLost if a worker has just gone.
+        Raises WorkerLost if a worker has just gone.
         """
+        request = self._prefill.request
         # Before the reservation, so that prompts that come meanwhile see this one's load.
-        self._begin(self._prefill, len(self._prefill.request.prompt_token_ids))
-        if self._prefill.request.sampling.max_tokens == 1:
-            self.prefill(None, {})
-            return
-        if self.is_local:
-            self._run_locally(first_tokens)
+        self._begin(self._prefill, request.num_tokens)
+        if request.sampling.max_tokens == len(request.answered_token_ids) + 1:
+            self.prefill(None)
+        elif self._is_local:
+            self._run_locally()
         else:
             self._reserve()
-        for choice in closed_choices:
-            self.abort_choice(choice)
 
-    def prefill(self, ticket: transfer_pb2.Ticket | None, first_tokens: Mapping[int, int]) -> None:
-        """Let the prompt be computed, and its pages be sent as the ticket says.
-
-        `first_tokens`, by choice, the client has got already.
-        """
-        work = self._work(self._prefill)
-        prefill = worker_pb2.Prefill(work=work, ticket=ticket, first_tokens=first_tokens)
+    def prefill(self, ticket: transfer_pb2.Ticket | None) -> None:
+        """Let the prompt be computed, and its pages be sent as the ticket says."""
+        prefill = worker_pb2.Prefill(work=self._work(self._prefill), ticket=ticket)
         self._prefill.link.send(worker_pb2.Command(prefill=prefill))
 
-    def hand_over(self) -> None:
+    def note_token(self, position: int) -> None:
+        """A token has come: of each choice's, the first that was not answered before is prefill's."""
+        if position == len(self._prefill.request.answered_token_ids):
+            self._num_first_tokens += 1
+        else:
+            self._decode_has_begun = True
+        # A choice that nobody wants any more has no first token where one worker does it all.
+        if self._decode_has_begun and (self._is_local or self._num_first_tokens == len(self.choices)):
+            self._hand_over()
+
+    def _hand_over(self) -> None:
         """The pages have arrived: what becomes of the prefill server now is nothing to this request."""
         if self._is_handed_over:
             return
         self._is_handed_over = True
         link = self._prefill.link
-        if self.is_local:
+        if self._is_local:
             link.prompt_computed(self._numbers[link])
         else:
             link.done(self._numbers[link])
@@ -98,8 +120,9 @@ class Attempt:
 
     def abort_choice(self, choice: int) -> None:
         """Let its workers drop one choice."""
+        index = self.choices.index(choice)
         for link, number in self._numbers.items():
-            link.send(worker_pb2.Command(abort=worker_pb2.Abort(number=number, choice=choice)))
+            link.send(worker_pb2.Command(abort=worker_pb2.Abort(number=number, choice=index)))
 
     def leave(self, *, has_finished: bool) -> None:
         """Hear no more of it; abort what the workers have not ended themselves."""
@@ -114,9 +137,8 @@ class Attempt:
         reserve = worker_pb2.Reserve(work=self._work(self._decode))
         self._decode.link.send(worker_pb2.Command(reserve=reserve))
 
-    def _run_locally(self, first_tokens: Mapping[int, int]) -> None:
-        work = self._work(self._decode)
-        prefill = worker_pb2.Prefill(work=work, first_tokens=first_tokens, decodes_here=True)
+    def _run_locally(self) -> None:
+        prefill = worker_pb2.Prefill(work=self._work(self._decode), decodes_here=True)
         self._decode.link.send(worker_pb2.Command(prefill=prefill))
 
     def _begin(self, assignment: Assignment, num_tokens: int) -> None:

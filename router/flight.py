@@ -1,17 +1,20 @@
 """One request on its way: its workers' tokens in one order, over as many attempts as it takes."""
 
+import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterable
+from dataclasses import replace
 
 from baton.core.errors import BatonError, Overloaded, RequestFailed, TransferFailed, Unavailable, WorkerLost
 from baton.core.request import EngineRequest, TokenEvent
-from baton.core.sampling import SampledToken
+from baton.core.sampling import SampledToken, choice_seed
 from baton.core.stopping import FinishReason
 from baton.core.transfer_stats import TransferReport
 from baton.v1 import transfer_pb2
 from router.attempt import Assignment, Attempt
 from router.generation import GenerationRequest, TokenDelta
+from router.inbox import Inbox
 from router.metrics import FrontMetrics
 from router.pool import WorkerPool
 from router.prompt_hashes import PromptHashes
@@ -23,7 +26,9 @@ logger = logging.getLogger(__name__)
 # No step of any model takes this long; a prompt's last chunk comes sooner.
 SILENCE_TIMEOUT_S = 600.0
 MAX_ATTEMPTS = 3
-MAX_LOSSES = 1  # a request that ends the process that computes it is not to end them all
+# In a row, without a token of decode's between: a request that ends the process that computes it is not to
+# end them all, but a long answer may see one server after another go. MAX_ATTEMPTS bounds those too.
+MAX_LOSSES = 1
 
 
 class _Choice:
@@ -32,30 +37,34 @@ class _Choice:
     def __init__(self) -> None:
         self.is_open = True  # the front door wants more of it
         self.has_finished = False  # a worker has ended it
-        self._next_position = 0
+        self.answered_token_ids: list[int] = []  # passed on: they stand
         self._early: dict[int, TokenEvent] = {}
 
     def add(self, event: TokenEvent) -> None:
         """Take a token in, in whatever order; one that has been passed on already stands as it was."""
-        if event.position >= self._next_position:
+        if event.position >= len(self.answered_token_ids):
             self._early[event.position] = event
 
     def take_ready(self) -> list[TokenEvent]:
         """The tokens that are next in order."""
         ready: list[TokenEvent] = []
-        while (event := self._early.pop(self._next_position, None)) is not None:
+        while (event := self._early.pop(len(self.answered_token_ids), None)) is not None:
             ready.append(event)
-            self._next_position += 1
+            self.answered_token_ids.append(event.token.token_id)
         return ready
+
+    def forget_early(self) -> None:
+        """Another attempt goes on from what was passed on; these need not be what comes after that."""
+        self._early.clear()
 
 
 class Flight:
     """One request, from its placement to its last token.
 
     Prefill's first tokens go to the client before the pages have arrived. Where these then do not arrive, or
-    a worker is lost, the request is placed anew and prefill computes it again, from its prefix cache where it
-    can; the tokens that the client has got stand. After MAX_ATTEMPTS, or more than MAX_LOSSES, or once decode
-    has begun, the client gets the error.
+    a worker is lost, in mid-answer too, the choices that have not ended are placed anew. The tokens that the
+    client has got stand: prefill computes them with the prompt, from its prefix cache where it can, and the
+    answer goes on after them. After MAX_ATTEMPTS, or more than MAX_LOSSES, the client gets the error.
     """
 
     def __init__(
@@ -66,129 +75,169 @@ class Flight:
         self._metrics = metrics
         self._hashes = PromptHashes(fingerprint, request.cache_salt, request.token_ids)
         self._choices = [_Choice() for _ in range(request.sampling.n)]
-        self._first_tokens: dict[int, int] = {}  # by choice; the first that was said stands
-        self._num_attempts = 0
-        self._num_losses = 0
-        self._attempt: Attempt | None = None
+        self._attempts: list[Attempt] = []  # under way; each open choice is in one of them
+        self._num_begun = 0
+        self._news = asyncio.Event()  # something has come for an attempt, or nobody wants a choice any more
         self._timeline = Timeline(time.monotonic())
 
     async def run(self) -> AsyncGenerator[TokenDelta]:
         """Stream the tokens; closing it aborts the request on its workers."""
+        everything = tuple(range(len(self._choices)))
         try:
-            attempt = await self._begin_attempt()
-            while self._is_open:
-                await self._take_all(attempt)
+            await self._begin([everything], attempt_number=1, num_losses_before=0)
+            while self._are_open(everything):
+                await self._wait_for_news()
+                for attempt in self._attempts:
+                    self._take_all(attempt)
                 for delta in self._deltas():
                     yield delta
-                if (error := attempt.error) is not None and self._is_open:  # what has finished stays finished
-                    attempt = await self._try_again(attempt, error)
+                for attempt in tuple(self._attempts):  # what has finished stays finished
+                    if not self._are_open(attempt.choices):
+                        self._leave(attempt)
+                await self._replace([attempt for attempt in self._attempts if attempt.error is not None])
         finally:
-            if self._attempt is not None:
-                self._attempt.leave(has_finished=all(choice.has_finished for choice in self._choices))
+            for attempt in tuple(self._attempts):
+                self._leave(attempt)
             self._stamp("ended")
             logger.info("request %s: %s", self._request.request_id, self._timeline.text())
 
     def abort_choice(self, choice: int) -> None:
-        """Nobody wants more of this choice; without the last one the whole request is left."""
+        """Nobody wants more of this choice; an attempt that has no other one is left."""
         self._choices[choice].is_open = False
-        if self._attempt is not None:
-            if self._is_open:
-                self._attempt.abort_choice(choice)
-            self._attempt.inbox.wake()
+        for attempt in self._attempts:
+            if choice in attempt.choices and self._are_open(attempt.choices):
+                attempt.abort_choice(choice)
+        self._news.set()
 
-    @property
-    def _is_open(self) -> bool:
-        return any(choice.is_open for choice in self._choices)
+    def _are_open(self, choices: Iterable[int]) -> bool:
+        """Whether at least one of them is."""
+        return any(self._choices[choice].is_open for choice in choices)
 
     # --- attempts -----------------------------------------------------------------------------------
 
-    async def _begin_attempt(self) -> Attempt:
-        """Place the request and begin it there. Raises Unavailable or WorkerLost."""
-        self._num_attempts += 1
-        self._timeline.num_attempts = self._num_attempts
-        prefill, decode = self._pool.place()
-        assignments = await self._assignment(prefill), await self._assignment(decode)
-        self._attempt = Attempt(*assignments)
-        closed_choices = [index for index, choice in enumerate(self._choices) if not choice.is_open]
-        self._attempt.start(self._first_tokens, closed_choices)
-        return self._attempt
+    async def _begin(
+        self, parts: list[tuple[int, ...]], *, attempt_number: int, num_losses_before: int
+    ) -> None:
+        """Place choices, and begin one attempt for those of each part. Raises Unavailable or WorkerLost.
 
-    async def _assignment(self, link: WorkerLink) -> Assignment:
-        request, number = self._request, self._num_attempts
+        They stay together: if the request ends the process that computes it, it is to end only one.
+        """
+        self._timeline.num_attempts = max(self._timeline.num_attempts, attempt_number)
+        links = self._pool.place()
+        for choices in parts:
+            self._num_begun += 1
+            prefill, decode = [await self._assignment(link, choices) for link in links]
+            inbox = Inbox(self._news)
+            attempt = Attempt(choices, prefill, decode, inbox, attempt_number, num_losses_before)
+            self._attempts.append(attempt)
+            attempt.start()
+            self._metrics.recomputed_tokens.inc(len(prefill.request.answered_token_ids))
+
+    async def _assignment(self, link: WorkerLink, choices: tuple[int, ...]) -> Assignment:
+        request, number = self._request, self._num_begun
+        sampling, answered = request.sampling, tuple[int, ...]()
+        if len(choices) == 1:
+            sampling = replace(sampling, n=1, seed=choice_seed(sampling.seed, choices[0]))
+            answered = tuple(self._choices[choices[0]].answered_token_ids)
         engine_request = EngineRequest(
             # Each attempt has an id of its own: a worker may still be letting go of the last one's pages, or
             # be in a step that computes it, and tells its requests apart by nothing else.
             request_id=request.request_id if number == 1 else f"{request.request_id}/{number}",
             prompt_token_ids=request.token_ids,
             hash_seed=self._hashes.seed,
-            block_hashes=await self._hashes.of(link.require_worker().layout.block_size),
-            sampling=request.sampling,
+            block_hashes=await self._hashes.of(link.require_worker().layout.block_size, answered),
+            sampling=sampling,
             priority=request.priority,
+            answered_token_ids=answered,
         )
         return Assignment(link, engine_request)
 
-    async def _try_again(self, attempt: Attempt, error: BatonError) -> Attempt:
-        """Take a failed attempt off its workers, and begin another.
+    def _leave(self, attempt: Attempt) -> None:
+        attempt.leave(has_finished=all(self._choices[choice].has_finished for choice in attempt.choices))
+        self._attempts.remove(attempt)
 
-        Raises the first one's error where another would not help, and Unavailable where none can be placed.
+    async def _replace(self, failed: list[Attempt]) -> None:
+        """Take failed attempts off their workers, and begin others.
+
+        Raises an attempt's error where another would not help, and Unavailable where none can be placed.
         """
-        reason = self._retry_reason(attempt, error)
-        if reason is None or self._num_attempts == MAX_ATTEMPTS:
-            raise error
-        attempt.leave(has_finished=False)
-        self._metrics.retries.labels(reason=reason).inc()
+        if not failed:
+            return
+        reasons = [self._retry_reason(attempt) for attempt in failed]
+        error, number = failed[0].error, max(attempt.number for attempt in failed)
+        assert error is not None
+        self._metrics.retries.labels(reason=reasons[0]).inc()
         logger.info(
             "request %s: attempt %d of %d failed, trying again: %s",
             self._request.request_id,
-            self._num_attempts,
+            number,
             MAX_ATTEMPTS,
             error,
         )
+        parts: list[tuple[int, ...]] = []
+        for attempt in failed:
+            self._leave(attempt)
+            for choice in attempt.choices:
+                self._choices[choice].forget_early()
+            parts += self._parts(attempt.choices)
+        num_losses = max(attempt.num_losses for attempt in failed)
         try:
-            return await self._begin_attempt()
+            await self._begin(parts, attempt_number=number + 1, num_losses_before=num_losses)
         except Unavailable as nowhere:  # after a loss that is no news
             raise (error if isinstance(error, WorkerLost) else nowhere) from None
 
-    def _retry_reason(self, attempt: Attempt, error: BatonError) -> str | None:
-        """Why another attempt may do better, as metrics name it; None where it would not."""
-        if attempt.decode_has_begun:
-            return None
-        if isinstance(error, TransferFailed):
-            return "transfer"
-        if isinstance(error, WorkerLost):
-            self._num_losses += 1
-            return "lost" if self._num_losses <= MAX_LOSSES else None
-        # A worker that was told to stop takes nothing new, though the request was placed there before.
-        return "draining" if isinstance(error, Overloaded) and attempt.is_on_draining_worker else None
+    def _retry_reason(self, attempt: Attempt) -> str:
+        """Why another attempt may do better, as metrics name it. Raises the attempt's error where not."""
+        error = attempt.error
+        assert error is not None
+        if attempt.number < MAX_ATTEMPTS:
+            if isinstance(error, TransferFailed):
+                return "transfer"
+            if isinstance(error, WorkerLost) and attempt.num_losses <= MAX_LOSSES:
+                return "lost"
+            # A worker that was told to stop takes nothing new, though the request was placed there before.
+            if isinstance(error, Overloaded) and attempt.is_on_draining_worker:
+                return "draining"
+        raise error
+
+    def _parts(self, choices: tuple[int, ...]) -> list[tuple[int, ...]]:
+        """The open ones of an attempt's choices: together, as they began, or one by one where they differ."""
+        open_choices = tuple(index for index in choices if self._choices[index].is_open)
+        if open_choices == choices and not any(self._choices[index].answered_token_ids for index in choices):
+            return [choices]
+        return [(index,) for index in open_choices]
 
     # --- what the workers say -----------------------------------------------------------------------
 
-    async def _take_all(self, attempt: Attempt) -> None:
-        for item in await attempt.inbox.take_all(SILENCE_TIMEOUT_S):
+    async def _wait_for_news(self) -> None:
+        try:
+            async with asyncio.timeout(SILENCE_TIMEOUT_S):
+                await self._news.wait()
+        except TimeoutError:
+            raise RequestFailed(
+                f"The workers said nothing about this request for {SILENCE_TIMEOUT_S:.0f} s."
+            ) from None
+        self._news.clear()
+
+    def _take_all(self, attempt: Attempt) -> None:
+        for item in attempt.inbox.take_all():
             match item:
                 case TokenEvent():
                     self._take_token(attempt, item)
-                case transfer_pb2.Ticket() if self._is_open:
+                case transfer_pb2.Ticket() if self._are_open(attempt.choices):
                     self._stamp("pages reserved")
-                    attempt.prefill(item, self._first_tokens)
+                    attempt.prefill(item)
                 case TransferReport():
                     self._timeline.transfer = item
                 case BatonError():
                     attempt.fail(item)
 
     def _take_token(self, attempt: Attempt, event: TokenEvent) -> None:
-        if event.choice >= len(self._choices):
+        if event.choice >= len(attempt.choices):
             raise RequestFailed(f"A worker sent a token of choice {event.choice}, which was not asked for.")
-        self._choices[event.choice].add(event)
-        if event.position == 0:
-            self._stamp("first token")
-            self._first_tokens.setdefault(event.choice, event.token.token_id)
-        else:
-            self._stamp("next token")
-            attempt.decode_has_begun = True
-        # A choice that nobody wants any more has no first token where one worker does it all.
-        if attempt.decode_has_begun and (attempt.is_local or len(self._first_tokens) == len(self._choices)):
-            attempt.hand_over()
+        self._choices[attempt.choices[event.choice]].add(event)
+        self._stamp("next token" if event.position else "first token")
+        attempt.note_token(event.position)
 
     def _stamp(self, what: str) -> None:
         self._timeline.stamp(what, time.monotonic())

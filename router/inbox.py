@@ -1,8 +1,8 @@
-"""What the workers of one request have said and its flow has not read yet."""
+"""What the workers of one attempt have said and its flight has not read yet."""
 
 import asyncio
 
-from baton.core.errors import BatonError, RequestFailed
+from baton.core.errors import BatonError
 from baton.core.request import TokenEvent
 from baton.core.transfer_stats import TransferReport
 from baton.v1 import transfer_pb2
@@ -16,28 +16,17 @@ class Inbox:
     Bounded by the request itself: a ticket, its tokens, a report, and an error from each worker.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, news: asyncio.Event) -> None:
+        """`news` is set whenever something comes: a reader may have several inboxes."""
         self._items: list[InboxItem] = []
-        self._wake = asyncio.Event()
+        self._news = news
 
     def put(self, item: InboxItem) -> None:
         """Add an item."""
         self._items.append(item)
-        self._wake.set()
+        self._news.set()
 
-    def wake(self) -> None:
-        """Let the reader look around, though nothing has come."""
-        self._wake.set()
-
-    async def take_all(self, timeout_s: float) -> list[InboxItem]:
-        """Everything that has come; may be nothing after `wake`. Raises RequestFailed after the time-out."""
-        try:
-            async with asyncio.timeout(timeout_s):
-                await self._wake.wait()
-        except TimeoutError:
-            raise RequestFailed(
-                f"The workers said nothing about this request for {timeout_s:.0f} s."
-            ) from None
-        self._wake.clear()
+    def take_all(self) -> list[InboxItem]:
+        """Everything that has come."""
         items, self._items = self._items, []
         return items

@@ -54,6 +54,11 @@ class FrontMetrics:
             ["reason"],
             registry=registry,
         )
+        self.recomputed_tokens = Counter(
+            "baton_recomputed_tokens",
+            "Tokens that clients had got when their request was tried again: computed anew, to go on from.",
+            registry=registry,
+        )
         for reason in ("transfer", "lost", "draining"):
             self.retries.labels(reason=reason)  # shows as 0 before the first one
 

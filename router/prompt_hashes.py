@@ -16,13 +16,20 @@ class PromptHashes:
         self._token_ids = token_ids
         self._by_block_size: dict[int, tuple[bytes, ...]] = {}
 
-    async def of(self, block_size: int) -> tuple[bytes, ...]:
-        """The hashes of the prompt's full blocks of `block_size` tokens."""
-        if block_size not in self._by_block_size:
-            self._by_block_size[block_size] = tuple(await self._compute(block_size))
-        return self._by_block_size[block_size]
+    async def of(self, block_size: int, answered_token_ids: tuple[int, ...] = ()) -> tuple[bytes, ...]:
+        """The hashes of the full blocks of `block_size` tokens of the prompt and what comes after it."""
+        hashes = self._by_block_size.get(block_size)
+        if hashes is None:
+            hashes = await _block_hashes(self.seed, self._token_ids, block_size)
+            self._by_block_size[block_size] = hashes
+        if not answered_token_ids:
+            return hashes
+        rest = (*self._token_ids[len(hashes) * block_size :], *answered_token_ids)
+        parent = hashes[-1] if hashes else self.seed
+        return (*hashes, *await _block_hashes(parent, rest, block_size))
 
-    async def _compute(self, block_size: int) -> list[bytes]:
-        if len(self._token_ids) > _HASH_ON_LOOP_TOKENS:
-            return await asyncio.to_thread(block_hashes, self.seed, self._token_ids, block_size)
-        return block_hashes(self.seed, self._token_ids, block_size)
+
+async def _block_hashes(parent: bytes, token_ids: tuple[int, ...], block_size: int) -> tuple[bytes, ...]:
+    if len(token_ids) > _HASH_ON_LOOP_TOKENS:
+        return tuple(await asyncio.to_thread(block_hashes, parent, token_ids, block_size))
+    return tuple(block_hashes(parent, token_ids, block_size))

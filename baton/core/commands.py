@@ -1,6 +1,5 @@
 """What the event loop asks of the engine's thread, and what comes back."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -15,7 +14,6 @@ class AddRequest:
     request: EngineRequest
     hands_over: bool = False
     export_from: int | None = None
-    told_first_tokens: Mapping[int, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

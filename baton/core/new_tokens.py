@@ -23,9 +23,7 @@ def take_tokens(
             if choice == sequence.choice
             else SequenceState(sequence.request, choice, sequence.arrival)
         )
-        event = _take_token(
-            taker, _as_told(taker, sequence.told_first_tokens, samples[choice]), max_model_len
-        )
+        event = _take_token(taker, samples[choice], max_model_len)
         events.append(event)
         if event.finish_reason is None:
             going_on.append(taker)
@@ -39,11 +37,3 @@ def _take_token(sequence: SequenceState, token: SampledToken, max_model_len: int
     reason = finish_reason(request.sampling, token.token_id, num_output, sequence.num_tokens, max_model_len)
     num_cached = sequence.num_cached_prompt_tokens if num_output == 1 else 0
     return TokenEvent(request.request_id, sequence.choice, num_output - 1, token, reason, num_cached)
-
-
-def _as_told(
-    taker: SequenceState, told_first_tokens: Mapping[int, int], sampled: SampledToken
-) -> SampledToken:
-    """The first token that the client has got already, or what was sampled where it has none."""
-    told = None if taker.output_token_ids else told_first_tokens.get(taker.choice)
-    return sampled if told is None else SampledToken(told)

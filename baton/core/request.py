@@ -1,6 +1,5 @@
 """One request as an engine sees it, and what is said about it to and from the engine."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -10,14 +9,25 @@ from baton.core.stopping import FinishReason
 
 @dataclass(frozen=True, slots=True)
 class EngineRequest:
-    """What an engine is asked to do: the same on prefill and decode."""
+    """What an engine is asked to do: the same on prefill and decode.
+
+    Where it goes on with what an earlier attempt has begun, `answered_token_ids` are its output so far: their
+    K and V are computed, or arrive, with the prompt's, and whatever counts output counts them. Such a request
+    has one choice.
+    """
 
     request_id: str
     prompt_token_ids: tuple[int, ...]
     hash_seed: bytes  # parent of the first block's hash; see prefix.py
-    block_hashes: tuple[bytes, ...]  # of the prompt's full blocks
+    block_hashes: tuple[bytes, ...]  # of the full blocks of prompt and answered tokens
     sampling: SamplingParams
     priority: int = 0  # lower first; equal ones in order of arrival
+    answered_token_ids: tuple[int, ...] = ()
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that are known from the start: prompt and answered."""
+        return len(self.prompt_token_ids) + len(self.answered_token_ids)
 
 
 class Phase(Enum):
@@ -39,10 +49,8 @@ class SequenceState:
     # for a transfer. None for a request that stays.
     export_from: int | None = None
     hands_over: bool = False
-    # First tokens that an earlier try has told the client, by choice: they stand, whatever is sampled.
-    told_first_tokens: Mapping[int, int] = field(default_factory=dict)
     dropped_choices: set[int] = field(default_factory=set)  # before their first token
-    output_token_ids: list[int] = field(default_factory=list)
+    output_token_ids: list[int] = field(init=False)  # begins with those that were answered
     num_computed_tokens: int = 0  # tokens whose K and V are in the pages
     num_steps_under_way: int = 0  # that have a row of it
     num_tokens_under_way: int = 0  # tokens whose K and V they compute, after the computed ones
@@ -59,6 +67,7 @@ class SequenceState:
 
     def __post_init__(self) -> None:
         self.seed = choice_seed(self.request.sampling.seed, self.choice)
+        self.output_token_ids = list(self.request.answered_token_ids)
         self.block_hashes = list(self.request.block_hashes)
         self.num_exported_blocks = self.export_from or 0
 

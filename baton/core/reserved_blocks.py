@@ -69,8 +69,8 @@ class ReservedBlocks:
         reservee = self._queue[0]
         request = reservee.request
         cached = self._pool.find_prefix(request.block_hashes)
-        # One token more than the prompt: the first step on decode must not fail for want of a page.
-        num_blocks = len(request.prompt_token_ids) // self._block_size + 1
+        # One token more than arrive: the first step on decode must not fail for want of a page.
+        num_blocks = request.num_tokens // self._block_size + 1
         missing = num_blocks - len(cached)
         if missing + self._pool.num_free_among(cached) > self._pool.num_free:
             return None

@@ -23,8 +23,8 @@ def _may_follow(sequence: SequenceState, max_model_len: int) -> bool:
     params = sequence.request.sampling
     if sequence.hands_over or params.has_penalties:  # penalties count tokens, on the host
         return False
-    if not sequence.output_token_ids and (params.n > 1 or sequence.told_first_tokens):
-        return False  # choices fork from the prompt as it is, and what was told replaces what is sampled
+    if not sequence.output_token_ids and params.n > 1:
+        return False  # choices fork from the prompt as it is
     num_awaited = sequence.num_awaited_tokens
     num_output = len(sequence.output_token_ids) + num_awaited
     return not ends_by_length(params, num_output, sequence.num_tokens + num_awaited, max_model_len)

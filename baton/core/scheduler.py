@@ -14,7 +14,7 @@ ended meanwhile is dropped, and the sequence keeps its pages until no step that 
 since such a step may be writing them. For the same reason nobody is preempted while a step is under way.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from baton.core.block_pool import BlockPool
@@ -71,24 +71,15 @@ class Scheduler:
     # --- requests come and go -----------------------------------------------------------------------
 
     def add(
-        self,
-        request: EngineRequest,
-        *,
-        hands_over: bool = False,
-        export_from: int | None = None,
-        told_first_tokens: Mapping[int, int] | None = None,
+        self, request: EngineRequest, *, hands_over: bool = False, export_from: int | None = None
     ) -> None:
         """Queue a request to be computed here.
 
         With `hands_over` it ends after its first tokens; with `export_from` its pages from that block of
-        its table on come out as PagesReady. `told_first_tokens`, by choice, take the place of what would be
-        sampled. Raises InvalidRequest where it can never run here.
+        its table on come out as PagesReady. Raises InvalidRequest where it can never run here.
         """
         require_servable(request, 1 if hands_over else request.sampling.n, self.config)
-        arrival = self._next_arrival()
-        self._sequences.wait(
-            SequenceState(request, 0, arrival, export_from, hands_over, told_first_tokens or {})
-        )
+        self._sequences.wait(SequenceState(request, 0, self._next_arrival(), export_from, hands_over))
 
     def reserve(self, request: EngineRequest) -> None:
         """Queue a request for pages that a transfer will fill; `admit_reservations` grants them.
@@ -113,9 +104,9 @@ class Scheduler:
         return granted
 
     def commit(self, request_id: str, first_tokens: dict[int, int]) -> None:
-        """The reserved pages hold the prompt's KV: let the request's choices join the batch.
+        """The reserved pages hold the KV of all tokens: let the request's choices join the batch.
 
-        `first_tokens` maps each choice that goes on, at least one, to its first token. Unknown requests,
+        `first_tokens` maps each choice that goes on, at least one, to the token after them. Unknown requests,
         aborted meanwhile, are ignored. Raises TransferRefused, and forgets the request, where there can't be
         such choices or tokens: in a step they would fail the others' as well.
         """
@@ -123,11 +114,12 @@ class Scheduler:
         if reserved is None:
             return
         first, *others = [
-            SequenceState(reserved.request, choice, reserved.arrival, output_token_ids=[token])
-            for choice, token in sorted(first_tokens.items())
+            SequenceState(reserved.request, choice, reserved.arrival) for choice in sorted(first_tokens)
         ]
+        for sequence in (first, *others):
+            sequence.output_token_ids.append(first_tokens[sequence.choice])
         first.block_table = list(reserved.block_table)
-        first.num_computed_tokens = first.num_prompt_tokens
+        first.num_computed_tokens = reserved.request.num_tokens
         self._pages.publish(first)
         self._sequences.run(first)
         for sequence in others:

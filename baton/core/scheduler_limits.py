@@ -1,6 +1,7 @@
 """What an engine's scheduler takes on at all."""
 
 from dataclasses import dataclass
+from itertools import chain
 
 from baton.core.errors import InvalidRequest
 from baton.core.request import EngineRequest
@@ -19,14 +20,14 @@ class SchedulerConfig:
 
 def require_servable(request: EngineRequest, num_slots: int, config: SchedulerConfig) -> None:
     """Raises InvalidRequest where a request with so many places in the batch can never run."""
-    num_prompt, longest = len(request.prompt_token_ids), config.max_model_len - 1
-    if not 0 < num_prompt <= longest:
+    num_tokens, longest = request.num_tokens, config.max_model_len - 1
+    if not 0 < num_tokens <= longest:
         raise InvalidRequest(
-            f"The prompt has {num_prompt} tokens; this worker takes 1 to {longest}.",
+            f"The prompt has {num_tokens} tokens; this worker takes 1 to {longest}.",
             param="prompt",
             code="context_length_exceeded",
         )
-    if max(request.prompt_token_ids) >= config.vocab_size:
+    if max(chain(request.prompt_token_ids, request.answered_token_ids)) >= config.vocab_size:
         raise InvalidRequest(
             f"The prompt has a token id above {config.vocab_size - 1}, the model's last.",
             param="prompt",

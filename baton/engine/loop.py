@@ -129,10 +129,8 @@ class EngineLoop:
     def _execute(self, command: EngineCommand | None) -> RequestFailure | None:
         try:
             match command:
-                case AddRequest(request, hands_over, export_from, told):
-                    self._scheduler.add(
-                        request, hands_over=hands_over, export_from=export_from, told_first_tokens=told
-                    )
+                case AddRequest(request, hands_over, export_from):
+                    self._scheduler.add(request, hands_over=hands_over, export_from=export_from)
                 case ReserveBlocks(request):
                     self._scheduler.reserve(request)
                 case CommitRequest(request_id, first_tokens):

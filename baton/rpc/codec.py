@@ -40,25 +40,29 @@ def work_to_proto(number: int, request: EngineRequest) -> worker_pb2.Work:
         block_hashes=b"".join(request.block_hashes),
         sampling=_sampling_to_proto(request.sampling),
         priority=request.priority,
+        answered_token_ids=pack_token_ids(request.answered_token_ids),
     )
 
 
 def work_from_proto(work: worker_pb2.Work, block_size: int) -> EngineRequest:
     """Raises ValueError or InvalidRequest where the message does not hold together."""
-    token_ids = tuple(unpack_token_ids(work.token_ids))
     hashes = work.block_hashes
-    if len(hashes) != len(token_ids) // block_size * HASH_BYTES:
-        raise ValueError(
-            f"{len(hashes)} bytes of block hashes for {len(token_ids)} tokens in blocks of {block_size}"
-        )
-    return EngineRequest(
+    request = EngineRequest(
         request_id=work.request_id,
-        prompt_token_ids=token_ids,
+        prompt_token_ids=tuple(unpack_token_ids(work.token_ids)),
         hash_seed=work.hash_seed,
         block_hashes=tuple(hashes[at : at + HASH_BYTES] for at in range(0, len(hashes), HASH_BYTES)),
         sampling=_sampling_from_proto(work.sampling),
         priority=work.priority,
+        answered_token_ids=tuple(unpack_token_ids(work.answered_token_ids)),
     )
+    if len(hashes) != request.num_tokens // block_size * HASH_BYTES:
+        raise ValueError(
+            f"{len(hashes)} bytes of block hashes for {request.num_tokens} tokens in blocks of {block_size}"
+        )
+    if request.answered_token_ids and request.sampling.n > 1:
+        raise ValueError(f"{request.sampling.n} choices can't go on after the same answered tokens")
+    return request
 
 
 def _sampling_to_proto(params: SamplingParams) -> worker_pb2.WorkerSampling:

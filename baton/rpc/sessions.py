@@ -61,20 +61,12 @@ class RequestHandler(Protocol):
         """Take pages. Raises InvalidRequest where this worker can't."""
         ...
 
-    def prefill(
-        self, request: EngineRequest, ticket: transfer_pb2.Ticket | None, first_tokens: dict[int, int]
-    ) -> None:
-        """Compute a prompt; `first_tokens`, by choice, the client has got already: they stand.
-
-        Raises InvalidRequest where this worker can't.
-        """
+    def prefill(self, request: EngineRequest, ticket: transfer_pb2.Ticket | None) -> None:
+        """Compute a prompt. Raises InvalidRequest where this worker can't."""
         ...
 
-    def run_here(self, request: EngineRequest, first_tokens: dict[int, int]) -> None:
-        """Compute a prompt and go on from it; `first_tokens` as for `prefill`.
-
-        Raises InvalidRequest where this worker can't.
-        """
+    def run_here(self, request: EngineRequest) -> None:
+        """Compute a prompt and go on from it. Raises InvalidRequest where this worker can't."""
         ...
 
     def abort(self, request_id: str, choice: int | None) -> None:
@@ -226,10 +218,9 @@ class SessionHost(worker_pb2_grpc.WorkerServicer):
             if prefill is None:
                 self.handler.reserve(request)
             elif prefill.decodes_here:
-                self.handler.run_here(request, dict(prefill.first_tokens))
+                self.handler.run_here(request)
             else:
-                ticket = prefill.ticket if prefill.HasField("ticket") else None
-                self.handler.prefill(request, ticket, dict(prefill.first_tokens))
+                self.handler.prefill(request, prefill.ticket if prefill.HasField("ticket") else None)
         except InvalidRequest as error:
             self.fail(request.request_id, FailureReason.INVALID, str(error))
 

@@ -27,11 +27,13 @@ def make_request(
     *,
     priority: int = 0,
     hash_seed: bytes = SEED,
+    answered: tuple[int, ...] = (),
     **sampling: object,
 ) -> EngineRequest:
     """A request with its hashes, as a router would make it; `sampling` goes to SamplingParams."""
-    hashes = tuple(block_hashes(hash_seed, prompt, block_size))
-    return EngineRequest(request_id, prompt, hash_seed, hashes, SamplingParams(**sampling), priority)  # type: ignore[arg-type]
+    hashes = tuple(block_hashes(hash_seed, (*prompt, *answered), block_size))
+    params = SamplingParams(**sampling)  # type: ignore[arg-type]
+    return EngineRequest(request_id, prompt, hash_seed, hashes, params, priority, answered)
 
 
 @st.composite

@@ -37,8 +37,14 @@ class Tracked:
     is_computed_here: bool = True  # False until the commit, if it is prefilled elsewhere
 
     @property
-    def prompt(self) -> tuple[int, ...]:
-        return self.request.prompt_token_ids
+    def given(self) -> tuple[int, ...]:
+        """Tokens of prompt and answer that were there before the request came."""
+        return (*self.request.prompt_token_ids, *self.request.answered_token_ids)
+
+    @property
+    def num_at_hand_over(self) -> int:
+        """Tokens of output that decode begins with."""
+        return len(self.request.answered_token_ids) + 1
 
 
 @dataclass(frozen=True)
@@ -78,9 +84,11 @@ class SchedulerWorld:
         tracked = self._track(request, Role.DECODE)
         tracked.is_computed_here = False
         for choice, (expected, _) in enumerate(tracked.outcomes):
-            tracked.outputs[choice] = [expected[0]]
+            tracked.outputs[choice] = list(expected[: tracked.num_at_hand_over])
         tracked.open_choices = {
-            choice for choice, (expected, _) in enumerate(tracked.outcomes) if len(expected) > 1
+            choice
+            for choice, (expected, _) in enumerate(tracked.outcomes)
+            if len(expected) > tracked.num_at_hand_over
         }
 
     def admit_reservations(self) -> bool:
@@ -91,13 +99,13 @@ class SchedulerWorld:
             assert tracked.reserved is None, "granted twice"
             self._check_grant(tracked, reserved)
             tracked.reserved = reserved
-            tracked.missing_blocks = set(range(reserved.num_cached_blocks, self._num_blocks(tracked.prompt)))
+            tracked.missing_blocks = set(range(reserved.num_cached_blocks, self._num_blocks(tracked.given)))
         return bool(granted)
 
     def receive_block(self, tracked: Tracked, index: int) -> None:
         """The transfer writes one block of a granted reservation."""
         assert tracked.reserved is not None
-        self.runner.fill_block(tracked.reserved.block_table, index, tracked.prompt)
+        self.runner.fill_block(tracked.reserved.block_table, index, tracked.given)
         tracked.missing_blocks.discard(index)
 
     def commit(self, tracked: Tracked) -> None:
@@ -108,7 +116,7 @@ class SchedulerWorld:
         if tracked.open_choices:
             self.scheduler.commit(
                 tracked.request.request_id,
-                {choice: tracked.outputs[choice][0] for choice in tracked.open_choices},
+                {choice: tracked.outputs[choice][-1] for choice in tracked.open_choices},
             )
         else:
             self.abort(tracked.request.request_id)
@@ -287,17 +295,17 @@ class SchedulerWorld:
 
     def _check_grant(self, tracked: Tracked, reserved: BlocksReserved) -> None:
         num_cached = reserved.num_cached_blocks * self.config.block_size
-        assert len(reserved.block_table) == len(tracked.prompt) // self.config.block_size + 1
-        self.runner.check_tokens(reserved.block_table, 0, num_cached, tracked.prompt)
+        assert len(reserved.block_table) == len(tracked.given) // self.config.block_size + 1
+        self.runner.check_tokens(reserved.block_table, 0, num_cached, tracked.given)
         for page in reserved.block_table[reserved.num_cached_blocks :]:
             assert self.pool.reference_count(page) == 1, "a transfer would write a shared page"
 
     def _check_received(self, tracked: Tracked) -> None:
         assert tracked.reserved is not None
         size = self.config.block_size
-        for index in set(range(self._num_blocks(tracked.prompt))) - tracked.missing_blocks:
-            end = min((index + 1) * size, len(tracked.prompt))
-            self.runner.check_tokens(tracked.reserved.block_table, index * size, end, tracked.prompt)
+        for index in set(range(self._num_blocks(tracked.given))) - tracked.missing_blocks:
+            end = min((index + 1) * size, len(tracked.given))
+            self.runner.check_tokens(tracked.reserved.block_table, index * size, end, tracked.given)
 
     def _check_prefix_cache(self) -> None:
         """A page that has a name holds what the name says, from the moment that it can be found."""
@@ -324,12 +332,12 @@ class SchedulerWorld:
 
     def _expect_hand_over(self, tracked: Tracked, event: TokenEvent, handed_over: bool) -> None:
         if tracked.role is Role.PREFILL:
-            goes_on = any(len(expected) > 1 for expected, _ in tracked.outcomes)
+            goes_on = any(len(expected) > tracked.num_at_hand_over for expected, _ in tracked.outcomes)
             assert handed_over == goes_on, f"{event.request_id}: its last pages came out if it goes on"
 
     def _check_cached_prompt_tokens(self, tracked: Tracked, event: TokenEvent) -> None:
         assert event.num_cached_prompt_tokens % self.config.block_size == 0
-        assert event.num_cached_prompt_tokens < len(tracked.prompt)
+        assert event.num_cached_prompt_tokens < len(tracked.given)
         if event.position > 0 or event.choice > 0:
             assert event.num_cached_prompt_tokens == 0
 
@@ -340,7 +348,7 @@ class SchedulerWorld:
         assert not pages.is_last
         assert (pages.first_block, pages.first_layer, pages.end_layer) == (tracked.next_export, 0, 1)
         assert pages.first_block + len(pages.blocks) == max(
-            pages.first_block, self._num_blocks(tracked.prompt)
+            pages.first_block, self._num_blocks(tracked.given)
         )
         self.exports.append(Export(pages.blocks, self._content(pages.blocks)))
 
@@ -351,11 +359,11 @@ class SchedulerWorld:
         assert pages.first_block == tracked.next_export, "exported blocks are not contiguous"
         tracked.next_export += len(pages.blocks)
         if pages.is_last:
-            assert tracked.next_export == self._num_blocks(tracked.prompt), "not the whole prompt came out"
+            assert tracked.next_export == self._num_blocks(tracked.given), "not the whole prompt came out"
         size = self.config.block_size
         table = [0] * pages.first_block + list(pages.blocks)
-        end = len(tracked.prompt) if pages.is_last else len(table) * size
-        self.runner.check_tokens(table, pages.first_block * size, end, tracked.prompt)
+        end = len(tracked.given) if pages.is_last else len(table) * size
+        self.runner.check_tokens(table, pages.first_block * size, end, tracked.given)
         self.exports.append(Export(pages.blocks, self._content(pages.blocks)))
 
     # --- bookkeeping --------------------------------------------------------------------------------
@@ -364,7 +372,8 @@ class SchedulerWorld:
         outcomes = alone(request.prompt_token_ids, request.sampling, self.config.max_model_len)
         tracked = Tracked(request, role, outcomes, open_choices=set(range(request.sampling.n)))
         self.live[request.request_id] = tracked
-        self._name_blocks(tracked, [])
+        tracked.outputs[0] = list(request.answered_token_ids)
+        self._name_blocks(tracked, tracked.outputs[0])
         return tracked
 
     def _close(self, tracked: Tracked, choice: int) -> None:
@@ -373,7 +382,7 @@ class SchedulerWorld:
             self.live.pop(tracked.request.request_id, None)
 
     def _name_blocks(self, tracked: Tracked, output: list[int]) -> None:
-        tokens = (*tracked.prompt, *output)
+        tokens = (*tracked.request.prompt_token_ids, *output)
         size = self.config.block_size
         for index, digest in enumerate(block_hashes(tracked.request.hash_seed, tokens, size)):
             self.names[digest] = tokens[: (index + 1) * size]

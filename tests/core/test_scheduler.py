@@ -30,8 +30,19 @@ class Engine:
         self.runner = FakeRunner(num_blocks, BLOCK_SIZE)
         self.rows: list[tuple[str, int, int]] = []  # request, start, tokens of the last step
 
-    def add(self, request_id: str, prompt: tuple[int, ...], *, priority: int = 0, **sampling: object) -> None:
-        self.scheduler.add(make_request(request_id, prompt, BLOCK_SIZE, priority=priority, **sampling))
+    def add(
+        self,
+        request_id: str,
+        prompt: tuple[int, ...],
+        *,
+        priority: int = 0,
+        answered: tuple[int, ...] = (),
+        **sampling: object,
+    ) -> None:
+        request = make_request(
+            request_id, prompt, BLOCK_SIZE, priority=priority, answered=answered, **sampling
+        )
+        self.scheduler.add(request)
 
     def step(self) -> list[TokenEvent]:
         step = self.scheduler.schedule()
@@ -264,35 +275,58 @@ def test_a_request_whose_first_token_ends_it_exports_nothing() -> None:
     assert scheduler.pool.num_free == 8
 
 
-def test_first_tokens_that_were_told_take_the_place_of_sampled_ones() -> None:
-    """The one that ends its choice ends it, the other one's pages leave, whatever was sampled."""
-    config = SchedulerConfig(BLOCK_SIZE, 60, 8, 64, PROMPT_VOCABULARY_SIZE)
-    scheduler, runner = Scheduler(config, BlockPool(8)), FakeRunner(8, BLOCK_SIZE)
-    request = make_request("a", tokens_of(9), BLOCK_SIZE, n=3, stop_token_ids=(7,))
-    [_, _, (sampled, _)] = alone(request.prompt_token_ids, request.sampling, max_model_len=60)
-    scheduler.add(request, hands_over=True, export_from=0, told_first_tokens={0: 7, 1: 9_001})
-    step = scheduler.schedule()
-    assert step is not None
-    events = scheduler.apply(step, runner.run(step.plan))
-    assert [event.token.token_id for event in events.tokens] == [7, 9_001, sampled[0]]
-    assert [event.finish_reason for event in events.tokens[:2]] == [FinishReason.STOP, None]
-    assert [pages.is_last for pages in events.pages] == [True]
-
-
-def test_a_request_that_stays_goes_on_from_the_first_token_that_was_told() -> None:
+@pytest.mark.parametrize("num_answered", [1, 3, 6])
+@pytest.mark.parametrize("choice", [0, 2])
+def test_a_request_goes_on_after_what_was_answered(num_answered: int, choice: int) -> None:
+    sampling = SamplingParams(n=3, max_tokens=7, seed=5)
+    tokens, _ = alone(tokens_of(9), sampling, max_model_len=60)[choice]
     engine = Engine()
-    request = make_request("a", tokens_of(9), BLOCK_SIZE, n=2, max_tokens=3)
-    engine.scheduler.add(request, told_first_tokens={0: 3, 1: 5})
-    tokens: dict[int, list[int]] = {0: [], 1: []}
-    while events := engine.step():
-        for event in events:
-            tokens[event.choice].append(event.token.token_id)
-    for choice, first in enumerate((3, 5)):
-        told = make_request(
-            "b", (*tokens_of(9), first), BLOCK_SIZE, max_tokens=2, seed=choice_seed(0, choice)
-        )
-        [(rest, _)] = alone(told.prompt_token_ids, told.sampling, max_model_len=60)
-        assert tokens[choice] == [first, *rest]
+    engine.add("a", tokens_of(9), answered=tokens[:num_answered], max_tokens=7, seed=choice_seed(5, choice))
+    events = []
+    while new := engine.step():
+        events += new
+    assert [event.token.token_id for event in events] == list(tokens[num_answered:])
+    assert [event.position for event in events] == list(range(num_answered, 7))
+    assert [event.finish_reason for event in events] == [None] * (6 - num_answered) + [FinishReason.LENGTH]
+    assert engine.pool.num_free == engine.pool.num_blocks
+
+
+def test_tokens_that_were_answered_count_as_output() -> None:
+    """For `min_tokens` and for penalties, and not as tokens of the prompt that were found in the cache."""
+    engine = Engine()
+    engine.add("before", tokens_of(9), max_tokens=1)
+    engine.step()
+    engine.add("a", tokens_of(9), answered=(7, 7, 8), max_tokens=5, min_tokens=4, presence_penalty=1.0)
+    step = engine.scheduler.schedule()
+    assert step is not None
+    [[task]] = [row.samples for row in step.plan.rows]
+    assert (list(task.prompt_token_ids), list(task.output_token_ids)) == (list(tokens_of(9)), [7, 7, 8])
+    assert (task.num_output_tokens, task.position) == (3, 12)
+    [event] = engine.scheduler.apply(step, engine.runner.run(step.plan)).tokens
+    assert (event.position, event.num_cached_prompt_tokens) == (3, 0)
+
+
+def test_decode_computes_nothing_again_of_what_was_answered() -> None:
+    tokens, prompt = (1, 2, 3, 4), tokens_of(9)
+    engine = Engine()
+    engine.scheduler.reserve(make_request("a", prompt, BLOCK_SIZE, answered=tokens[:3], max_tokens=9))
+    [reserved] = engine.scheduler.admit_reservations()
+    for index in range(3):
+        engine.runner.fill_block(reserved.block_table, index, (*prompt, *tokens[:3]))
+    engine.scheduler.commit("a", {0: tokens[3]})
+    [event] = engine.step()
+    assert engine.rows == [("a", 12, 1)]
+    assert event.position == 4
+
+
+def test_what_was_answered_counts_towards_the_models_length() -> None:
+    engine = Engine(max_model_len=12)
+    for answered in ((1, 2, 3), (1, 2, 3, 4)):
+        with pytest.raises(InvalidRequest, match=f"The prompt has {9 + len(answered)} tokens"):
+            engine.add("long", tokens_of(9), answered=answered)
+    engine.add("fits", tokens_of(9), answered=(1, 2))
+    [event] = engine.step()
+    assert event.finish_reason is FinishReason.LENGTH
 
 
 def test_copies_of_a_failed_step_are_made_by_the_next() -> None:

@@ -12,7 +12,7 @@ from baton.core.request import EngineRequest
 from baton.core.sampling import SamplingParams
 from baton.core.scheduler_limits import SchedulerConfig
 from baton.core.steps_under_way import MAX_STEPS_UNDER_WAY
-from tests.core.engine_requests import PROMPT_VOCABULARY_SIZE, prompts, sampling_params
+from tests.core.engine_requests import PROMPT_VOCABULARY_SIZE, alone, prompts, sampling_params
 from tests.core.scheduler_world import Role, SchedulerWorld, Tracked
 
 T = TypeVar("T")
@@ -21,12 +21,13 @@ MAX_MODEL_LEN = 20
 anything = st.integers(min_value=0, max_value=2**16)
 salts = st.sampled_from(["", "", "", "salt"])
 priorities = st.sampled_from([0, 0, 0, -1, 1])
-Asked = tuple[tuple[int, ...], SamplingParams, int]
+Asked = tuple[tuple[int, ...], SamplingParams, int, int]
 
 
 def several() -> st.SearchStrategy[list[Asked]]:
-    """Some requests at once, so that the pool gets full: prompt, sampling and priority of each."""
-    one = st.tuples(prompts(MAX_MODEL_LEN), sampling_params(), priorities)
+    """Some requests at once, so that the pool gets full: prompt, sampling and priority of each, and how many
+    tokens an earlier attempt has answered."""
+    one = st.tuples(prompts(MAX_MODEL_LEN), sampling_params(), priorities, st.just(0) | st.integers(0, 12))
     return st.lists(one, min_size=1, max_size=2)
 
 
@@ -61,9 +62,9 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @rule(asked=several(), salt=salts)
     def add(self, asked: list[Asked], salt: str) -> None:
-        for prompt, sampling, priority in asked:
-            request = self.make_request(prompt, sampling, priority, salt)
-            if self.is_servable(request, sampling.n):
+        for one in asked:
+            request = self.make_request(one, salt)
+            if self.is_servable(request, request.sampling.n):
                 self.world.add(request)
             else:
                 with pytest.raises(InvalidRequest):
@@ -71,8 +72,8 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @rule(asked=several(), first=anything)
     def add_hand_over(self, asked: list[Asked], first: int) -> None:
-        for prompt, sampling, priority in asked:
-            request = self.make_request(prompt, sampling, priority, "")
+        for one in asked:
+            request = self.make_request(one, "")
             if self.is_servable(request, 1):
                 self.world.add(request, export_from=first % (len(request.block_hashes) + 1))
             else:
@@ -81,9 +82,9 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @rule(asked=several(), salt=salts)
     def reserve(self, asked: list[Asked], salt: str) -> None:
-        for prompt, sampling, priority in asked:
-            request = self.make_request(prompt, sampling, priority, salt)
-            if self.is_servable(request, sampling.n):
+        for one in asked:
+            request = self.make_request(one, salt)
+            if self.is_servable(request, request.sampling.n):
                 self.world.reserve(request)
             else:
                 with pytest.raises(InvalidRequest):
@@ -168,15 +169,19 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     def is_servable(self, request: EngineRequest, num_slots: int) -> bool:
         config = self.world.config
-        return len(request.prompt_token_ids) < config.max_model_len and num_slots <= config.max_num_seqs
+        return request.num_tokens < config.max_model_len and num_slots <= config.max_num_seqs
 
-    def make_request(
-        self, prompt: tuple[int, ...], sampling: SamplingParams, priority: int, salt: str
-    ) -> EngineRequest:
+    def make_request(self, asked: Asked, salt: str) -> EngineRequest:
+        prompt, sampling, priority, num_answered = asked
         self.num_requests += 1
+        config = self.world.config
+        answered: tuple[int, ...] = ()
+        if num_answered and sampling.n == 1 and len(prompt) < config.max_model_len:
+            [(tokens, _)] = alone(prompt, sampling, config.max_model_len)
+            answered = tokens[: min(num_answered, len(tokens) - 1)]
         seed = chain_seed(b"fake model", salt)
-        hashes = tuple(block_hashes(seed, prompt, self.world.config.block_size))
-        return EngineRequest(f"r{self.num_requests:03}", prompt, seed, hashes, sampling, priority)
+        hashes = tuple(block_hashes(seed, (*prompt, *answered), config.block_size))
+        return EngineRequest(f"r{self.num_requests:03}", prompt, seed, hashes, sampling, priority, answered)
 
 
 def _pick(things: list[T], which: int) -> T:

@@ -158,17 +158,14 @@ def test_what_needs_the_token_on_the_host_waits_for_it(sampling: dict[str, objec
         assert engine.tokens["waits", choice] == list(tokens)
 
 
-def test_a_first_token_that_was_told_is_not_followed() -> None:
-    """What is sampled in its place is not what the sequence goes on from."""
+def test_a_row_may_follow_the_first_after_what_was_answered() -> None:
+    tokens = sampled_alone(max_tokens=5)
     engine = Pipeline()
-    request = make_request("a", PROMPT, BLOCK_SIZE, max_tokens=3)
-    engine.scheduler.add(request, told_first_tokens={0: 4})
-    engine.submit()
-    assert engine.submit() is None
+    engine.scheduler.add(make_request("a", PROMPT, BLOCK_SIZE, answered=tuple(tokens[:2]), max_tokens=5))
+    assert engine.submit() == [("a", 0, False)]
+    assert engine.submit() == [("a", 7, True)]
     engine.finish()
-    told = make_request("b", (*PROMPT, 4), BLOCK_SIZE, max_tokens=2)
-    [(rest, _)] = alone(told.prompt_token_ids, told.sampling, MAX_MODEL_LEN)
-    assert engine.tokens["a", 0] == [4, *rest]
+    assert engine.tokens["a", 0] == tokens[2:]
 
 
 def test_a_choice_can_be_dropped_while_its_first_token_is_sampled() -> None:

@@ -66,6 +66,14 @@ class Cluster:
         listen = ("--listen", self.worker_address(role), "--worker-id", role)
         self._start(role, role, *listen, "--threads=1", *self.engine_flags, *flags)
 
+    def start_second_decode(self) -> None:
+        """Start one more decode server, as process `decode 2`, and the router again, which is to know it."""
+        address = f"unix:{self.directory}/decode2.sock"
+        listen = ("--listen", address, "--worker-id", "decode-2")
+        self._start("decode 2", "decode", *listen, "--threads=1", *self.engine_flags)
+        self.kill("router")
+        self.start_router(f"--decode={address}")
+
     def start_router(self, *flags: str) -> None:
         """Start the router."""
         workers = [f"--{role}={self.worker_address(role)}" for role in ("prefill", "decode")]

@@ -192,7 +192,7 @@ class Worker:
             found["_prompts"] = self.prefill_role._handover._prompts
         if self.decode_role is not None:
             handover = self.decode_role._handover
-            names = ("table", "_num_prompt_tokens", "_open_choices", "_cut_choices")
+            names = ("table", "_num_tokens", "_open_choices", "_cut_choices")
             found |= {name: getattr(handover, name) for name in names}
             found |= {"inbound": handover.inbound._open, "writers": handover.inbound._writers}
         return {

@@ -48,17 +48,33 @@ prompts = st.lists(token_ids, min_size=1, max_size=40).map(tuple)
     sampling=samplings,
     priority=st.integers(-(2**31), 2**31 - 1),
     number=st.integers(0, 2**64 - 1),
+    answered=st.just(()) | prompts,
 )
-def test_work(prompt: tuple[int, ...], sampling: SamplingParams, priority: int, number: int) -> None:
+def test_work(
+    prompt: tuple[int, ...],
+    sampling: SamplingParams,
+    priority: int,
+    number: int,
+    answered: tuple[int, ...],
+) -> None:
     seed = chain_seed(b"model", "salt")
-    request = EngineRequest("id", prompt, seed, tuple(block_hashes(seed, prompt, 4)), sampling, priority)
+    if answered:
+        sampling = replace(sampling, n=1)
+    hashes = tuple(block_hashes(seed, (*prompt, *answered), 4))
+    request = EngineRequest("id", prompt, seed, hashes, sampling, priority, answered)
     message = worker_pb2.Work.FromString(codec.work_to_proto(number, request).SerializeToString())
     assert message.number == number
     assert codec.work_from_proto(message, block_size=4) == request
-    if len(prompt) >= 4:
+    if request.num_tokens >= 4:
         message.block_hashes = message.block_hashes[:-1]
         with pytest.raises(ValueError, match="block hashes"):
             codec.work_from_proto(message, block_size=4)
+
+
+def test_choices_do_not_go_on_after_one_answer() -> None:
+    request = EngineRequest("id", (1,), b"", (), SamplingParams(n=2), answered_token_ids=(2,))
+    with pytest.raises(ValueError, match="2 choices can't go on after the same answered tokens"):
+        codec.work_from_proto(codec.work_to_proto(1, request), block_size=4)
 
 
 @given(

@@ -16,7 +16,7 @@ async def test_a_prompt_whose_prefill_server_drains_before_it_gets_there_goes_to
         await running.decode.is_held()  # it decodes, on most of the pages
         second = running.request(prompt_of(60, salt=1))
         late_answer = asyncio.create_task(running.ask(second))
-        await until(lambda: len(running.decode.service._handover._num_prompt_tokens) == 1)
+        await until(lambda: len(running.decode.service._handover._num_tokens) == 1)
         placed = running.links[1]  # the first request counts on the other until decode has begun
         assert placed.worker is not None
         assert placed.worker.num_in_flight_tokens == 60

@@ -61,7 +61,7 @@ async def answers_right(running: Cluster, *requests: Any) -> None:
 async def placed_requests(running: Cluster, count: int) -> None:
     """Wait until so many requests have been begun on their workers."""
     flights = running.backend._flights
-    await until(lambda: sum(flight._attempt is not None for flight in flights.values()) == count)
+    await until(lambda: sum(bool(flight._attempts) for flight in flights.values()) == count)
 
 
 def carried(running: Cluster) -> dict[str, tuple[str, ...]]:
@@ -175,20 +175,20 @@ async def test_a_retry_may_stay_on_one_worker_and_first_tokens_stand(
 
         def deviate() -> None:
             placed(LOCAL)
-            sample, told = runner._sample, []
+            sample = runner._sample
 
-            def sample_another_first_token(row: Any) -> tuple[SampledToken, ...]:
-                if told:
-                    return sample(row)
-                told.append(row)
-                return tuple(SampledToken(29_998) for _ in row.samples)
+            def sample_other_first_tokens(row: Any) -> tuple[SampledToken, ...]:
+                return tuple(
+                    SampledToken(29_998) if task.num_output_tokens == 0 else token
+                    for task, token in zip(row.samples, sample(row), strict=True)
+                )
 
-            runner._sample = sample_another_first_token  # type: ignore[method-assign]
+            runner._sample = sample_other_first_tokens  # type: ignore[method-assign]
 
         refuse_commit(running.both, and_then=deviate)
         request = running.request(prompt_of(15), n=num_choices, seed=7, stop_token_ids=(29_998,))
         await answers_right(running, request)
-        assert running.both.stats.transports["local"].num_transfers == 1
+        assert running.both.stats.transports["local"].num_transfers == num_choices
         await running.all_clean()
 
 

@@ -165,19 +165,6 @@ async def test_a_prompt_without_a_ticket_gives_its_first_tokens(running: Cluster
         call.cancel()
 
 
-async def test_first_tokens_that_the_client_has_got_stand(running: Cluster) -> None:
-    async with grpc.aio.insecure_channel(running.prefill.address) as channel:
-        call = await open_session(channel)
-        told = worker_pb2.Prefill(work=work(1, "again", n=2, max_tokens=1, seed=4), first_tokens={1: 17})
-        await call.write(worker_pb2.Command(prefill=told))
-        output = (await next_event(call, "step_output")).step_output
-        while not output.token_ids:
-            output = (await next_event(call, "step_output")).step_output
-        [(tokens, _), _] = expected(prompt_of(9), SamplingParams(n=2, max_tokens=1, seed=4))
-        assert list(output.token_ids) == [tokens[0], 17]
-        call.cancel()
-
-
 async def test_a_prompt_without_a_ticket_that_does_not_end_is_a_failure(running: Cluster) -> None:
     """No page can go anywhere, so that nobody would ever continue it."""
     async with grpc.aio.insecure_channel(running.prefill.address) as channel:

@@ -1,7 +1,7 @@
 """What is asked in a schedule, and the oracle: the tokens that each request must get."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 from baton.core.prefix import block_hashes, chain_seed
@@ -52,10 +52,15 @@ class Case:
     outcomes: tuple[Outcome, ...]  # by choice
     is_local: bool  # prefill and decode on one worker
 
-    def request(self, request_id: str, block_size: int) -> EngineRequest:
-        """The request as a worker with such blocks gets it."""
+    def request(
+        self, request_id: str, block_size: int, choices: tuple[int, ...], answered: tuple[int, ...]
+    ) -> EngineRequest:
+        """What a worker with such blocks gets, for all choices or for one that goes on after `answered`."""
+        sampling, hashes = self.sampling, _hashes((*self.prompt, *answered), block_size)
+        if len(choices) == 1:
+            sampling = replace(sampling, n=1, seed=choice_seed(sampling.seed, choices[0]))
         return EngineRequest(
-            request_id, self.prompt, HASH_SEED, _hashes(self.prompt, block_size), self.sampling
+            request_id, self.prompt, HASH_SEED, hashes, sampling, answered_token_ids=answered
         )
 
 

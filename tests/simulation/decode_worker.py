@@ -76,10 +76,10 @@ class VirtualDecode:
         self.sessions.begin(request.request_id, session)
         self.handover.reserve(request)
 
-    def run_here(self, session: Session, request: EngineRequest, first_tokens: dict[int, int]) -> None:
+    def run_here(self, session: Session, request: EngineRequest) -> None:
         """See SessionHost."""
         self.sessions.begin(request.request_id, session)
-        self.handover.run_here(request, first_tokens)
+        self.handover.run_here(request)
 
     def abort(self, session: Session, request_id: str, choice: int | None) -> None:
         """See SessionHost."""
@@ -257,7 +257,7 @@ class VirtualDecode:
         left = {
             "reservations": list(handover.table._by_transfer) + list(handover.table._by_request),
             "requests": list(self.sessions.requests),
-            "prompts": handover._num_prompt_tokens,
+            "prompts": handover._num_tokens,
             "open choices": handover._open_choices,
             "cut choices": handover._cut_choices,
             "inbound transfers": inbound._open,

@@ -101,12 +101,7 @@ class VirtualEngine:
         elif isinstance(command, ReserveBlocks):
             scheduler.reserve(command.request)
         else:
-            scheduler.add(
-                command.request,
-                hands_over=command.hands_over,
-                export_from=command.export_from,
-                told_first_tokens=command.told_first_tokens,
-            )
+            scheduler.add(command.request, hands_over=command.hands_over, export_from=command.export_from)
 
     def _begin(self, step: ScheduledStep) -> None:
         """All layers but the last one; what the step completes leaves up to there."""

@@ -39,13 +39,11 @@ class VirtualPrefill:
 
     # --- from routers -------------------------------------------------------------------------------
 
-    def prefill_prompt(
-        self, session: Session, request: EngineRequest, ticket: Ticket | None, first_tokens: dict[int, int]
-    ) -> None:
+    def prefill_prompt(self, session: Session, request: EngineRequest, ticket: Ticket | None) -> None:
         """See SessionHost."""
         self.sessions.begin(request.request_id, session)
         try:
-            self.handover.prefill(request, ticket, first_tokens)
+            self.handover.prefill(request, ticket)
         except InvalidRequest:
             self.fail(request.request_id, FailureReason.INVALID, "")
 

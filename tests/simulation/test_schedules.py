@@ -37,6 +37,7 @@ HAPPENS = {
     ),
     *(f"outcome: {outcome}" for outcome in ("committed", "aborted", "withdrawn", "deadline")),
     *(f"request {ending}" for ending in ("completed", "aborted", "failed: transfer", "failed: worker lost")),
+    "answer goes on",
     "attempt on one worker",
     "commit before its pages",
     "export inside a step",

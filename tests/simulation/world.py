@@ -199,14 +199,13 @@ class World:
 
     def _check_token(self, event: TokenEvent) -> None:
         flight = self.flights[int(event.request_id[1:].split("/")[0])]
-        tokens, reason = flight.case.outcomes[event.choice]
+        choice = flight.choices_of[event.request_id][event.choice]
+        tokens, reason = flight.case.outcomes[choice]
         is_last = event.position == len(tokens) - 1
         if event.position >= len(tokens) or event.token.token_id != tokens[event.position]:
-            raise Violation(
-                f"{event.request_id} gets a wrong token {event.position} of choice {event.choice}"
-            )
+            raise Violation(f"{event.request_id} gets a wrong token {event.position} of choice {choice}")
         if event.finish_reason is not (reason if is_last else None):
-            raise Violation(f"{event.request_id}, choice {event.choice} ends with {event.finish_reason}")
+            raise Violation(f"{event.request_id}, choice {choice} ends with {event.finish_reason}")
 
     # --- chaos ------------------------------------------------------------------------------------------
 
