@@ -99,8 +99,9 @@ def load_engine(model_dir: Path, options: EngineConfig) -> Engine:
         is_eager = device.type == "cuda" and options.enforce_eager
         _warm_up(runner, page_store, options.max_num_seqs if is_eager else 1)
     _logger.info(
-        "model ready in %.1f s: %s, %s, %d pages of %d tokens, requests of at most %d tokens",
-        time.monotonic() - started, model_dir, layout.dtype, num_blocks, layout.block_size, max_model_len,
+        "model ready in %.1f s: %s, %s, %d pages of %d tokens, room for %.1f requests of the most, %d tokens",
+        time.monotonic() - started, model_dir, layout.dtype, num_blocks, layout.block_size,
+        num_blocks / layout.blocks_for(max_model_len), max_model_len,
     )  # fmt: skip
     fingerprint = model_fingerprint(model_dir)
     return Engine(

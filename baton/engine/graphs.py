@@ -155,6 +155,7 @@ class DecodeGraphs:
         self._sizes = sizes
         self._max_model_len = max_model_len
         self._graphs: dict[int, tuple[Tensor, Callable[[], None]]] = {}
+        self._logits: Tensor | None = None  # of the last step, `[largest size, V]`
 
     def capture(self, record: Recorder, progress: Callable[[int], None]) -> None:
         """Capture all sizes, the largest first. `progress` hears of every size that is done."""
@@ -183,9 +184,16 @@ class DecodeGraphs:
         columns = self._inputs.columns(size)
         step = self._attention.begin_step(self._inputs.metadata(size, self._max_model_len))
         token_ids = self._feed.resolve(columns.token_ids, columns.sources)
-        logits = self._decoder.logits(self._decoder.forward(token_ids, columns.positions, step))
+        logits = self._keep(self._decoder.logits(self._decoder.forward(token_ids, columns.positions, step)))
         sample_tokens(logits, _sampling_rows(columns), self._feed.tokens[:size])
         return logits
+
+    def _keep(self, logits: Tensor) -> Tensor:
+        """Where all graphs leave them: of each its own, together they would take hundreds of MiB."""
+        if self._logits is None:  # the largest size, before it is captured
+            self._logits = torch.empty_like(logits)
+        kept = self._logits[: logits.shape[0]]
+        return kept.copy_(logits)
 
 
 def _sampling_rows(columns: DecodeColumns) -> SamplingRows:
