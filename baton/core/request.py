@@ -1,5 +1,6 @@
 """One request as an engine sees it, and what is said about it to and from the engine."""
 
+from array import array
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -23,6 +24,12 @@ class EngineRequest:
     sampling: SamplingParams
     priority: int = 0  # lower first; equal ones in order of arrival
     answered_token_ids: tuple[int, ...] = ()
+    # The prompt as memory that a sampler reads as it is, at every step; None without a repetition penalty.
+    packed_prompt: "array[int] | None" = field(init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        is_read = self.sampling.repetition_penalty != 1.0
+        object.__setattr__(self, "packed_prompt", array("q", self.prompt_token_ids) if is_read else None)
 
     @property
     def num_tokens(self) -> int:

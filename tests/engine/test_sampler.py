@@ -8,8 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from baton.core.plan import SampleTask
+from baton.core.request import EngineRequest
 from baton.core.sampling import SamplingParams
 from baton.engine import sampler
+from baton.engine.logit_rules import apply_rules
 from baton.engine.sampler import draw, filtered_probabilities, sample
 
 VOCAB = 50
@@ -272,3 +274,18 @@ def test_logprobs_only_where_asked():
     assert chosen.logprob == all_of_them.top_logprobs[0][1] == all_of_them.logprob
     few = sample(random_logits(1, vocab=5), [(0, task(SamplingParams(num_logprobs=20)))])[0]
     assert len(few.top_logprobs) == 5
+
+
+def test_a_packed_prompt_is_penalised_as_any_other():
+    params = SamplingParams(temperature=0.0, repetition_penalty=1.7)
+    request = EngineRequest("a", (1, 2, 2, 60), b"", (), params)
+    assert EngineRequest("b", (1, 2), b"", (), SamplingParams()).packed_prompt is None
+    logits = random_logits(seed=7)[0]
+    logits[2] = logits.max() * 1.1
+    packed = SampleTask(params, 1, 10, request.packed_prompt, [4])
+    plain = SampleTask(params, 1, 10, request.prompt_token_ids, [4])
+    rows = [logits.clone(), logits.clone()]
+    for row, each in zip(rows, (packed, plain), strict=True):
+        apply_rules(row, each)
+    assert torch.equal(*rows)
+    assert rows[0][2] == logits[2] / 1.7
