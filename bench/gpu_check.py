@@ -188,6 +188,8 @@ def machine() -> dict[str, str]:
 
 def check(out: Path, chosen: Sequence[Part], total_s: float) -> list[Outcome]:
     """Run the parts one after the other; what is known so far is on disk after each."""
+    # Parts that are stopped are to hear of it, also where this is a script's background job.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     outcomes: list[Outcome] = []
     deadline = time.monotonic() + total_s
     for part in chosen:

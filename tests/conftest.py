@@ -1,10 +1,14 @@
 """GPU kernels run under Triton's interpreter where there is no GPU; tests that need one are skipped there."""
 
 import os
+import signal
 from importlib.util import find_spec
 
 import pytest
 import torch
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in a script's background jobs; tests send it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 HAS_CUDA = torch.cuda.is_available()
 if not HAS_CUDA:

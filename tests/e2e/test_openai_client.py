@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+from collections.abc import AsyncIterator
 
 import openai
 import pytest
@@ -10,8 +11,9 @@ from tests.e2e.processes import Cluster, wait_until
 
 
 @pytest.fixture
-def client(cluster: Cluster) -> openai.AsyncOpenAI:
-    return openai.AsyncOpenAI(base_url=f"{cluster.url}/v1", api_key="none", max_retries=0)
+async def client(cluster: Cluster) -> AsyncIterator[openai.AsyncOpenAI]:
+    async with openai.AsyncOpenAI(base_url=f"{cluster.url}/v1", api_key="none", max_retries=0) as made:
+        yield made
 
 
 async def test_models(client: openai.AsyncOpenAI) -> None:
