@@ -9,6 +9,7 @@ import argparse
 import random
 import statistics
 import time
+from array import array
 from typing import Any
 from unittest.mock import patch
 
@@ -46,7 +47,7 @@ def row(vocab_size: int, setting: str, num_rows: int, repeats: int) -> dict[str,
                 params,
                 line,
                 2200,
-                tuple(chosen.choices(range(vocab_size), k=2000)),
+                array("q", chosen.choices(range(vocab_size), k=2000)),
                 chosen.choices(range(vocab_size), k=200),
             ),
         )
