@@ -88,4 +88,7 @@ def _is_out_of_memory(error: BaseException | None) -> bool:
 
 
 def _mebibytes(num_bytes: int) -> str:
+    """Rounded up; of a few, in KiB, as that hides what is missing."""
+    if num_bytes < 8 << 20:
+        return f"{-(-num_bytes // 2**10)}KiB"
     return f"{-(-num_bytes // 2**20)}MiB"

@@ -15,6 +15,7 @@ from baton.core.sampling import SampledToken, SamplingParams, uniform
 from baton.engine.logit_rules import apply_rules, has_rules
 from kernels.cpu.argmax import argmax
 from kernels.cpu.library import DTYPES, cpu_kernels
+from kernels.cpu.logprobs import Chosen, logprobs
 from kernels.cpu.sample_tokens import Drawn, sample_tokens
 
 _TASKS_AT_A_TIME = 32  # bounds the sampler's memory: about 32 bytes * vocabulary each
@@ -174,9 +175,15 @@ def with_logprobs(logits: Tensor, tasks: Sequence[Task], token_ids: list[int]) -
     """The chosen tokens of the tasks, with the log probabilities that they ask for."""
     tokens = [SampledToken(token_id) for token_id in token_ids]
     asked = [index for index, (_, task) in enumerate(tasks) if task.params.num_logprobs is not None]
+    if asked and (library := _library_for(logits)) is not None:
+        counts = [tasks[index][1].params.num_logprobs or 0 for index in asked]
+        rows = [Chosen(tasks[i][0], token_ids[i], count) for i, count in zip(asked, counts, strict=True)]
+        for index, found in zip(asked, logprobs(library, logits, rows), strict=True):
+            tokens[index] = SampledToken(token_ids[index], *found)
+        return tokens
     for group in _groups(asked):
-        logprobs = torch.log_softmax(_finite(logits, [tasks[index][0] for index in group]), dim=-1)
-        for index, line in zip(group, logprobs, strict=True):
+        lines = torch.log_softmax(_finite(logits, [tasks[index][0] for index in group]), dim=-1)
+        for index, line in zip(group, lines, strict=True):
             count = tasks[index][1].params.num_logprobs or 0
             token_id = token_ids[index]
             tokens[index] = SampledToken(token_id, float(line[token_id]), _top_logprobs(line, count))

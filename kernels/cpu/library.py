@@ -26,6 +26,7 @@ _SIGNATURES: Final = {
     "baton_packed_rows": (None, (_Pointer, _Pointer, _Pointer, _Size, _Size, _Int)),
     "baton_argmax": (ctypes.c_int, (_Pointer, _Pointer, _Size, _Size, _Int, _Int)),
     "baton_sample": (ctypes.c_int, (_Pointer,)),
+    "baton_logprobs": (ctypes.c_int, (_Pointer,)),
     "baton_attend": (ctypes.c_int, (_Pointer,)),
     "baton_linear": (ctypes.c_int, (_Pointer,)),
     "baton_packed_bytes_int8": (_Size, (_Size, _Size)),

@@ -127,9 +127,9 @@ class _Answer:
         stream = EventStream(send)
 
         async def forward(request: int, delta: TextDelta) -> None:
-            self._usage.count(delta)
             if not stream.is_started:
                 await self._open(stream)
+            self._usage.count(delta)
             await stream.event(self._chunk([self._shape.chunk_choice(self._index(request, delta), delta)]))
 
         try:

@@ -38,7 +38,12 @@ def _check(body: CompletionBody) -> None:
     """Raises InvalidRequest for what can't be served."""
     body.check_stream_options()
     refuse_unsupported(body.unknown_fields, COMPLETIONS)
-    if body.best_of is not None and body.best_of > (body.n or 1):
+    num_choices = body.n or 1
+    if body.best_of is not None and body.best_of < num_choices:
+        raise InvalidRequest(
+            f"best_of must be at least n, which is {num_choices}, but is {body.best_of}.", param="best_of"
+        )
+    if body.best_of is not None and body.best_of > num_choices:
         raise unsupported("best_of")
     if body.echo and body.logprobs is not None:
         raise InvalidRequest(

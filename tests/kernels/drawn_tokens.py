@@ -3,9 +3,11 @@
 import ctypes
 import random
 
+import pytest
 import torch
 from torch import Tensor
 
+from kernels.cpu.logprobs import Chosen, logprobs
 from kernels.cpu.sample_tokens import Drawn, sample_tokens
 from tests.kernels.cases import DTYPES
 
@@ -26,6 +28,27 @@ def check_drawn(library: ctypes.CDLL, seed: int) -> None:
     assert torch.equal(logits, before)
     for row, token in zip(rows, drawn, strict=True):
         _check(logits[row.line].float(), row, token)
+
+
+def check_logprobs(library: ctypes.CDLL, seed: int) -> None:
+    """Rows of every spread, one of few different numbers and one with NaN and infinities."""
+    choose, generator = random.Random(seed), torch.Generator().manual_seed(seed)
+    dtype, size = choose.choice(DTYPES), choose.choice([1, 5, 100, 4096, 9000])
+    logits = torch.randn(5, size, generator=generator) * torch.tensor([0.01, 1.0, 4.0, 30.0, 1.0])[:, None]
+    logits[4] = logits[4].round()
+    logits[3, :3] = torch.tensor([float("nan"), -float("inf"), 50.0])[: size if size < 3 else 3]
+    logits = logits.to(dtype)
+    least = torch.finfo(torch.float32).min
+    expected = torch.log_softmax(logits.float().nan_to_num(nan=least).double(), dim=-1)
+    counts = [choose.choice([0, 1, 5, 20]) for _ in range(9)]
+    rows = [Chosen(choose.randrange(5), choose.randrange(size), count) for count in counts]
+    for row, (own, likeliest) in zip(rows, logprobs(library, logits, rows), strict=True):
+        line = expected[row.line]
+        assert own == pytest.approx(float(line[row.token_id]), rel=1e-6, abs=1e-5)
+        order = line.argsort(descending=True, stable=True)[: row.count]
+        assert [token_id for token_id, _ in likeliest] == order.tolist()
+        values = torch.tensor([value for _, value in likeliest], dtype=torch.float64)
+        torch.testing.assert_close(values, line[order], rtol=1e-6, atol=1e-5)
 
 
 def check_draws_of_what_is_no_number(library: ctypes.CDLL) -> None:

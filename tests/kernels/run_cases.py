@@ -14,7 +14,7 @@ from tests.kernels.cases import (
     check_linear,
     check_linear_int8,
 )
-from tests.kernels.drawn_tokens import check_drawn
+from tests.kernels.drawn_tokens import check_drawn, check_logprobs
 
 
 def main(path: str, count: str) -> None:
@@ -24,6 +24,7 @@ def main(path: str, count: str) -> None:
     for seed in range(1000, 1000 + int(count)):
         check_argmax(library, seed)
         check_drawn(library, seed)
+        check_logprobs(library, seed)
         check_linear(library, seed)
         check_linear_int8(library, seed)
         check_int8_is_exact(library, seed)

@@ -22,7 +22,7 @@ from tests.kernels.cases import (
     check_linear,
     check_linear_int8,
 )
-from tests.kernels.drawn_tokens import check_drawn, check_draws_of_what_is_no_number
+from tests.kernels.drawn_tokens import check_drawn, check_draws_of_what_is_no_number, check_logprobs
 
 ROOT = Path(__file__).parents[2]
 
@@ -78,6 +78,12 @@ def test_argmax(library: ctypes.CDLL, seed: int) -> None:
 @pytest.mark.parametrize("seed", range(20))
 def test_drawn_tokens(library: ctypes.CDLL, seed: int) -> None:
     check_drawn(library, seed)
+
+
+@pytest.mark.usefixtures("_threads")
+@pytest.mark.parametrize("seed", range(10))
+def test_logprobs(library: ctypes.CDLL, seed: int) -> None:
+    check_logprobs(library, seed)
 
 
 def test_draws_of_what_is_no_number(library: ctypes.CDLL) -> None:

@@ -45,11 +45,13 @@ async def test_stream_opens_with_every_role(client: httpx.AsyncClient, front: Fr
         "max_tokens": 200,
         "n": 2,
         "stream": True,
+        "stream_options": {"continuous_usage_stats": True},
         "return_token_ids": True,
     }
     response = await client.post("/v1/chat/completions", json=body)
     *events, _, _ = response.text.split("\n\n")
     chunks = [json.loads(event.removeprefix("data: ")) for event in events]
+    assert [chunk["usage"]["completion_tokens"] for chunk in chunks] == [0, *range(9)]
     assert [chunk["choices"][0]["delta"] for chunk in chunks[:2]] == [
         {"role": "assistant", "content": ""}
     ] * 2

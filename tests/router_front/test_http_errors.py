@@ -75,6 +75,7 @@ BAD_COMPLETIONS = [
     ("stream_options", {"stream_options": {"include_usage": True}}),
     ("stream_options.include_usage", {"stream": True, "stream_options": {"include_usage": 1}}),
     ("best_of", {"best_of": 2}),
+    ("best_of", {"best_of": 2, "n": 3}),
     ("suffix", {"suffix": "x"}),
     ("echo", {"echo": True, "logprobs": 0}),
     ("prompt_embeds", {"prompt_embeds": "abc"}),

@@ -125,7 +125,7 @@ def test_a_pool_too_small_names_the_option_that_set_it():
         StartupError, match=r"raise --gpu-memory-utilization or lower --max-model-len to 32\."
     ):
         num_blocks_for(layout, 3 * layout.bytes_per_block, 4096, "--gpu-memory-utilization")
-    with pytest.raises(StartupError, match="raise --kv-cache-memory to 2MiB or lower"):
+    with pytest.raises(StartupError, match="raise --kv-cache-memory to 1028KiB or lower"):
         num_blocks_for(layout, 3 * layout.bytes_per_block, 4096)
 
 

@@ -40,7 +40,7 @@ def test_the_sum_is_added_where_it_is_normalised(checkpoint, device, monkeypatch
     assert len(num_sums) == 3 * (2 * 3 - 1)
 
 
-@pytest.mark.parametrize("name", ["llama", "llama-tied-bias", "qwen2", "qwen3"])
+@pytest.mark.parametrize("name", ["llama-tied-bias", "qwen3"])
 def test_one_row_goes_through_products_alone(checkpoint, device, monkeypatch, name):
     """As above, of a single sequence's decode steps: nothing else normalises, gates or adds."""
     if device.type == "cuda":
@@ -49,7 +49,7 @@ def test_one_row_goes_through_products_alone(checkpoint, device, monkeypatch, na
     options = EngineConfig(kv_cache_bytes=1 << 20, dtype="float32", device="cpu")
     engine = load_engine(checkpoint(name), options)
     expected, found = Request(make_prompt(12)), Request(make_prompt(12))
-    Driver(engine).generate([expected], 5)
+    Driver(engine).generate([expected], 3)
     monkeypatch.setattr(layers, "has_gpu_kernels", lambda states: True)
     driver = Driver(engine)
     driver.generate([found], 1)
@@ -63,9 +63,9 @@ def test_one_row_goes_through_products_alone(checkpoint, device, monkeypatch, na
     monkeypatch.setattr(one_row, "one_row", counted)
     for function in ("rms_norm", "add_rms_norm", "gated_silu"):
         monkeypatch.delattr(row_functions, function)
-    driver.generate([found], 5)
+    driver.generate([found], 3)
     assert found.output == expected.output
-    assert len(products) == 4 * (3 * 4 + 1)  # four steps of three layers, and the logits
+    assert len(products) == 2 * (3 * 4 + 1)  # two steps of three layers, and the logits
 
 
 def test_one_row_of_a_gate_that_the_kernel_does_not_know(device, monkeypatch):
