@@ -22,8 +22,8 @@ def require_page_size(layout: KVLayout) -> None:
         return
     tokens = most // (layout.bytes_per_layer // layout.block_size)
     raise StartupError(
-        f"A page of {layout.block_size} tokens takes {_mebibytes(layout.bytes_per_block)}, "
-        f"{_mebibytes(layout.bytes_per_layer)} a layer, which is more than transfers and kernels take; "
+        f"A page of {layout.block_size} tokens takes {_in_words(layout.bytes_per_block)}, "
+        f"{_in_words(layout.bytes_per_layer)} a layer, which is more than transfers and kernels take; "
         f"lower --block-size to {tokens} or less."
     )
 
@@ -42,10 +42,10 @@ def num_blocks_for(
     needed_bytes = (needed + 1) * layout.bytes_per_block
     longest = max(0, num_blocks) * layout.block_size
     # A share of a GPU's memory says nothing in MiB.
-    how_far = f" to {_mebibytes(needed_bytes)}" if option == "--kv-cache-memory" else ""
+    how_far = f" to {_in_words(needed_bytes)}" if option == "--kv-cache-memory" else ""
     raise StartupError(
-        f"One request of {max_model_len} tokens needs {_mebibytes(needed_bytes)} of KV cache, but there are "
-        f"{_mebibytes(kv_cache_bytes)} (room for {longest} tokens); raise {option}"
+        f"One request of {max_model_len} tokens needs {_in_words(needed_bytes)} of KV cache, but there are "
+        f"{_in_words(kv_cache_bytes)} (room for {longest} tokens); raise {option}"
         f"{how_far} or lower --max-model-len{f' to {longest}' if longest else ''}."
     )
 
@@ -63,8 +63,8 @@ def kv_cache_bytes_on_gpu(total: int, elsewhere: int, peak: int, utilization: fl
     if allowed > peak:
         return allowed - peak
     raise StartupError(
-        f"Weights and the largest step take {_mebibytes(peak)}, of {_mebibytes(allowed)} that other programs "
-        f"({_mebibytes(elsewhere)}) leave and --gpu-memory-utilization {utilization} allows; raise it, lower "
+        f"Weights and the largest step take {_in_words(peak)}, of {_in_words(allowed)} that other programs "
+        f"({_in_words(elsewhere)}) leave and --gpu-memory-utilization {utilization} allows; raise it, lower "
         "--max-num-batched-tokens, or stop the other programs."
     )
 
@@ -87,7 +87,7 @@ def _is_out_of_memory(error: BaseException | None) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in words)
 
 
-def _mebibytes(num_bytes: int) -> str:
+def _in_words(num_bytes: int) -> str:
     """Rounded up; of a few, in KiB, as that hides what is missing."""
     if num_bytes < 8 << 20:
         return f"{-(-num_bytes // 2**10)}KiB"
