@@ -15,7 +15,6 @@ from kernels.cpu.library import (
     adds_products_of_pairs,
     cpu_kernels,
     has_wide_vectors,
-    multiplies_tiles,
 )
 from kernels.cpu.linear import PackedInt8Linear, PackedLinear
 from kernels.quantization import float8_rows
@@ -48,14 +47,12 @@ class OneDnnLinear:
 def pack(weight: Tensor, bias: Tensor | None, reads: Reads | None) -> tuple[Packed, bool] | None:
     """The packed weight, and whether it does what `reads` says itself; None: nothing is gained by packing.
 
-    oneDNN has no match where the CPU multiplies tiles of bfloat16. Where it multiplies no bfloat16 at all,
-    oneDNN converts it at every step, which costs several times the C kernels' whole work. Compiled for just
-    any CPU, these gain nothing.
+    Where the CPU multiplies no bfloat16, oneDNN converts it at every step, which costs several times the C
+    kernels' whole work. Compiled for just any CPU, these gain nothing.
     """
     if weight.device.type != "cpu" or weight.dtype not in DTYPES:
         return None
-    in_tiles = weight.dtype == torch.bfloat16 and multiplies_tiles()
-    library = cpu_kernels() if has_wide_vectors() and not in_tiles else None
+    library = cpu_kernels() if has_wide_vectors() else None
     if library is not None:
         return PackedLinear(library, weight, bias, reads), True
     if _has_onednn() and weight.dtype != torch.float16:

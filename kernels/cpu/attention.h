@@ -6,6 +6,7 @@
 #ifndef BATON_ATTENTION_H
 #define BATON_ATTENTION_H
 
+#include "amx.h"
 #include "rows.h"
 #include "threads.h"
 #include "tile.h"
@@ -124,5 +125,11 @@ void combine_splits(const struct attention *a, int64_t row, int64_t head, int64_
 int64_t num_query_blocks(const struct attention *a, int64_t row);
 size_t prefill_bytes(const struct attention *a);
 void prefill_block(const struct attention *a, int64_t row, int64_t kv_head, int64_t block, char *memory);
+
+/* The same by AMX, for those that it is for. */
+INLINE int is_for_amx(const struct attention *a) { return AMX && a->dtype == BFLOAT16 && a->pool_dtype == BFLOAT16; }
+int64_t num_query_blocks_amx(const struct attention *a, int64_t row);
+size_t prefill_bytes_amx(const struct attention *a);
+void prefill_block_amx(const struct attention *a, int64_t row, int64_t kv_head, int64_t block, char *memory);
 
 #endif

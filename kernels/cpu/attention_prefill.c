@@ -34,11 +34,17 @@ static size_t block_columns(const struct attention *a) {
 }
 
 int64_t num_query_blocks(const struct attention *a, int64_t row) {
+#if AMX
+    if (is_for_amx(a)) return num_query_blocks_amx(a, row);
+#endif
     int64_t tokens = a->row_bounds[row + 1] - a->row_bounds[row];
     return (tokens + block_tokens(a) - 1) / block_tokens(a);
 }
 
 size_t prefill_bytes(const struct attention *a) {
+#if AMX
+    if (is_for_amx(a)) return prefill_bytes_amx(a);
+#endif
     size_t columns = block_columns(a), row = padded(a);
     return sizeof(float) * (2 * columns * row + 2 * SLOTS * row + SLOTS * COLUMNS + 4 * columns);
 }
@@ -175,6 +181,12 @@ static void attend_slots(const struct attention *a, const struct prefill *p, con
 }
 
 void prefill_block(const struct attention *a, int64_t row, int64_t kv_head, int64_t index, char *memory) {
+#if AMX
+    if (is_for_amx(a)) {
+        prefill_block_amx(a, row, kv_head, index, memory);
+        return;
+    }
+#endif
     struct prefill p = lay_out(a, memory);
     int64_t group = group_size(a), skipped = index * block_tokens(a);
     int64_t num_tokens = a->row_bounds[row + 1] - a->row_bounds[row];

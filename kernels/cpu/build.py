@@ -41,15 +41,18 @@ _AVX2 = ("avx2", "fma", "f16c")
 _AVX512 = (*_AVX2, "avx512f", "avx512bw", "avx512dq", "avx512vl")
 _VNNI = (*_AVX512, "avx512_vnni")
 _BFLOAT16 = (*_VNNI, "avx512_bf16")
+_AMX = (*_BFLOAT16, "amx_tile", "amx_bf16")
 
 
 def _compiled_for(features: Iterable[str]) -> tuple[str, ...]:
-    # The compilers write avx512vnni where /proc/cpuinfo has avx512_vnni.
-    return tuple(f"-m{feature.replace('_', '')}" for feature in features)
+    # The compilers write avx512vnni and amx-tile where /proc/cpuinfo has avx512_vnni and amx_tile.
+    names = (feature.replace("amx_", "amx-").replace("_", "") for feature in features)
+    return tuple(f"-m{name}" for name in names)
 
 
 # The best first.
 LEVELS = (
+    Level("amx", _AMX, (*_compiled_for(_AMX), "-mprefer-vector-width=512")),
     Level("avx512-bf16", _BFLOAT16, (*_compiled_for(_BFLOAT16), "-mprefer-vector-width=512")),
     Level("avx512-vnni", _VNNI, (*_compiled_for(_VNNI), "-mprefer-vector-width=512")),
     Level("avx512", _AVX512, (*_compiled_for(_AVX512), "-mprefer-vector-width=512")),

@@ -21,6 +21,7 @@ DTYPES: Final = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # enum 
 PAGE_DTYPES: Final = DTYPES | {torch.float8_e4m3fn: 3}
 _SIGNATURES: Final = {
     "baton_use_threads": (None, (_Pointer,) * 4),
+    "baton_use_amx": (ctypes.c_int, ()),
     "baton_packed_bytes": (_Size, (_Size, _Size, _Int)),
     "baton_pack": (None, (_Pointer, _Pointer, _Size, _Size, _Int, _Int)),
     "baton_packed_rows": (None, (_Pointer, _Pointer, _Pointer, _Size, _Size, _Int)),
@@ -37,19 +38,27 @@ _SIGNATURES: Final = {
 _OPENMP_FUNCTIONS: Final = ("GOMP_parallel", "GOMP_barrier", "omp_get_thread_num", "omp_get_num_threads")
 
 
+class TilesDenied(KernelsUnavailable):
+    """The system does not let this process use a CPU's tiles."""
+
+
 @cache
 def cpu_kernels() -> ctypes.CDLL | None:
     """The kernels for this CPU, built if need be; None, after one warning, where there can be none."""
-    level = supported_levels()[0]
-    try:
-        library = load(build(level))
-    except KernelsUnavailable as reason:
-        _logger.warning(
-            "no C kernels: %s. Torch computes instead, which is several times slower on CPUs.", reason
-        )
-        return None
-    _logger.info("C kernels for %s CPUs", level.name)
-    return library
+    for level in supported_levels():
+        try:
+            library = load(build(level))
+        except TilesDenied:
+            _logger.warning("the system denies this process AMX, the tiles of %s CPUs", level.name)
+            continue
+        except KernelsUnavailable as reason:
+            _logger.warning(
+                "no C kernels: %s. Torch computes instead, which is several times slower on CPUs.", reason
+            )
+            break
+        _logger.info("C kernels for %s CPUs", level.name)
+        return library
+    return None
 
 
 def load(path: Path) -> ctypes.CDLL:
@@ -60,6 +69,8 @@ def load(path: Path) -> ctypes.CDLL:
             function = getattr(library, name)
             function.restype, function.argtypes = result, arguments
         library.baton_use_threads(*openmp_functions())
+        if library.baton_use_amx():
+            raise TilesDenied(f"'{path}' needs AMX, which the system denies this process")
     except (OSError, AttributeError) as error:
         raise KernelsUnavailable(f"'{path}' can't be loaded ({error})") from error
     return library
@@ -83,8 +94,3 @@ def has_wide_vectors() -> bool:
 def adds_products_of_pairs() -> bool:
     """Whether the kernels know an instruction that adds products of 16-bit integers up, as every x86 has."""
     return platform.machine() in ("x86_64", "AMD64")
-
-
-def multiplies_tiles() -> bool:
-    """Whether this CPU multiplies whole tiles of bfloat16 (AMX), which oneDNN knows and the kernels don't."""
-    return "amx_bf16" in cpu_features()

@@ -5,22 +5,27 @@
  * those of rows rounded to bfloat16 as well. Panels of the other dtypes hold [inputs][32]. Missing inputs are zero. Few rows are bound by reading the weights once; many by multiplication (Goto and van de Geijn, 2008).
  */
 #include "linear.h"
+#include "linear_amx.h"
 
 struct work {
     const struct linear *linear;
-    void *rows; /* of each tile of rows: [words][rows of the tile] */
-    size_t depth; /* inputs, to an even number */
+    void *rows; /* of each tile of rows: [words][rows of the tile]; with AMX see linear_amx.h */
+    size_t depth; /* inputs, as far as they are packed */
     size_t words; /* that many floats, or half as many pairs of bfloat16 */
     int64_t block_rows;
     int64_t next_panel;
     int failed;
 };
 
-static size_t even(int64_t size) { return (size_t)(size + 1) / 2 * 2; }
+/* Inputs of a packed row: whole pairs, of bfloat16 whole tiles of AMX. */
+static size_t packed_depth(int64_t num_inputs, enum dtype dtype) {
+    size_t step = dtype == BFLOAT16 ? 32 : 2;
+    return ((size_t)num_inputs + step - 1) / step * step;
+}
 
 EXPORT int64_t baton_packed_bytes(int64_t num_outputs, int64_t num_inputs, int32_t dtype) {
     int64_t panels = (num_outputs + PANEL - 1) / PANEL;
-    return panels * PANEL * (int64_t)even(num_inputs) * (int64_t)bytes_of(dtype);
+    return panels * PANEL * (int64_t)packed_depth(num_inputs, dtype) * (int64_t)bytes_of(dtype);
 }
 
 /* Where weight (output, input) lies in packed weights, in elements. */
@@ -39,7 +44,7 @@ struct packing {
 };
 
 INLINE void pack_panel(const struct packing *p, size_t first, const enum dtype dtype) {
-    size_t bytes = bytes_of(dtype), depth = even((int64_t)p->num_inputs), left = p->num_outputs - first;
+    size_t bytes = bytes_of(dtype), depth = packed_depth((int64_t)p->num_inputs, dtype), left = p->num_outputs - first;
     for (size_t input = 0; input < p->num_inputs; input++) {
         for (size_t output = first; output < first + (left < PANEL ? left : PANEL); output++) {
             const char *from = p->weights + (output * p->num_inputs + input) * bytes;
@@ -69,7 +74,7 @@ EXPORT void baton_pack(void *packed, const void *weights, int64_t num_outputs, i
 /* Rows `ids` of packed weights, as an embedding: output [num_ids][num_inputs]. */
 EXPORT void baton_packed_rows(void *output, const void *packed, const int64_t *ids, int64_t num_ids,
                               int64_t num_inputs, int32_t dtype) {
-    size_t depth = even(num_inputs), bytes = bytes_of(dtype);
+    size_t depth = packed_depth(num_inputs, dtype), bytes = bytes_of(dtype);
     for (int64_t row = 0; row < num_ids; row++) {
         char *to = (char *)output + (size_t)(row * num_inputs) * bytes;
         for (size_t input = 0; input < (size_t)num_inputs; input++) {
@@ -82,13 +87,20 @@ EXPORT void baton_packed_rows(void *output, const void *packed, const int64_t *i
 /* Transposes the block's rows into tiles; each thread takes its share of the rows. */
 static void prepare_rows(struct work *work, int64_t first_row, int64_t num_rows, float *row) {
     float *other = row + work->depth;
-    row[work->depth - 1] = 0.0f; /* there may be one input more than the row has */
+    for (size_t k = (size_t)work->linear->num_inputs; k < work->depth; k++) row[k] = 0.0f;
     int64_t index = team_index(), size = team_size();
     int64_t tile = 0;
     for (int64_t r = num_rows * index / size; r < num_rows * (index + 1) / size; r++) {
+        read_transformed(work->linear, row, other, first_row + r);
+#if AMX
+        if (work->linear->dtype == BFLOAT16) {
+            write_row_as(other, row, work->depth, BFLOAT16);
+            place_row_amx(work->rows, (const uint16_t *)other, r, work->depth);
+            continue;
+        }
+#endif
         while (tile_start(tile + 1, num_rows) <= r) tile++;
         int64_t start = tile_start(tile, num_rows), height = tile_start(tile + 1, num_rows) - start;
-        read_transformed(work->linear, row, other, first_row + r);
         const uint32_t *from = (const uint32_t *)row;
         uint32_t *to = (uint32_t *)work->rows + (size_t)start * work->words + (size_t)(r - start);
         if (work->words < work->depth) {
@@ -186,7 +198,12 @@ static void multiply_float32(struct work *work, int64_t panel, int64_t first_row
 }
 
 static void multiply_bfloat16(struct work *work, int64_t panel, int64_t first_row, int64_t num_rows) {
+#if AMX
+    const char *weights = (const char *)work->linear->weights + (size_t)panel * PANEL * work->depth * 2;
+    multiply_panel_amx(work->linear, weights, (size_t)panel * PANEL, work->rows, work->depth, first_row, num_rows);
+#else
     multiply_panel(work, panel, first_row, num_rows, BFLOAT16);
+#endif
 }
 
 static void multiply_float16(struct work *work, int64_t panel, int64_t first_row, int64_t num_rows) {
@@ -204,6 +221,9 @@ static void multiply_share(void *argument) {
         if (row) prepare_rows(work, first, rows, row);
         if (team_index() == 0) __atomic_store_n(&work->next_panel, 0, __ATOMIC_RELAXED);
         team_barrier();
+#if AMX
+        if (linear->dtype == BFLOAT16) begin_rows_amx(rows);
+#endif
         for (int64_t panel; (panel = NEXT_ITEM(&work->next_panel)) < panels;) {
             switch (linear->dtype) {
                 case FLOAT32: multiply_float32(work, panel, first, rows); break;
@@ -213,18 +233,19 @@ static void multiply_share(void *argument) {
         }
         if (first + rows < linear->num_rows) team_barrier();
     }
+#if AMX
+    if (linear->dtype == BFLOAT16) amx_end();
+#endif
 }
 
 /* 0, or 1 where there is no memory to work in. */
 EXPORT int baton_linear(const struct linear *linear) {
-    struct work work = {.linear = linear, .depth = even(linear->num_inputs)};
-    work.words = BFLOAT16_PRODUCTS && linear->dtype == BFLOAT16 ? work.depth / 2 : work.depth;
-    int64_t most = ROWS_BYTES / (int64_t)(sizeof(uint32_t) * work.words) / TILE_ROWS * TILE_ROWS;
-    if (most < TILE_ROWS) most = TILE_ROWS;
-    int64_t blocks = (linear->num_rows + most - 1) / most;
-    if (blocks == 0) return 0;
-    work.block_rows = (linear->num_rows + blocks - 1) / blocks;
-    work.rows = scratch(SHARED_SLOT, (size_t)work.block_rows * work.words * sizeof(uint32_t));
+    if (linear->num_rows == 0) return 0;
+    struct work work = {.linear = linear, .depth = packed_depth(linear->num_inputs, (enum dtype)linear->dtype)};
+    int in_pairs = (BFLOAT16_PRODUCTS || AMX) && linear->dtype == BFLOAT16;
+    work.words = in_pairs ? work.depth / 2 : work.depth;
+    work.block_rows = rows_of_block(linear->num_rows, sizeof(uint32_t) * work.words);
+    work.rows = scratch(SHARED_SLOT, (size_t)(work.block_rows + AMX_ROWS) * work.words * sizeof(uint32_t));
     if (!work.rows) return 1;
     run_team(multiply_share, &work, linear->num_threads);
     return work.failed;

@@ -6,12 +6,13 @@
 #ifndef BATON_LINEAR_H
 #define BATON_LINEAR_H
 
+#include "amx.h"
 #include "rows.h"
 #include "threads.h"
 #include "tile.h"
 
 #define PANEL 32
-#define ROWS_BYTES (640 << 10) /* of a block of rows: it has to stay in a core's own cache */
+#define ROWS_BYTES ((AMX ? 1024 : 640) << 10) /* of a block of rows: it has to stay in a core's own cache */
 #define PREFETCH_BYTES 2048 /* ahead: the processor's own prefetching stops at each page */
 
 enum transform { PLAIN = 0, NORMALISE = 1, GATE = 2 };
@@ -37,6 +38,15 @@ INLINE int64_t num_panels(const struct linear *linear) { return (linear->num_out
 INLINE int64_t num_tiles(int64_t rows) { return (rows + TILE_ROWS - 1) / TILE_ROWS; }
 
 INLINE int64_t tile_start(int64_t tile, int64_t rows) { return tile * rows / num_tiles(rows); }
+
+/* Rows of a block, where blocks share `num_rows` evenly but for whole tiles. */
+static inline int64_t rows_of_block(int64_t num_rows, size_t row_bytes) {
+    int64_t step = AMX ? 2 * AMX_ROWS : TILE_ROWS;
+    int64_t most = ROWS_BYTES / (int64_t)row_bytes / step * step;
+    if (most < step) most = step;
+    int64_t blocks = (num_rows + most - 1) / most, rows = (num_rows + blocks - 1) / blocks;
+    return AMX ? (rows + step - 1) / step * step : rows;
+}
 
 /* One row's numbers as they are multiplied; `other`: memory of the same size. */
 static inline void read_transformed(const struct linear *linear, float *row, float *other, int64_t index) {

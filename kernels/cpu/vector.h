@@ -64,6 +64,16 @@ INLINE vfloat vmax(vfloat left, vfloat right) {
 #endif
 }
 
+INLINE int any_lane(vint mask) {
+#if LANES == 16
+    return _mm512_test_epi32_mask((__m512i)mask, (__m512i)mask) != 0;
+#else
+    int any = 0;
+    for (int lane = 0; lane < LANES; lane++) any |= mask[lane];
+    return any != 0;
+#endif
+}
+
 INLINE float bits_to_float(uint32_t bits) {
     float value;
     memcpy(&value, &bits, sizeof value);
@@ -198,6 +208,11 @@ INLINE void store_as(void *to, size_t index, vfloat vector, enum dtype dtype) {
     }
     vhalf halves;
     if (dtype == BFLOAT16) {
+#if defined(__AVX512BF16__)
+        __m256bh words = _mm512_cvtneps_pbh((__m512)vector); /* subnormal numbers become 0 */
+        memcpy((uint16_t *)to + index, &words, sizeof words);
+        return;
+#endif
         vuint bits = (vuint)vector, rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
         vuint is_nan = (vuint)(vector != vector);
         halves = __builtin_convertvector((is_nan & ((bits >> 16) | 0x40)) | (~is_nan & rounded), vhalf);
