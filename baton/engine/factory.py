@@ -143,7 +143,9 @@ def _runner(decoder: Decoder, page_store: KVCache, options: EngineConfig, max_mo
     attention = attention_backend(page_store.pool, decoder.config.windows, page_store.layout.scales)
     device, layout = page_store.pool.device, page_store.layout
     if device.type == "cpu":
-        return ModelRunner(decoder, page_store, attention, _shared_cores(options))
+        return ModelRunner(
+            decoder, page_store, attention, options.max_num_batched_tokens, _shared_cores(options)
+        )
     from baton.engine.gpu_runner import GpuRunner
     from baton.engine.token_feed import TokenFeed
 

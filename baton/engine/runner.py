@@ -3,15 +3,17 @@
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from baton.core.kv_layout import KVLayout
 from baton.core.plan import SampleTask, StepPlan, StepResult
 from baton.core.ports import LayersDone
 from baton.core.sampling import SampledToken
 from baton.engine.attention.base import AttentionBackend
-from baton.engine.inputs import build_inputs
+from baton.engine.inputs import StepInputs, build_inputs
 from baton.engine.kv_cache import KVCache
 from baton.engine.models.decoder import Decoder
+from baton.engine.recorded_layers import recorded_layers
 from baton.engine.sampler import sample
 from baton.engine.shared_cores import SharedCores
 
@@ -19,6 +21,9 @@ from baton.engine.shared_cores import SharedCores
 # less to wait for, and cost a message or more each.
 _MAX_LAYER_GROUPS = 4
 _MIN_GROUP_BYTES = 256 << 10
+# Steps of more tokens look after each layer which cores they may have, others after some.
+_LONG_STEP = 64
+_SHORT_STEP_LAYERS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +52,14 @@ class ModelRunner:
         decoder: Decoder,
         cache: KVCache,
         attention: AttentionBackend,
+        max_num_tokens: int,
         cores: SharedCores | None = None,
     ) -> None:
-        """`cores`: that it shares with other workers; None: it has its own."""
+        """`max_num_tokens`: of a step. `cores`: that it shares with other workers; None: it has its own."""
         self._decoder = decoder
         self._cache = cache
         self._attention = attention
+        self._recorded = recorded_layers(decoder, attention, max_num_tokens)
         self._cores = cores
 
     def submit(self, plan: StepPlan, layers_done: LayersDone | None = None) -> PlannedStep:
@@ -70,10 +77,7 @@ class ModelRunner:
         self._cache.copy_blocks(plan.block_copies)
         cache = self._cache
         inputs = build_inputs(plan, cache.layout.block_size, cache.padding_block, cache.pool.device)
-        step = self._attention.begin_step(inputs.attention)
-        hidden = self._decoder.forward(
-            inputs.token_ids, inputs.positions, step, self._after_layer(plan, layers_done)
-        )
+        hidden = self._run_layers(inputs, plan, layers_done)
         if not inputs.sampled_rows:
             return StepResult(samples=((),) * len(plan.rows))
         logits = self._decoder.logits(hidden[inputs.sampled_tokens])
@@ -88,12 +92,10 @@ class ModelRunner:
         if self._cores is not None:
             self._cores.waiting()
 
-    def _after_layer(self, plan: StepPlan, layers_done: LayersDone | None) -> LayersDone | None:
-        """Tells `layers_done` after every group of layers but the last one."""
+    def _run_layers(self, inputs: StepInputs, plan: StepPlan, layers_done: LayersDone | None) -> Tensor:
+        """Hidden states `[T, hidden_size]`; tells `layers_done` after every group of layers but the last one."""
+        decoder, cores = self._decoder, self._cores
         ends = set() if layers_done is None else layer_group_ends(plan, self._cache.layout)
-        cores = self._cores
-        if not ends and cores is None:
-            return None
 
         def after_layer(end_layer: int) -> None:
             if cores is not None:
@@ -101,7 +103,17 @@ class ModelRunner:
             if layers_done is not None and end_layer in ends:
                 layers_done(end_layer)
 
-        return after_layer
+        states, angles = decoder.embed(inputs.token_ids), decoder.angles(inputs.positions)
+        if self._recorded is None:
+            step = self._attention.begin_step(inputs.attention)
+            return decoder.run_layers(states, *angles, step, after_layer)
+        stops = ends if cores is None else ends | self._core_stops(plan)
+        return self._recorded.run(states, angles, inputs.attention, stops, after_layer)
+
+    def _core_stops(self, plan: StepPlan) -> set[int]:
+        """Layers after which to look who else computes: the shorter the step, the fewer."""
+        every = 1 if plan.num_tokens > _LONG_STEP else _SHORT_STEP_LAYERS
+        return set(range(every, self._cache.layout.num_layers, every))
 
 
 def layer_group_ends(plan: StepPlan, layout: KVLayout) -> set[int]:

@@ -7,23 +7,27 @@
 #define BATON_ATTENTION_H
 
 #include "amx.h"
+#include "calls.h"
 #include "rows.h"
 #include "threads.h"
 #include "tile.h"
 
-struct attention {
-    /* of the pool and the model: */
-    void *pool;
-    int64_t num_layers, num_heads, num_kv_heads, block_size, head_dim;
-    int32_t dtype, pool_dtype; /* of states and output; of pages */
-    int32_t num_threads;
-    /* of a step: */
+/* Of a step, whatever its layer. */
+struct attention_step {
     int64_t num_tokens, num_rows, num_one_token_rows, table_width;
     const int64_t *slot_mapping; /* [num_tokens] page * block_size + slot */
     const int64_t *block_tables; /* [num_rows][table_width] */
     const int64_t *context_lens; /* [num_rows] */
     const int64_t *row_bounds;   /* [num_rows + 1] tokens of a row */
     const void *cosines, *sines; /* [num_tokens][head_dim]; NULL: queries and keys are rotated already */
+};
+
+struct attention {
+    const struct attention_step *step;
+    /* of the pool and the model: */
+    void *pool;
+    int64_t num_layers, num_heads, num_kv_heads, block_size, head_dim;
+    int32_t dtype, pool_dtype; /* of states and output; of pages */
     /* of a layer: */
     int64_t layer, window;    /* window: last tokens that a query sees; 0: all */
     int64_t states_stride;    /* numbers from one token to the next, of query, key and value alike */
@@ -60,7 +64,7 @@ struct run {
 /* Slots from position `first` on, up to position `end` or the end of the page. */
 INLINE struct run find_run(const struct attention *a, int64_t row, int64_t head, int64_t first, int64_t end) {
     int64_t slot = first % a->block_size, left = a->block_size - slot;
-    int64_t page = a->block_tables[row * a->table_width + first / a->block_size];
+    int64_t page = a->step->block_tables[row * a->step->table_width + first / a->block_size];
     struct run run = {slot_address(a, page, 0, head, slot), slot_address(a, page, 1, head, slot), left};
     if (end - first < left) run.count = end - first;
     return run;

@@ -6,23 +6,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from kernels.cpu.calls import Kernel, make_call, new_tensor
 from kernels.cpu.library import DTYPES, PAGE_DTYPES
 from kernels.quantization import layer_scales
 
 
-class _Attention(ctypes.Structure):
-    """struct attention"""
+class _Step(ctypes.Structure):
+    """struct attention_step"""
 
     _fields_ = [
-        ("pool", ctypes.c_void_p),
-        ("num_layers", ctypes.c_int64),
-        ("num_heads", ctypes.c_int64),
-        ("num_kv_heads", ctypes.c_int64),
-        ("block_size", ctypes.c_int64),
-        ("head_dim", ctypes.c_int64),
-        ("dtype", ctypes.c_int32),
-        ("pool_dtype", ctypes.c_int32),
-        ("num_threads", ctypes.c_int32),
         ("num_tokens", ctypes.c_int64),
         ("num_rows", ctypes.c_int64),
         ("num_one_token_rows", ctypes.c_int64),
@@ -33,6 +25,22 @@ class _Attention(ctypes.Structure):
         ("row_bounds", ctypes.c_void_p),
         ("cosines", ctypes.c_void_p),
         ("sines", ctypes.c_void_p),
+    ]
+
+
+class _Attention(ctypes.Structure):
+    """struct attention"""
+
+    _fields_ = [
+        ("step", ctypes.c_void_p),
+        ("pool", ctypes.c_void_p),
+        ("num_layers", ctypes.c_int64),
+        ("num_heads", ctypes.c_int64),
+        ("num_kv_heads", ctypes.c_int64),
+        ("block_size", ctypes.c_int64),
+        ("head_dim", ctypes.c_int64),
+        ("dtype", ctypes.c_int32),
+        ("pool_dtype", ctypes.c_int32),
         ("layer", ctypes.c_int64),
         ("window", ctypes.c_int64),
         ("states_stride", ctypes.c_int64),
@@ -66,43 +74,47 @@ class PagedAttention:
     Rows of one token come first. A slot that is not of a row's own context is never read.
     """
 
-    def __init__(
-        self,
-        library: ctypes.CDLL,
-        pool: Tensor,
-        slot_mapping: Tensor,
-        block_tables: Tensor,
-        context_lens: Tensor,
-        row_bounds: Tensor,
-        num_one_token_rows: int,
-        scales: tuple[float, ...] = (),
-    ) -> None:
-        """int64 `[T]`, `[R, B]`, `[R]` and `[R + 1]`, as in `baton.engine.attention.base`; all on the CPU.
-
-        scales: of a float8 pool, as in `kernels.reference`.
-        """
+    def __init__(self, library: ctypes.CDLL, pool: Tensor, scales: tuple[float, ...] = ()) -> None:
+        """`pool` and, of a float8 pool, `scales` as in `kernels.reference`; on the CPU."""
         _, num_layers, _, num_kv_heads, block_size, head_dim = pool.shape
         self._library = library
         self._scales = scales
-        # Also keeps the memory that the arguments point to.
-        self._tensors = (pool, slot_mapping, block_tables.contiguous(), context_lens, row_bounds)
+        self._pool = pool  # keeps the memory that the arguments point to, as `_tensors` does
+        self._tensors: tuple[Tensor, ...] = ()
+        self._angles: tuple[Tensor | None, Tensor | None] = (None, None)
+        self._step = _Step()
         self._arguments = _Attention(
+            step=ctypes.addressof(self._step),
             pool=pool.data_ptr(),
             num_layers=num_layers,
             num_kv_heads=num_kv_heads,
             block_size=block_size,
             head_dim=head_dim,
             pool_dtype=PAGE_DTYPES[pool.dtype],
-            num_threads=torch.get_num_threads(),
-            num_tokens=slot_mapping.shape[0],
-            num_rows=context_lens.shape[0],
-            num_one_token_rows=num_one_token_rows,
-            table_width=block_tables.shape[1],
-            slot_mapping=slot_mapping.data_ptr(),
-            block_tables=self._tensors[2].data_ptr(),
-            context_lens=context_lens.data_ptr(),
-            row_bounds=row_bounds.data_ptr(),
         )
+
+    def begin_step(
+        self,
+        slot_mapping: Tensor,
+        block_tables: Tensor,
+        context_lens: Tensor,
+        row_bounds: Tensor,
+        num_one_token_rows: int,
+    ) -> None:
+        """int64 `[T]`, `[R, B]`, `[R]` and `[R + 1]`, as in `baton.engine.attention.base`; all on the CPU."""
+        self._tensors = (slot_mapping, block_tables.contiguous(), context_lens, row_bounds)
+        step = self._step
+        step.num_tokens, step.num_rows = slot_mapping.shape[0], context_lens.shape[0]
+        step.num_one_token_rows, step.table_width = num_one_token_rows, block_tables.shape[1]
+        step.slot_mapping, step.block_tables, step.context_lens, step.row_bounds = (
+            tensor.data_ptr() for tensor in self._tensors
+        )
+
+    def use_angles(self, cosines: Tensor | None, sines: Tensor | None) -> None:
+        """Of the step's tokens, as in `Rotation`; None: queries and keys are rotated already."""
+        self._angles = (cosines, sines)
+        self._step.cosines = None if cosines is None else cosines.data_ptr()
+        self._step.sines = None if sines is None else sines.data_ptr()
 
     def attend(self, layer: int, states: Tensor, window: int | None, rotation: Rotation | None) -> Tensor:
         """Attention of one layer: `[T, H, D]` in the dtype of `states`.
@@ -114,7 +126,7 @@ class PagedAttention:
         arguments = self._arguments
         num_tokens, num_states, head_dim = states.shape
         num_heads = num_states - 2 * arguments.num_kv_heads
-        output = torch.empty(num_tokens, num_heads, head_dim, dtype=states.dtype)
+        output = new_tensor(num_tokens, num_heads, head_dim, dtype=states.dtype)
         head_bytes = head_dim * states.itemsize
         query = states.data_ptr()
         arguments.layer, arguments.window = layer, window or 0
@@ -125,15 +137,17 @@ class PagedAttention:
         arguments.key = query + num_heads * head_bytes
         arguments.value = query + (num_heads + arguments.num_kv_heads) * head_bytes
         arguments.output = output.data_ptr()
-        if rotation is not None:
-            self._rotate(rotation)
-        if self._library.baton_attend(ctypes.byref(arguments)):
-            raise MemoryError("There is no memory for attention to work in.")
+        self._rotate(rotation)
+        make_call(self._library, Kernel.ATTENTION, arguments, num_tokens)
         return output
 
-    def _rotate(self, rotation: Rotation) -> None:
+    def _rotate(self, rotation: Rotation | None) -> None:
         arguments = self._arguments
-        arguments.cosines, arguments.sines = rotation.cosines.data_ptr(), rotation.sines.data_ptr()
+        if rotation is None:
+            self.use_angles(None, None)
+            return
+        self.use_angles(rotation.cosines, rotation.sines)
+        arguments.query_norm, arguments.key_norm = None, None
         if rotation.norms is not None:
             query_norm, key_norm, eps = rotation.norms
             arguments.query_norm, arguments.key_norm = query_norm.data_ptr(), key_norm.data_ptr()

@@ -57,7 +57,7 @@ static size_t block_columns(const struct attention *a) {
 }
 
 int64_t num_query_blocks_amx(const struct attention *a, int64_t row) {
-    int64_t tokens = a->row_bounds[row + 1] - a->row_bounds[row];
+    int64_t tokens = a->step->row_bounds[row + 1] - a->step->row_bounds[row];
     return (tokens + block_tokens(a) - 1) / block_tokens(a);
 }
 
@@ -347,9 +347,9 @@ static void write_outputs(const struct attention *a, const struct prefill *p, co
 
 void prefill_block_amx(const struct attention *a, int64_t row, int64_t kv_head, int64_t index, char *memory) {
     struct prefill p = lay_out(a, memory);
-    int64_t skipped = index * block_tokens(a), num_tokens = a->row_bounds[row + 1] - a->row_bounds[row];
+    int64_t skipped = index * block_tokens(a), num_tokens = a->step->row_bounds[row + 1] - a->step->row_bounds[row];
     int64_t tokens = num_tokens - skipped < block_tokens(a) ? num_tokens - skipped : block_tokens(a);
-    struct block b = {row, kv_head, a->row_bounds[row] + skipped, a->context_lens[row] - num_tokens + skipped,
+    struct block b = {row, kv_head, a->step->row_bounds[row] + skipped, a->step->context_lens[row] - num_tokens + skipped,
                       tokens * group_size(a)};
     fetch_queries(a, &p, &b);
     const uint8_t all = AMX_ROWS;

@@ -31,11 +31,11 @@ struct stretch {
 };
 
 static int64_t context_start(const struct attention *a, int64_t row) {
-    return first_visible(a, a->context_lens[row] - 1);
+    return first_visible(a, a->step->context_lens[row] - 1);
 }
 
 int64_t num_splits(const struct attention *a, int64_t row) {
-    return (a->context_lens[row] - context_start(a, row) + SPLIT - 1) / SPLIT;
+    return (a->step->context_lens[row] - context_start(a, row) + SPLIT - 1) / SPLIT;
 }
 
 static bool reads_pages(const struct attention *a) { return padded(a) == (size_t)a->head_dim; }
@@ -274,7 +274,7 @@ static void add_slots(const struct attention *a, const struct decode *d, int64_t
 /* Heads take turns, a few slots each: in a page they lie beside each other, and memory is fastest in order. */
 void decode_split(const struct attention *a, int64_t row, int64_t kv_head, int64_t num_kv_heads, int64_t split,
                   char *memory, float *partial) {
-    int64_t token = a->row_bounds[row], last = a->context_lens[row];
+    int64_t token = a->step->row_bounds[row], last = a->step->context_lens[row];
     int64_t first = context_start(a, row) + split * SPLIT;
     if (first + SPLIT < last) last = first + SPLIT;
     memset(memory, 0, head_bytes(a) * (size_t)num_kv_heads);
@@ -313,5 +313,5 @@ void combine_splits(const struct attention *a, int64_t row, int64_t head, int64_
         for (size_t i = 0; i < size; i++) memory[i] += worth * record[2 + i];
     }
     reorder(memory, memory + size, size, a->pool_dtype, true);
-    write_output(a, a->row_bounds[row], head, memory, total);
+    write_output(a, a->step->row_bounds[row], head, memory, total);
 }

@@ -37,7 +37,7 @@ int64_t num_query_blocks(const struct attention *a, int64_t row) {
 #if AMX
     if (is_for_amx(a)) return num_query_blocks_amx(a, row);
 #endif
-    int64_t tokens = a->row_bounds[row + 1] - a->row_bounds[row];
+    int64_t tokens = a->step->row_bounds[row + 1] - a->step->row_bounds[row];
     return (tokens + block_tokens(a) - 1) / block_tokens(a);
 }
 
@@ -189,10 +189,10 @@ void prefill_block(const struct attention *a, int64_t row, int64_t kv_head, int6
 #endif
     struct prefill p = lay_out(a, memory);
     int64_t group = group_size(a), skipped = index * block_tokens(a);
-    int64_t num_tokens = a->row_bounds[row + 1] - a->row_bounds[row];
+    int64_t num_tokens = a->step->row_bounds[row + 1] - a->step->row_bounds[row];
     int64_t tokens = num_tokens - skipped < block_tokens(a) ? num_tokens - skipped : block_tokens(a);
-    struct block b = {row, kv_head, a->row_bounds[row] + skipped,
-                      a->context_lens[row] - num_tokens + skipped, tokens * group};
+    struct block b = {row, kv_head, a->step->row_bounds[row] + skipped,
+                      a->step->context_lens[row] - num_tokens + skipped, tokens * group};
     fetch_queries(a, &p, &b);
     int64_t end = b.first_position + tokens;
     for (int64_t first = first_visible(a, b.first_position); first < end; first += SLOTS) {

@@ -20,22 +20,20 @@ _Int = ctypes.c_int32
 DTYPES: Final = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # enum dtype of vector.h
 PAGE_DTYPES: Final = DTYPES | {torch.float8_e4m3fn: 3}
 _SIGNATURES: Final = {
-    "baton_use_threads": (None, (_Pointer,) * 4),
+    "baton_use_threads": (None, (_Pointer,) * 3),
     "baton_use_amx": (ctypes.c_int, ()),
     "baton_packed_bytes": (_Size, (_Size, _Size, _Int)),
     "baton_pack": (None, (_Pointer, _Pointer, _Size, _Size, _Int, _Int)),
     "baton_packed_rows": (None, (_Pointer, _Pointer, _Pointer, _Size, _Size, _Int)),
+    "baton_run": (ctypes.c_int, (_Pointer, _Size, _Size, _Int)),
     "baton_argmax": (ctypes.c_int, (_Pointer, _Pointer, _Size, _Size, _Int, _Int)),
     "baton_sample": (ctypes.c_int, (_Pointer,)),
     "baton_logprobs": (ctypes.c_int, (_Pointer,)),
-    "baton_attend": (ctypes.c_int, (_Pointer,)),
-    "baton_linear": (ctypes.c_int, (_Pointer,)),
     "baton_packed_bytes_int8": (_Size, (_Size, _Size)),
     "baton_pack_int8": (None, (_Pointer, _Pointer, _Pointer, _Size, _Size)),
-    "baton_linear_int8": (ctypes.c_int, (_Pointer,)),
 }
 # What a team of threads needs of an OpenMP runtime; GNU's, LLVM's and Intel's all have these.
-_OPENMP_FUNCTIONS: Final = ("GOMP_parallel", "GOMP_barrier", "omp_get_thread_num", "omp_get_num_threads")
+_OPENMP_FUNCTIONS: Final = ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads")
 
 
 class TilesDenied(KernelsUnavailable):

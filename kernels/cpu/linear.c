@@ -12,9 +12,8 @@ struct work {
     void *rows; /* of each tile of rows: [words][rows of the tile]; with AMX see linear_amx.h */
     size_t depth; /* inputs, as far as they are packed */
     size_t words; /* that many floats, or half as many pairs of bfloat16 */
-    int64_t block_rows;
-    int64_t next_panel;
-    int failed;
+    int64_t num_rows, block_rows;
+    struct shares panels;
 };
 
 /* Inputs of a packed row: whole pairs, of bfloat16 whole tiles of AMX. */
@@ -77,10 +76,12 @@ EXPORT void baton_packed_rows(void *output, const void *packed, const int64_t *i
     size_t depth = packed_depth(num_inputs, dtype), bytes = bytes_of(dtype);
     for (int64_t row = 0; row < num_ids; row++) {
         char *to = (char *)output + (size_t)(row * num_inputs) * bytes;
-        for (size_t input = 0; input < (size_t)num_inputs; input++) {
-            memcpy(to + input * bytes, (const char *)packed + place((size_t)ids[row], input, depth, dtype) * bytes,
-                   bytes);
+        const char *from = (const char *)packed + place((size_t)ids[row], 0, depth, dtype) * bytes;
+        size_t input = 0, step = dtype == BFLOAT16 ? 2 : 1; /* inputs beside each other */
+        for (; input + step <= (size_t)num_inputs; input += step, to += step * bytes, from += step * bytes * PANEL) {
+            dtype == FLOAT16 ? memcpy(to, from, 2) : memcpy(to, from, 4);
         }
+        if (input < (size_t)num_inputs) memcpy(to, from, bytes);
     }
 }
 
@@ -210,43 +211,44 @@ static void multiply_float16(struct work *work, int64_t panel, int64_t first_row
     multiply_panel(work, panel, first_row, num_rows, FLOAT16);
 }
 
-static void multiply_share(void *argument) {
+static int multiply_share(void *argument) {
     struct work *work = argument;
     const struct linear *linear = work->linear;
-    int64_t panels = num_panels(linear);
     float *row = scratch(PRIVATE_SLOT, 2 * work->depth * sizeof(float));
-    if (!row) __atomic_store_n(&work->failed, 1, __ATOMIC_RELAXED);
-    for (int64_t first = 0; first < linear->num_rows; first += work->block_rows) {
-        int64_t left = linear->num_rows - first, rows = left < work->block_rows ? left : work->block_rows;
+    for (int64_t first = 0; first < work->num_rows; first += work->block_rows) {
+        int64_t left = work->num_rows - first, rows = left < work->block_rows ? left : work->block_rows;
         if (row) prepare_rows(work, first, rows, row);
-        if (team_index() == 0) __atomic_store_n(&work->next_panel, 0, __ATOMIC_RELAXED);
+        if (team_index() == 0) share_out(&work->panels, num_panels(linear));
         team_barrier();
 #if AMX
         if (linear->dtype == BFLOAT16) begin_rows_amx(rows);
 #endif
-        for (int64_t panel; (panel = NEXT_ITEM(&work->next_panel)) < panels;) {
+        for (int64_t panel; (panel = next_of_shares(&work->panels)) >= 0;) {
             switch (linear->dtype) {
                 case FLOAT32: multiply_float32(work, panel, first, rows); break;
                 case BFLOAT16: multiply_bfloat16(work, panel, first, rows); break;
                 default: multiply_float16(work, panel, first, rows); break;
             }
         }
-        if (first + rows < linear->num_rows) team_barrier();
+        if (first + rows < work->num_rows) team_barrier();
     }
 #if AMX
     if (linear->dtype == BFLOAT16) amx_end();
 #endif
+    return row == NULL;
 }
 
-/* 0, or 1 where there is no memory to work in. */
-EXPORT int baton_linear(const struct linear *linear) {
-    if (linear->num_rows == 0) return 0;
-    struct work work = {.linear = linear, .depth = packed_depth(linear->num_inputs, (enum dtype)linear->dtype)};
+static int begin_linear(void *memory, const void *arguments, int64_t num_rows, int slot) {
+    const struct linear *linear = arguments;
+    struct work *work = memory;
+    _Static_assert(sizeof *work <= WORK_BYTES, "what a kernel keeps in `work`");
+    *work = (struct work){.linear = linear, .num_rows = num_rows};
+    work->depth = packed_depth(linear->num_inputs, (enum dtype)linear->dtype);
     int in_pairs = (BFLOAT16_PRODUCTS || AMX) && linear->dtype == BFLOAT16;
-    work.words = in_pairs ? work.depth / 2 : work.depth;
-    work.block_rows = rows_of_block(linear->num_rows, sizeof(uint32_t) * work.words);
-    work.rows = scratch(SHARED_SLOT, (size_t)(work.block_rows + AMX_ROWS) * work.words * sizeof(uint32_t));
-    if (!work.rows) return 1;
-    run_team(multiply_share, &work, linear->num_threads);
-    return work.failed;
+    work->words = in_pairs ? work->depth / 2 : work->depth;
+    work->block_rows = rows_of_block(num_rows, sizeof(uint32_t) * work->words);
+    work->rows = scratch(slot, (size_t)(work->block_rows + AMX_ROWS) * work->words * sizeof(uint32_t));
+    return work->rows == NULL;
 }
+
+const struct kernel linear_kernel = {begin_linear, multiply_share};

@@ -7,6 +7,7 @@
 #define BATON_LINEAR_H
 
 #include "amx.h"
+#include "calls.h"
 #include "rows.h"
 #include "threads.h"
 #include "tile.h"
@@ -24,9 +25,7 @@ struct linear {
     int64_t num_inputs, num_outputs;
     int32_t dtype, transform; /* dtype: of states, bias, residual and output */
     float eps;
-    int32_t num_threads;
-    /* of each call: */
-    int64_t num_rows;
+    /* of each call, whose rows baton_run is told: */
     const void *states;   /* [num_rows][num_inputs]; gate and up beside each other, twice as long, where GATE */
     const void *residual; /* [num_rows][num_outputs] or NULL */
     void *output;         /* [num_rows][num_outputs] */

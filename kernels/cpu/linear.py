@@ -1,11 +1,11 @@
 """Matrix products with weights that were packed once (linear.h)."""
 
 import ctypes
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from kernels.cpu.calls import Kernel, make_call, new_tensor
 from kernels.cpu.library import DTYPES
 from kernels.quantization import int8_groups
 from kernels.reads import Normalise, Reads
@@ -25,8 +25,6 @@ class _Linear(ctypes.Structure):
         ("dtype", ctypes.c_int32),
         ("transform", ctypes.c_int32),
         ("eps", ctypes.c_float),
-        ("num_threads", ctypes.c_int32),
-        ("num_rows", ctypes.c_int64),
         ("states", ctypes.c_void_p),
         ("residual", ctypes.c_void_p),
         ("output", ctypes.c_void_p),
@@ -38,7 +36,8 @@ class PackedMatrix:
 
     def __init__(
         self,
-        function: Callable[..., int],
+        library: ctypes.CDLL,
+        kernel: Kernel,
         packed: Tensor,
         shape: tuple[int, int],
         dtype: torch.dtype,
@@ -47,7 +46,8 @@ class PackedMatrix:
     ) -> None:
         """`packed`: the weights. `shape`: out_features, in_features. `dtype`: of states."""
         norm = reads.weight.float().contiguous() if isinstance(reads, Normalise) else None
-        self._function = function
+        self._library = library
+        self._kernel = kernel
         self._dtype = dtype
         self._tensors = (packed, bias, norm)  # keeps the memory that the arguments point to
         self._num_outputs, num_inputs = shape
@@ -70,14 +70,11 @@ class PackedMatrix:
         states = states.contiguous()
         arguments = self._arguments
         num_rows = states.shape[0]
-        output = torch.empty(num_rows, self._num_outputs, dtype=self._dtype)
-        arguments.num_rows = num_rows
+        output = new_tensor(num_rows, self._num_outputs, dtype=self._dtype)
         arguments.states = states.data_ptr()
         arguments.residual = _address(residual)
         arguments.output = output.data_ptr()
-        arguments.num_threads = torch.get_num_threads()
-        if self._function(ctypes.byref(arguments)):
-            raise MemoryError("There is no memory for a matrix product's rows.")
+        make_call(self._library, self._kernel, arguments, num_rows)
         return output
 
 
@@ -99,8 +96,9 @@ class PackedLinear(PackedMatrix):
         library.baton_pack(
             packed.data_ptr(), weight.data_ptr(), num_outputs, num_inputs, dtype, torch.get_num_threads()
         )
-        super().__init__(library.baton_linear, packed, (num_outputs, num_inputs), weight.dtype, bias, reads)
-        self._library = library
+        super().__init__(
+            library, Kernel.LINEAR, packed, (num_outputs, num_inputs), weight.dtype, bias, reads
+        )
 
     def rows(self, indices: Tensor) -> Tensor:
         """Rows of the weight, as an embedding looks them up: int64 `[T]` to `[T, in_features]`."""
@@ -134,7 +132,7 @@ class PackedInt8Linear(PackedMatrix):
             packed.data_ptr(), rounded.data_ptr(), scales.data_ptr(), num_outputs, num_inputs
         )
         super().__init__(
-            library.baton_linear_int8, packed, (num_outputs, num_inputs), weight.dtype, bias, reads
+            library, Kernel.LINEAR_INT8, packed, (num_outputs, num_inputs), weight.dtype, bias, reads
         )
 
 

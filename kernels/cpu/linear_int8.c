@@ -24,9 +24,8 @@ struct work {
     int32_t *rows; /* of each tile of rows: [pairs][rows of the tile], a pair being two signed 16-bit numbers */
     float *scales; /* [block_rows] */
     size_t groups;
-    int64_t block_rows;
-    int64_t next_panel;
-    int failed;
+    int64_t num_rows, block_rows;
+    struct shares panels;
 };
 
 /* 2 * LANES weights with 16 bits each: LANES pairs. */
@@ -171,35 +170,34 @@ static void multiply_panel(const struct work *work, int64_t panel, int64_t first
     }
 }
 
-static void multiply_share(void *argument) {
+static int multiply_share(void *argument) {
     struct work *work = argument;
     const struct linear *linear = work->linear;
     float *row = scratch(PRIVATE_SLOT, work->groups * GROUP * (2 * sizeof(float) + sizeof(int16_t)));
-    if (!row) __atomic_store_n(&work->failed, 1, __ATOMIC_RELAXED);
-    for (int64_t first = 0; first < linear->num_rows; first += work->block_rows) {
-        int64_t left = linear->num_rows - first, rows = left < work->block_rows ? left : work->block_rows;
+    for (int64_t first = 0; first < work->num_rows; first += work->block_rows) {
+        int64_t left = work->num_rows - first, rows = left < work->block_rows ? left : work->block_rows;
         if (row) prepare_rows(work, first, rows, row);
-        if (team_index() == 0) __atomic_store_n(&work->next_panel, 0, __ATOMIC_RELAXED);
+        if (team_index() == 0) share_out(&work->panels, num_panels(linear));
         team_barrier();
-        for (int64_t panel; (panel = NEXT_ITEM(&work->next_panel)) < num_panels(linear);) {
+        for (int64_t panel; (panel = next_of_shares(&work->panels)) >= 0;) {
             multiply_panel(work, panel, first, rows);
         }
-        if (first + rows < linear->num_rows) team_barrier();
+        if (first + rows < work->num_rows) team_barrier();
     }
+    return row == NULL;
 }
 
-/* 0, or 1 where there is no memory to work in. */
-EXPORT int baton_linear_int8(const struct linear *linear) {
-    struct work work = {.linear = linear, .groups = num_groups(linear->num_inputs)};
-    size_t pairs = work.groups * PAIRS;
-    int64_t most = ROWS_BYTES / (int64_t)(pairs * sizeof(int32_t)) / TILE_ROWS * TILE_ROWS;
-    if (most < TILE_ROWS) most = TILE_ROWS;
-    int64_t blocks = (linear->num_rows + most - 1) / most;
-    if (blocks == 0) return 0;
-    work.block_rows = (linear->num_rows + blocks - 1) / blocks;
-    work.rows = scratch(SHARED_SLOT, (size_t)work.block_rows * (pairs + 1) * sizeof(int32_t));
-    if (!work.rows) return 1;
-    work.scales = (float *)(work.rows + (size_t)work.block_rows * pairs);
-    run_team(multiply_share, &work, linear->num_threads);
-    return work.failed;
+static int begin_linear(void *memory, const void *arguments, int64_t num_rows, int slot) {
+    const struct linear *linear = arguments;
+    struct work *work = memory;
+    _Static_assert(sizeof *work <= WORK_BYTES, "what a kernel keeps in `work`");
+    *work = (struct work){.linear = linear, .groups = num_groups(linear->num_inputs), .num_rows = num_rows};
+    size_t pairs = work->groups * PAIRS;
+    work->block_rows = rows_of_block(num_rows, pairs * sizeof(int32_t));
+    work->rows = scratch(slot, (size_t)work->block_rows * (pairs + 1) * sizeof(int32_t));
+    if (!work->rows) return 1;
+    work->scales = (float *)(work->rows + (size_t)work->block_rows * pairs);
+    return 0;
 }
+
+const struct kernel linear_int8_kernel = {begin_linear, multiply_share};

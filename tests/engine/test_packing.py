@@ -68,16 +68,6 @@ def test_plain_torch(dtype, tolerance):
     assert check_projection(dtype, tolerance)._packed is None
 
 
-def test_cpus_that_multiply_tiles_leave_bfloat16_to_onednn(monkeypatch):
-    monkeypatch.setattr(packing, "multiplies_tiles", lambda: True)
-    linear = Linear(32, {"a": 40, "b": 24}, False, Placement(torch.bfloat16, CPU))
-    for _, part in linear.checkpoint_tensors():
-        part.normal_()
-    linear.pack()
-    assert isinstance(linear._packed, packing.OneDnnLinear)
-    assert linear.weight is None
-
-
 @pytest.mark.usefixtures("no_kernels")
 def test_8_bit_weights_need_the_kernels():
     linear = Linear(32, {"a": 40}, False, Placement(torch.bfloat16, CPU, "int8"))

@@ -218,10 +218,10 @@ def check_attention(library: ctypes.CDLL, seed: int) -> None:
 def _attention(library: ctypes.CDLL, pages: Pages, scales: tuple[float, ...] = ()) -> PagedAttention:
     lengths = torch.tensor(pages.lengths)
     bounds = torch.cat((torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)))
-    return PagedAttention(
-        library, pages.pool, pages.slots, pages.tables, lengths + torch.tensor(pages.starts), bounds,
-        pages.lengths.count(1), scales,
-    )  # fmt: skip
+    attention = PagedAttention(library, pages.pool, scales)
+    contexts = lengths + torch.tensor(pages.starts)
+    attention.begin_step(pages.slots, pages.tables, contexts, bounds, pages.lengths.count(1))
+    return attention
 
 
 def check_attention_float8(library: ctypes.CDLL, seed: int) -> None:
@@ -251,7 +251,8 @@ def check_every_float8(library: ctypes.CDLL, dtype: torch.dtype) -> None:
     values = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype).view(1024, 1, 64)
     pool = torch.zeros(1025, 1, 2, 1, 1, 64, dtype=torch.float8_e4m3fn)
     slots, ones = torch.arange(1024), torch.ones(1024, dtype=torch.int64)
-    attention = PagedAttention(library, pool, slots, slots[:, None], ones, torch.arange(1025), 1024)
+    attention = PagedAttention(library, pool)
+    attention.begin_step(slots, slots[:, None], ones, torch.arange(1025), 1024)
     states = torch.zeros(1024, 3, 64, dtype=dtype)
     states[:, 2:] = values
     output = attention.attend(0, states, None, None)

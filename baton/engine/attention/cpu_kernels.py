@@ -32,24 +32,24 @@ class CpuKernelAttention:
         scales: tuple[float, ...] = (),
     ) -> None:
         """`pool`, `scales` as in `kernels.reference`; `windows`: each layer's sliding window; None: all."""
-        self._library = library
-        self._pool = pool
+        self.library = library
+        self._attention = PagedAttention(library, pool, scales)
         self._windows = windows
-        self._scales = scales
 
     def begin_step(self, metadata: AttentionMetadata) -> RotatingAttentionStep:
-        """See `AttentionBackend`."""
-        attention = PagedAttention(
-            self._library,
-            self._pool,
+        """See `AttentionBackend`; the step before is over."""
+        self._attention.begin_step(
             metadata.slot_mapping,
             metadata.block_tables,
             metadata.context_lens,
             torch.tensor(metadata.row_bounds),
             metadata.num_one_token_rows,
-            self._scales,
         )
-        return _CpuKernelStep(attention, self._windows)
+        return _CpuKernelStep(self._attention, self._windows)
+
+    def use_angles(self, cosines: Tensor, sines: Tensor) -> None:
+        """For a recorded step: the angles of its tokens, as in `Rotation`."""
+        self._attention.use_angles(cosines, sines)
 
 
 class _CpuKernelStep(RotatingAttentionStep):

@@ -54,6 +54,7 @@ class Decoder:
 
     def __init__(self, config: DecoderConfig, placement: Placement) -> None:
         self.config = config
+        self.dtype = placement.dtype
         self._rotary = RotaryEmbedding(config.rope, config.head_dim, placement.dtype, placement.device)
         self._layers = [
             _DecoderLayer(config, index, placement.within(f"model.layers.{index}."))
@@ -88,8 +89,19 @@ class Decoder:
         with the number of layers that are done, after each.
         Returns `[T, hidden_size]` in the model's dtype.
         """
-        stream = ResidualStream(self._embed(token_ids))
-        cosines, sines = self._rotary.angles(positions)
+        states = self.embed(token_ids)
+        return self.run_layers(states, *self.angles(positions), attention, after_layer)
+
+    def run_layers(
+        self,
+        states: Tensor,
+        cosines: Tensor,
+        sines: Tensor,
+        attention: AttentionStep,
+        after_layer: Callable[[int], None] | None = None,
+    ) -> Tensor:
+        """`forward` of embedded tokens, which are overwritten, and the angles of their positions."""
+        stream = ResidualStream(states)
         for num_done, layer in enumerate(self._layers, start=1):
             layer(stream, cosines, sines, attention)
             if after_layer is not None:
@@ -100,7 +112,12 @@ class Decoder:
         """Logits `[rows, V]` of hidden states `[rows, hidden_size]`, both in the model's dtype."""
         return self._output(hidden)
 
-    def _embed(self, token_ids: Tensor) -> Tensor:
+    def angles(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and signed sines of int64 `[T]`, each `[T, 1, D]` in the model's dtype."""
+        return self._rotary.angles(positions)
+
+    def embed(self, token_ids: Tensor) -> Tensor:
+        """int64 `[T]` to `[T, hidden_size]`."""
         if self._embedding is None:
             return self._output.embed(token_ids)
         return F.embedding(token_ids, self._embedding)
