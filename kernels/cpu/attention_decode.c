@@ -12,7 +12,6 @@
 
 #define SLOTS 64   /* at a time */
 #define SPLIT 1024 /* slots of a split */
-#define AHEAD 16   /* so many slots before it is read, a page is asked for: all at once would stop and wait */
 #define TILE_QUERIES 4
 #define WEIGHTS (SLOTS + LANES) /* a tile of scores may end behind the last slot */
 
@@ -24,7 +23,13 @@ struct decode {
     size_t stride;           /* bytes from one slot to the next */
 };
 
-/* Slots beside each other, and what is read some time after them, or NULL. */
+/* Slots of a kv head that are attended to at once. */
+struct chunk {
+    int64_t kv_head, first, end;
+};
+
+/* Slots beside each other, and as many of those that are attended to next, or NULL: a page is asked for bit by bit while
+ * the one before it is read, as asking for all of it at once would stop and wait. */
 struct stretch {
     const char *keys, *values, *next_keys, *next_values;
     int64_t count;
@@ -76,14 +81,15 @@ static void reorder(float *row, float *other, size_t size, enum dtype dtype, boo
     }
 }
 
-/* Slots first .. end of a context that goes on to `last`; returns how many stretches they are. */
-static int64_t find_stretches(const struct attention *a, int64_t row, int64_t kv_head, int64_t first, int64_t end,
-                              int64_t last, struct stretch stretches[SLOTS]) {
+/* A chunk's slots, of which some may be `next` to nothing; returns how many stretches they are. */
+static int64_t find_stretches(const struct attention *a, int64_t row, struct chunk chunk, struct chunk next,
+                              struct stretch stretches[SLOTS]) {
     int64_t num = 0;
-    for (; first < end; num++) {
-        struct run run = find_run(a, row, kv_head, first, end), next = {0};
-        if (first + AHEAD < last) next = find_run(a, row, kv_head, first + AHEAD, last);
-        stretches[num] = (struct stretch){run.keys, run.values, next.keys, next.values, run.count};
+    for (int64_t first = chunk.first; first < chunk.end; num++) {
+        struct run run = find_run(a, row, chunk.kv_head, first, chunk.end), then = {0};
+        int64_t same = next.first + (first - chunk.first);
+        if (same < next.end) then = find_run(a, row, next.kv_head, same, next.end);
+        stretches[num] = (struct stretch){run.keys, run.values, then.keys, then.values, run.count};
         first += run.count;
     }
     return num;
@@ -256,19 +262,25 @@ static void end_head(const struct attention *a, int64_t token, int64_t kv_head, 
     }
 }
 
-/* Slots first .. end, of a split that ends at `last`. */
-static void add_slots(const struct attention *a, const struct decode *d, int64_t row, int64_t kv_head, int64_t first,
-                      int64_t end, int64_t last) {
+static void add_slots(const struct attention *a, const struct decode *d, int64_t row, struct chunk chunk,
+                      struct chunk next) {
     struct stretch stretches[SLOTS];
-    int64_t num = find_stretches(a, row, kv_head, first, end, last, stretches);
+    int64_t num = find_stretches(a, row, chunk, next, stretches);
     if (!reads_pages(a)) num = copy_stretches(a, d, stretches, num);
-    int64_t group = group_size(a), count = end - first;
+    int64_t group = group_size(a), count = chunk.end - chunk.first;
     switch (a->pool_dtype) {
         case FLOAT32: attend_slots(FLOAT32, d, group, padded(a), stretches, num, count); break;
         case BFLOAT16: attend_slots(BFLOAT16, d, group, padded(a), stretches, num, count); break;
         case FLOAT8: attend_slots(FLOAT8, d, group, padded(a), stretches, num, count); break;
         default: attend_slots(FLOAT16, d, group, padded(a), stretches, num, count); break;
     }
+}
+
+/* Of slots first .. last: some of the first head, the same of the next one and so on. One beyond the last is empty. */
+static struct chunk find_chunk(int64_t kv_head, int64_t num_kv_heads, int64_t first, int64_t last, int64_t index) {
+    struct chunk chunk = {kv_head + index % num_kv_heads, first + index / num_kv_heads * SLOTS, last};
+    if (last - chunk.first > SLOTS) chunk.end = chunk.first + SLOTS;
+    return chunk;
 }
 
 /* Heads take turns, a few slots each: in a page they lie beside each other, and memory is fastest in order. */
@@ -282,12 +294,11 @@ void decode_split(const struct attention *a, int64_t row, int64_t kv_head, int64
         struct decode d = decode_of(a, memory, h);
         begin_head(a, token, kv_head + h, &d);
     }
-    for (int64_t end; first < last; first = end) {
-        end = last - first < SLOTS ? last : first + SLOTS;
-        for (int64_t h = 0; h < num_kv_heads; h++) {
-            struct decode d = decode_of(a, memory, h);
-            add_slots(a, &d, row, kv_head + h, first, end, last);
-        }
+    int64_t num_chunks = (last - first + SLOTS - 1) / SLOTS * num_kv_heads;
+    for (int64_t i = 0; i < num_chunks; i++) {
+        struct decode d = decode_of(a, memory, i % num_kv_heads);
+        add_slots(a, &d, row, find_chunk(kv_head, num_kv_heads, first, last, i),
+                  find_chunk(kv_head, num_kv_heads, first, last, i + 1));
     }
     for (int64_t h = 0; h < num_kv_heads; h++) {
         struct decode d = decode_of(a, memory, h);

@@ -5,10 +5,10 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define WORK_BYTES 1024
+#define WORK_BYTES 8192
 
 struct kernel {
-    /* By one thread: fills in `work`, WORK_BYTES, for `num_rows` rows; `slot`: of scratch memory that is its own until
+    /* By one thread: fills in `work`, WORK_BYTES that are aligned to 64, for `num_rows` rows; `slot`: of scratch memory that is its own until
      * the next but one kernel begins. 0, or 1 where there is no memory. */
     int (*begin)(void *work, const void *arguments, int64_t num_rows, int slot);
     /* By all threads of the team, each its share; 0, or 1 where there is no memory. Leaves no thread of the team behind

@@ -201,7 +201,9 @@ static void multiply_float32(struct work *work, int64_t panel, int64_t first_row
 static void multiply_bfloat16(struct work *work, int64_t panel, int64_t first_row, int64_t num_rows) {
 #if AMX
     const char *weights = (const char *)work->linear->weights + (size_t)panel * PANEL * work->depth * 2;
-    multiply_panel_amx(work->linear, weights, (size_t)panel * PANEL, work->rows, work->depth, first_row, num_rows);
+    int has_next = panel + 1 < end_of_own_share(&work->panels);
+    multiply_panel_amx(work->linear, weights, has_next, (size_t)panel * PANEL, work->rows, work->depth, first_row,
+                       num_rows);
 #else
     multiply_panel(work, panel, first_row, num_rows, BFLOAT16);
 #endif
@@ -242,7 +244,8 @@ static int begin_linear(void *memory, const void *arguments, int64_t num_rows, i
     const struct linear *linear = arguments;
     struct work *work = memory;
     _Static_assert(sizeof *work <= WORK_BYTES, "what a kernel keeps in `work`");
-    *work = (struct work){.linear = linear, .num_rows = num_rows};
+    work->linear = linear;
+    work->num_rows = num_rows;
     work->depth = packed_depth(linear->num_inputs, (enum dtype)linear->dtype);
     int in_pairs = (BFLOAT16_PRODUCTS || AMX) && linear->dtype == BFLOAT16;
     work->words = in_pairs ? work->depth / 2 : work->depth;

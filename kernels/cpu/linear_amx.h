@@ -11,8 +11,6 @@
 
 #if AMX
 
-#define AMX_AHEAD 8192 /* bytes of weights that are asked for ahead */
-
 INLINE int64_t num_amx_tiles(int64_t rows) { return (rows + AMX_ROWS - 1) / AMX_ROWS; }
 
 /* One row of bfloat16 numbers into its place among the tiles. */
@@ -27,15 +25,21 @@ INLINE void begin_rows_amx(int64_t num_rows) {
     amx_begin((struct amx_shape){{rows, rows, rows, rows, rows, rows, AMX_ROWS, AMX_ROWS}});
 }
 
-INLINE void prefetch_amx(const char *weights) {
-    UNROLL for (size_t byte = 0; byte < 2 * 64 * AMX_ROWS; byte += 64) {
-        __builtin_prefetch(weights + AMX_AHEAD + byte);
+/* The weights that are multiplied next are asked for bit by bit in the meantime, so that memory is never idle. */
+struct amx_ahead {
+    const char *next, *end;
+    size_t lines; /* of 64 bytes, of each of a panel's steps */
+};
+
+INLINE void prefetch_amx(struct amx_ahead *ahead) {
+    for (size_t line = 0; line < ahead->lines && ahead->next < ahead->end; line++, ahead->next += 64) {
+        __builtin_prefetch(ahead->next, 0, 2);
     }
 }
 
 /* sums [1 or 2 tiles of rows][16][PANEL]; `count` is a constant. */
 INLINE void multiply_amx(const int count, float *sums, const uint16_t *rows, const char *panel, size_t depth,
-                         int is_first) {
+                         struct amx_ahead *ahead) {
     const char *next = (const char *)(rows + AMX_ROWS * depth);
     AMX_ZERO(0);
     AMX_ZERO(1);
@@ -45,7 +49,7 @@ INLINE void multiply_amx(const int count, float *sums, const uint16_t *rows, con
     }
     for (size_t k = 0; k < depth / AMX_DEPTH; k++) {
         const char *weights = panel + k * AMX_ROWS * PANEL * 4;
-        if (is_first) prefetch_amx(weights);
+        prefetch_amx(ahead);
         AMX_LOAD(6, weights, 4 * PANEL);
         AMX_LOAD(4, (const char *)rows + k * AMX_ROWS * 64, 64);
         AMX_MULTIPLY(0, 4, 6);
@@ -87,9 +91,13 @@ static void finish_some(const struct linear *linear, int64_t row, size_t first, 
     }
 }
 
-/* Outputs `first` to first + PANEL of all rows of a block. panel: [depth / 2][PANEL][2]. */
-static void multiply_panel_amx(const struct linear *linear, const void *panel, size_t first, const uint16_t *rows,
-                               size_t depth, int64_t first_row, int64_t num_rows) {
+/* Outputs `first` to first + PANEL of all rows of a block. panel: [depth / 2][PANEL][2]; `has_next`: the one that lies
+ * behind it is multiplied next. */
+static void multiply_panel_amx(const struct linear *linear, const char *panel, int has_next, size_t first,
+                               const uint16_t *rows, size_t depth, int64_t first_row, int64_t num_rows) {
+    size_t bytes = depth * PANEL * 2, pairs = (size_t)(num_rows + 2 * AMX_ROWS - 1) / (2 * AMX_ROWS);
+    size_t lines = bytes / 64 / (pairs * (depth / AMX_DEPTH));
+    struct amx_ahead ahead = {panel + bytes, panel + (has_next ? 2 : 1) * bytes, lines > 0 ? lines : 1};
     float sums[2 * AMX_ROWS * PANEL] __attribute__((aligned(64)));
     float bias[PANEL] = {0};
     size_t outputs = (size_t)linear->num_outputs - first;
@@ -99,9 +107,9 @@ static void multiply_panel_amx(const struct linear *linear, const void *panel, s
         int64_t left = num_rows - row, count = left < 2 * AMX_ROWS ? left : 2 * AMX_ROWS;
         const uint16_t *tiles = rows + (size_t)row * depth;
         if (count > AMX_ROWS) {
-            multiply_amx(2, sums, tiles, panel, depth, row == 0);
+            multiply_amx(2, sums, tiles, panel, depth, &ahead);
         } else {
-            multiply_amx(1, sums, tiles, panel, depth, row == 0);
+            multiply_amx(1, sums, tiles, panel, depth, &ahead);
         }
         for (int64_t r = 0; r < count; r++) {
             if (outputs == PANEL) {

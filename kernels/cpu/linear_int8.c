@@ -191,7 +191,9 @@ static int begin_linear(void *memory, const void *arguments, int64_t num_rows, i
     const struct linear *linear = arguments;
     struct work *work = memory;
     _Static_assert(sizeof *work <= WORK_BYTES, "what a kernel keeps in `work`");
-    *work = (struct work){.linear = linear, .groups = num_groups(linear->num_inputs), .num_rows = num_rows};
+    work->linear = linear;
+    work->groups = num_groups(linear->num_inputs);
+    work->num_rows = num_rows;
     size_t pairs = work->groups * PAIRS;
     work->block_rows = rows_of_block(num_rows, pairs * sizeof(int32_t));
     work->rows = scratch(slot, (size_t)work->block_rows * (pairs + 1) * sizeof(int32_t));

@@ -87,8 +87,12 @@ void share_out(struct shares *shares, int64_t num_items) {
     shares->num_items = num_items;
     shares->num_shares = size < MAX_SHARES ? size : MAX_SHARES;
     for (int64_t share = 0; share < shares->num_shares; share++) {
-        __atomic_store_n(&shares->taken[share], 0, __ATOMIC_RELAXED);
+        __atomic_store_n(&shares->runs[share].taken, 0, __ATOMIC_RELAXED);
     }
+}
+
+int64_t end_of_own_share(const struct shares *shares) {
+    return shares->num_items * (team_index() % shares->num_shares + 1) / shares->num_shares;
 }
 
 int64_t next_of_shares(struct shares *shares) {
@@ -96,8 +100,8 @@ int64_t next_of_shares(struct shares *shares) {
     for (int64_t other = 0; other < size; other++) {
         int64_t share = (own + other) % size;
         int64_t first = shares->num_items * share / size, end = shares->num_items * (share + 1) / size;
-        if (__atomic_load_n(&shares->taken[share], __ATOMIC_RELAXED) >= end - first) continue;
-        int64_t item = first + NEXT_ITEM(&shares->taken[share]);
+        if (__atomic_load_n(&shares->runs[share].taken, __ATOMIC_RELAXED) >= end - first) continue;
+        int64_t item = first + NEXT_ITEM(&shares->runs[share].taken);
         if (item < end) return item;
     }
     return -1;

@@ -27,7 +27,10 @@ void *scratch(int slot, size_t num_bytes);
 #define MAX_SHARES 64
 struct shares {
     int64_t num_items, num_shares;
-    int64_t taken[MAX_SHARES]; /* of each run */
+    struct {
+        int64_t taken;
+        char others[56]; /* a cache line for each, as each has its own thread that writes it */
+    } runs[MAX_SHARES] __attribute__((aligned(64)));
 };
 
 /* By one thread, before a barrier. */
@@ -35,6 +38,9 @@ void share_out(struct shares *shares, int64_t num_items);
 
 /* This thread's next item; -1: there are no more. */
 int64_t next_of_shares(struct shares *shares);
+
+/* Where the run of this thread's own items ends. */
+int64_t end_of_own_share(const struct shares *shares);
 
 /* The next of items 0 .. , given out to the threads of a team as they ask. */
 #define NEXT_ITEM(counter) __atomic_fetch_add(counter, 1, __ATOMIC_RELAXED)
