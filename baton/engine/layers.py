@@ -160,28 +160,36 @@ class Linear:
         output = F.linear(states, self.weight, self.bias)
         return output if residual is None else residual + output
 
-    def pack(self) -> None:
+    def pack(self, gate: "Gate | None" = None) -> bool:
         """Put the loaded weights into the layout that is multiplied fastest; their plain copy is let go.
 
+        Returns whether what is multiplied then comes through `gate`, which whoever reads it leaves out.
         Weights in float8 are not multiplied before.
         """
         assert self.weight is not None
         fused = self._reads.fused() if self._reads is not None else None
+        norm = fused if isinstance(fused, Normalise) else None
+        is_gated = gate is not None and gate.fused() is not None
         packed: tuple[Packed, bool] | None
         if self._scales is not None:
             packed = Float8Linear(self.weight, self._scales, self.bias), False
         elif self._quantization == "int8":
-            packed = pack_int8(self.weight, self.bias, fused), True
+            packed = pack_int8(self.weight, self.bias, norm, is_gated), True
         elif self._quantization == "fp8":
             packed = pack_float8(self.weight, self.bias)
         else:
-            packed = pack(self.weight, self.bias, fused)
+            packed = pack(self.weight, self.bias, norm, is_gated)
         if packed is None:
-            return
-        self._packed, reads_itself = packed
-        if fused is not None and reads_itself:
+            return False
+        self._packed, does_all = packed
+        if norm is not None and does_all:
             self._reads = None
         self.weight = None
+        return is_gated and does_all
+
+    def read_gated(self) -> None:
+        """Leave the gate out: states come through it already."""
+        self._reads = None
 
     def checkpoint_tensors(self) -> Iterator[tuple[str, Tensor]]:
         """(name in the checkpoint, the view of a parameter to load it into); before `pack`."""
@@ -206,17 +214,18 @@ class OutputProjection(Linear):
         assert self.weight is not None
         return F.embedding(token_ids, self.weight)
 
-    def pack(self) -> None:
+    def pack(self, gate: "Gate | None" = None) -> bool:
         """See `Linear.pack`; the plain copy is kept where tokens can't be looked up in the packed one.
 
         8-bit floats are too coarse for logits.
         """
         weight = self.weight
         if self._quantization == "fp8":
-            return
-        super().pack()
+            return False
+        is_gated = super().pack(gate)
         if not isinstance(self._packed, PackedLinear):
             self.weight = weight
+        return is_gated
 
 
 class RMSNorm:
@@ -281,7 +290,8 @@ class GatedMLP:
         gate_up = {"mlp.gate_proj": intermediate_size, "mlp.up_proj": intermediate_size}
         self._gate_up = Linear(hidden_size, gate_up, bias, placement, reads=norm)
         down = {"mlp.down_proj": hidden_size}
-        self._down = Linear(intermediate_size, down, bias, placement, reads=Gate(activation))
+        self._gate = Gate(activation)
+        self._down = Linear(intermediate_size, down, bias, placement, reads=self._gate)
 
     def __call__(self, stream: ResidualStream) -> None:
         """Read the stream and add to it."""
@@ -289,7 +299,8 @@ class GatedMLP:
 
     def pack(self) -> None:
         """See `Linear.pack`."""
-        self._gate_up.pack()
+        if self._gate_up.pack(self._gate):
+            self._down.read_gated()
         self._down.pack()
 
     def checkpoint_tensors(self) -> Iterator[tuple[str, Tensor]]:

@@ -18,7 +18,7 @@ from kernels.cpu.library import (
 )
 from kernels.cpu.linear import PackedInt8Linear, PackedLinear
 from kernels.quantization import float8_rows
-from kernels.reads import Reads
+from kernels.reads import Normalise
 
 _logger = logging.getLogger(__name__)
 
@@ -44,8 +44,10 @@ class OneDnnLinear:
         return output if residual is None else output.add_(residual)
 
 
-def pack(weight: Tensor, bias: Tensor | None, reads: Reads | None) -> tuple[Packed, bool] | None:
-    """The packed weight, and whether it does what `reads` says itself; None: nothing is gained by packing.
+def pack(
+    weight: Tensor, bias: Tensor | None, norm: Normalise | None, is_gated: bool
+) -> tuple[Packed, bool] | None:
+    """The packed weight, and whether it normalises and gates itself; None: nothing is gained by packing.
 
     Where the CPU multiplies no bfloat16, oneDNN converts it at every step, which costs several times the C
     kernels' whole work. Compiled for just any CPU, these gain nothing.
@@ -54,14 +56,14 @@ def pack(weight: Tensor, bias: Tensor | None, reads: Reads | None) -> tuple[Pack
         return None
     library = cpu_kernels() if has_wide_vectors() else None
     if library is not None:
-        return PackedLinear(library, weight, bias, reads), True
+        return PackedLinear(library, weight, bias, norm, is_gated), True
     if _has_onednn() and weight.dtype != torch.float16:
         return OneDnnLinear(weight, bias), False
     return None
 
 
-def pack_int8(weight: Tensor, bias: Tensor | None, reads: Reads | None) -> Packed:
-    """The weight in 8 bits; it does what `reads` says itself. Raises StartupError without C kernels."""
+def pack_int8(weight: Tensor, bias: Tensor | None, norm: Normalise | None, is_gated: bool) -> Packed:
+    """The weight in 8 bits; it normalises and gates itself. Raises StartupError without C kernels."""
     library = cpu_kernels()
     if library is None:
         raise StartupError(
@@ -69,7 +71,7 @@ def pack_int8(weight: Tensor, bias: Tensor | None, reads: Reads | None) -> Packe
             "leave the option out."
         )
     _warn_where_slow()
-    return PackedInt8Linear(library, weight, bias, reads)
+    return PackedInt8Linear(library, weight, bias, norm, is_gated)
 
 
 def pack_float8(weight: Tensor, bias: Tensor | None) -> tuple[Packed, bool] | None:

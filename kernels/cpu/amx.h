@@ -36,6 +36,7 @@ INLINE void amx_begin(struct amx_shape shape) {
         config.row_bytes[tile] = 64;
         config.rows[tile] = shape.rows[tile];
     }
+    __asm__ volatile("" : : "r"(&config) : "memory"); /* GCC takes it that only the first 8 bytes are read */
     _tile_loadconfig(&config);
 }
 

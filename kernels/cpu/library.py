@@ -22,6 +22,7 @@ PAGE_DTYPES: Final = DTYPES | {torch.float8_e4m3fn: 3}
 _SIGNATURES: Final = {
     "baton_use_threads": (None, (_Pointer,) * 3),
     "baton_use_amx": (ctypes.c_int, ()),
+    "baton_lanes": (_Size, ()),
     "baton_packed_bytes": (_Size, (_Size, _Size, _Int)),
     "baton_pack": (None, (_Pointer, _Pointer, _Size, _Size, _Int, _Int)),
     "baton_packed_rows": (None, (_Pointer, _Pointer, _Pointer, _Size, _Size, _Int)),

@@ -1,8 +1,10 @@
-/* y = x W^T + b (+ residual), x read as it is, normalised or gated; float32 sums whatever the dtype.
+/* y = x W^T + b (+ residual), x read as it is or normalised, y written as it is or gated; float32 sums throughout.
  *
  * A bfloat16 panel holds [inputs / 2][32][2]: as 32-bit words, the even input is the word shifted up and the odd one
  * the word with its lower half cleared, one instruction each; a CPU that multiplies bfloat16 takes words as they are,
- * those of rows rounded to bfloat16 as well. Panels of the other dtypes hold [inputs][32]. Missing inputs are zero. Few rows are bound by reading the weights once; many by multiplication (Goto and van de Geijn, 2008).
+ * those of rows rounded to bfloat16 as well, or with AMX whole tiles of them (linear_amx.h). Panels of the other dtypes
+ * hold [inputs][32]. Missing inputs are zero. Few rows are bound by reading the weights once; many by multiplication
+ * (Goto and van de Geijn, 2008).
  */
 #include "linear.h"
 #include "linear_amx.h"
@@ -21,6 +23,9 @@ static size_t packed_depth(int64_t num_inputs, enum dtype dtype) {
     size_t step = dtype == BFLOAT16 ? 32 : 2;
     return ((size_t)num_inputs + step - 1) / step * step;
 }
+
+/* Numbers in a vector: see is_gated. */
+EXPORT int64_t baton_lanes(void) { return LANES; }
 
 EXPORT int64_t baton_packed_bytes(int64_t num_outputs, int64_t num_inputs, int32_t dtype) {
     int64_t panels = (num_outputs + PANEL - 1) / PANEL;
@@ -87,16 +92,16 @@ EXPORT void baton_packed_rows(void *output, const void *packed, const int64_t *i
 
 /* Transposes the block's rows into tiles; each thread takes its share of the rows. */
 static void prepare_rows(struct work *work, int64_t first_row, int64_t num_rows, float *row) {
-    float *other = row + work->depth;
+    float *words = row + work->depth;
     for (size_t k = (size_t)work->linear->num_inputs; k < work->depth; k++) row[k] = 0.0f;
     int64_t index = team_index(), size = team_size();
     int64_t tile = 0;
     for (int64_t r = num_rows * index / size; r < num_rows * (index + 1) / size; r++) {
-        read_transformed(work->linear, row, other, first_row + r);
+        read_transformed(work->linear, row, first_row + r);
 #if AMX
         if (work->linear->dtype == BFLOAT16) {
-            write_row_as(other, row, work->depth, BFLOAT16);
-            place_row_amx(work->rows, (const uint16_t *)other, r, work->depth);
+            write_row_as(words, row, work->depth, BFLOAT16);
+            place_row_amx(work->rows, (const uint16_t *)words, r, work->depth);
             continue;
         }
 #endif
@@ -105,8 +110,8 @@ static void prepare_rows(struct work *work, int64_t first_row, int64_t num_rows,
         const uint32_t *from = (const uint32_t *)row;
         uint32_t *to = (uint32_t *)work->rows + (size_t)start * work->words + (size_t)(r - start);
         if (work->words < work->depth) {
-            write_row_as(other, row, work->depth, BFLOAT16);
-            from = (const uint32_t *)other;
+            write_row_as(words, row, work->depth, BFLOAT16);
+            from = (const uint32_t *)words;
         }
         for (size_t k = 0; k < work->words; k++) memcpy(to + k * (size_t)height, from + k, sizeof *to);
     }
@@ -199,19 +204,38 @@ static void multiply_float32(struct work *work, int64_t panel, int64_t first_row
 }
 
 static void multiply_bfloat16(struct work *work, int64_t panel, int64_t first_row, int64_t num_rows) {
-#if AMX
-    const char *weights = (const char *)work->linear->weights + (size_t)panel * PANEL * work->depth * 2;
-    int has_next = panel + 1 < end_of_own_share(&work->panels);
-    multiply_panel_amx(work->linear, weights, has_next, (size_t)panel * PANEL, work->rows, work->depth, first_row,
-                       num_rows);
-#else
     multiply_panel(work, panel, first_row, num_rows, BFLOAT16);
-#endif
 }
 
 static void multiply_float16(struct work *work, int64_t panel, int64_t first_row, int64_t num_rows) {
     multiply_panel(work, panel, first_row, num_rows, FLOAT16);
 }
+
+/* This thread's panels times a block of rows. */
+static void multiply_panels(struct work *work, int64_t first, int64_t rows) {
+    for (int64_t panel; (panel = next_of_shares(&work->panels)) >= 0;) {
+        switch (work->linear->dtype) {
+            case FLOAT32: multiply_float32(work, panel, first, rows); break;
+            case BFLOAT16: multiply_bfloat16(work, panel, first, rows); break;
+            default: multiply_float16(work, panel, first, rows); break;
+        }
+    }
+}
+
+#if AMX
+static void multiply_panels_amx(struct work *work, int64_t first, int64_t rows) {
+    const struct linear *linear = work->linear;
+    size_t bytes = work->depth * PANEL * 2;
+    struct amx_block block;
+    begin_rows_amx(&block, work->rows, work->depth, first, rows);
+    for (int64_t panel; (panel = next_of_shares(&work->panels)) >= 0;) {
+        int has_next = panel + 1 < end_of_own_share(&work->panels);
+        const char *weights = (const char *)linear->weights + (size_t)panel * bytes;
+        multiply_panel_amx(linear, &block, weights, has_next, (size_t)panel * PANEL);
+    }
+    end_rows_amx(&block);
+}
+#endif
 
 static int multiply_share(void *argument) {
     struct work *work = argument;
@@ -223,20 +247,16 @@ static int multiply_share(void *argument) {
         if (team_index() == 0) share_out(&work->panels, num_panels(linear));
         team_barrier();
 #if AMX
-        if (linear->dtype == BFLOAT16) begin_rows_amx(rows);
-#endif
-        for (int64_t panel; (panel = next_of_shares(&work->panels)) >= 0;) {
-            switch (linear->dtype) {
-                case FLOAT32: multiply_float32(work, panel, first, rows); break;
-                case BFLOAT16: multiply_bfloat16(work, panel, first, rows); break;
-                default: multiply_float16(work, panel, first, rows); break;
-            }
+        if (linear->dtype == BFLOAT16) {
+            multiply_panels_amx(work, first, rows);
+        } else {
+            multiply_panels(work, first, rows);
         }
+#else
+        multiply_panels(work, first, rows);
+#endif
         if (first + rows < work->num_rows) team_barrier();
     }
-#if AMX
-    if (linear->dtype == BFLOAT16) amx_end();
-#endif
     return row == NULL;
 }
 

@@ -16,19 +16,20 @@
 #define ROWS_BYTES ((AMX ? 1024 : 640) << 10) /* of a block of rows: it has to stay in a core's own cache */
 #define PREFETCH_BYTES 2048 /* ahead: the processor's own prefetching stops at each page */
 
-enum transform { PLAIN = 0, NORMALISE = 1, GATE = 2 };
-
 struct linear {
     const void *weights; /* packed */
     const void *bias;    /* [num_outputs] or NULL */
-    const float *norm;   /* [num_inputs], where transform is NORMALISE */
+    const float *norm;   /* [num_inputs], of an RMSNorm of the states, or NULL */
     int64_t num_inputs, num_outputs;
-    int32_t dtype, transform; /* dtype: of states, bias, residual and output */
+    /* Numbers in a row of the output: num_outputs, or where `is_gated` at most half of them. Then of each 2 * LANES
+     * outputs the first half are gates of the others, and SiLU(gate) * other is what is written. */
+    int64_t output_width;
+    int32_t dtype, is_gated; /* dtype: of states, bias, residual and output */
     float eps;
     /* of each call, whose rows baton_run is told: */
-    const void *states;   /* [num_rows][num_inputs]; gate and up beside each other, twice as long, where GATE */
-    const void *residual; /* [num_rows][num_outputs] or NULL */
-    void *output;         /* [num_rows][num_outputs] */
+    const void *states;   /* [num_rows][num_inputs] */
+    const void *residual; /* [num_rows][output_width] or NULL */
+    void *output;         /* [num_rows][output_width] */
 };
 
 INLINE int64_t num_panels(const struct linear *linear) { return (linear->num_outputs + PANEL - 1) / PANEL; }
@@ -47,38 +48,53 @@ static inline int64_t rows_of_block(int64_t num_rows, size_t row_bytes) {
     return AMX ? (rows + step - 1) / step * step : rows;
 }
 
-/* One row's numbers as they are multiplied; `other`: memory of the same size. */
-static inline void read_transformed(const struct linear *linear, float *row, float *other, int64_t index) {
-    size_t size = (size_t)linear->num_inputs, bytes = bytes_of(linear->dtype);
-    size_t stride = linear->transform == GATE ? 2 * size : size;
-    const char *from = (const char *)linear->states + (size_t)index * stride * bytes;
-    read_row(row, from, size, linear->dtype);
-    if (linear->transform == NORMALISE) normalise_row(row, linear->norm, size, linear->eps);
-    if (linear->transform == GATE) {
-        read_row(other, from + size * bytes, size, linear->dtype);
-        gate_row(row, other, size);
+/* One row's numbers as they are multiplied. */
+static inline void read_transformed(const struct linear *linear, float *row, int64_t index) {
+    size_t size = (size_t)linear->num_inputs, bytes = bytes_of((enum dtype)linear->dtype);
+    read_row(row, (const char *)linear->states + (size_t)index * size * bytes, size, (enum dtype)linear->dtype);
+    if (linear->norm) normalise_row(row, linear->norm, size, linear->eps);
+}
+
+/* Writes a vector of one row of the output from `column` on, with the residual. */
+INLINE void write_vector(const struct linear *linear, int64_t row, size_t column, vfloat sum, enum dtype dtype) {
+    size_t width = (size_t)linear->output_width, at = (size_t)row * width + column;
+    if (column + LANES <= width) {
+        if (linear->residual) sum += load_as(linear->residual, at, dtype);
+        store_as(linear->output, at, sum, dtype);
+        return;
+    }
+    for (size_t lane = 0; column + lane < width && lane < LANES; lane++) {
+        float one = sum[lane];
+        if (linear->residual) one += load_one(linear->residual, at + lane, dtype);
+        store_one(linear->output, at + lane, one, dtype);
     }
 }
 
-/* Writes two vectors of one row's outputs, with bias and residual. */
-INLINE void finish(const struct linear *linear, int64_t row, size_t first, vfloat sums[2], enum dtype dtype) {
-    size_t num_outputs = (size_t)linear->num_outputs, at = (size_t)row * num_outputs + first;
-    for (size_t half = 0; half < 2; half++) {
-        size_t column = half * LANES, left = num_outputs - first;
-        if (column + LANES <= left) {
-            vfloat sum = sums[half];
-            if (linear->bias) sum += load_as(linear->bias, first + column, dtype);
-            if (linear->residual) sum += load_as(linear->residual, at + column, dtype);
-            store_as(linear->output, at + column, sum, dtype);
-            continue;
-        }
-        for (size_t lane = 0; column + lane < left && lane < LANES; lane++) {
-            float sum = sums[half][lane];
-            if (linear->bias) sum += load_one(linear->bias, first + column + lane, dtype);
-            if (linear->residual) sum += load_one(linear->residual, at + column + lane, dtype);
-            store_one(linear->output, at + column + lane, sum, dtype);
-        }
+/* Writes what two vectors of one row's sums, the bias among them, make: those of outputs from `first` on. */
+INLINE void write_sums(const struct linear *linear, int64_t row, size_t first, vfloat sums[2], enum dtype dtype) {
+    if (linear->is_gated) {
+        write_vector(linear, row, first / 2, silu(sums[0]) * sums[1], dtype);
+    } else {
+        write_vector(linear, row, first, sums[0], dtype);
+        write_vector(linear, row, first + LANES, sums[1], dtype);
     }
+}
+
+/* The bias of outputs from `first` on; 0 where there is none. */
+INLINE vfloat bias_from(const struct linear *linear, size_t first, enum dtype dtype) {
+    size_t left = (size_t)linear->num_outputs - first;
+    if (!linear->bias || first >= (size_t)linear->num_outputs) return splat(0.0f);
+    if (left >= LANES) return load_as(linear->bias, first, dtype);
+    vfloat bias = splat(0.0f);
+    for (size_t lane = 0; lane < left; lane++) bias[lane] = load_one(linear->bias, first + lane, dtype);
+    return bias;
+}
+
+/* Writes two vectors of one row's sums. */
+INLINE void finish(const struct linear *linear, int64_t row, size_t first, vfloat sums[2], enum dtype dtype) {
+    sums[0] += bias_from(linear, first, dtype);
+    sums[1] += bias_from(linear, first + LANES, dtype);
+    write_sums(linear, row, first, sums, dtype);
 }
 
 #endif

@@ -8,9 +8,7 @@ from torch import Tensor
 from kernels.cpu.calls import Kernel, make_call, new_tensor
 from kernels.cpu.library import DTYPES
 from kernels.quantization import int8_groups
-from kernels.reads import Normalise, Reads
-
-_PLAIN, _NORMALISE, _GATE = 0, 1, 2  # enum transform
+from kernels.reads import Normalise
 
 
 class _Linear(ctypes.Structure):
@@ -22,8 +20,9 @@ class _Linear(ctypes.Structure):
         ("norm", ctypes.c_void_p),
         ("num_inputs", ctypes.c_int64),
         ("num_outputs", ctypes.c_int64),
+        ("output_width", ctypes.c_int64),
         ("dtype", ctypes.c_int32),
-        ("transform", ctypes.c_int32),
+        ("is_gated", ctypes.c_int32),
         ("eps", ctypes.c_float),
         ("states", ctypes.c_void_p),
         ("residual", ctypes.c_void_p),
@@ -31,46 +30,71 @@ class _Linear(ctypes.Structure):
     ]
 
 
+def interleave(parameter: Tensor, lanes: int) -> Tensor:
+    """Gates and then the others `[2 * N, ...]`, as kernels gate them: `lanes` of each in turn, filled up with 0."""
+    halves = []
+    for half in parameter.chunk(2):
+        missing = -half.shape[0] % lanes
+        filled = torch.cat((half, half.new_zeros(missing, *half.shape[1:])))
+        halves.append(filled.unflatten(0, (-1, lanes)))
+    return torch.stack(halves, dim=1).flatten(0, 2)
+
+
 class PackedMatrix:
-    """`y = reads(x) W^T + b` in some kernel of linear.h. Not for several threads at once."""
+    """`y = norm(x) W^T + b`, or `SiLU(gate) * other` of the two halves of that. Not for several threads at once."""
 
     def __init__(
         self,
         library: ctypes.CDLL,
-        kernel: Kernel,
-        packed: Tensor,
-        shape: tuple[int, int],
-        dtype: torch.dtype,
-        bias: Tensor | None,
-        reads: Reads | None,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        norm: Normalise | None = None,
+        is_gated: bool = False,
     ) -> None:
-        """`packed`: the weights. `shape`: out_features, in_features. `dtype`: of states."""
-        norm = reads.weight.float().contiguous() if isinstance(reads, Normalise) else None
+        """Packs a copy of weight `[out_features, in_features]`: float32, bfloat16 or float16, on the CPU.
+
+        With `is_gated` the gates are the first half of the outputs.
+        """
+        width, num_inputs = weight.shape
+        if is_gated:
+            width //= 2
+            lanes = library.baton_lanes()
+            weight = interleave(weight, lanes)
+            bias = None if bias is None else interleave(bias, lanes)
+        norm_weight = None if norm is None else norm.weight.float().contiguous()
+        packed = self._pack(library, weight.contiguous())
         self._library = library
-        self._kernel = kernel
-        self._dtype = dtype
-        self._tensors = (packed, bias, norm)  # keeps the memory that the arguments point to
-        self._num_outputs, num_inputs = shape
+        self._dtype = weight.dtype
+        self._width = width
+        self._tensors = (packed, bias, norm_weight)  # keeps the memory that the arguments point to
         self._arguments = _Linear(
             weights=packed.data_ptr(),
             bias=_address(bias),
-            norm=_address(norm),
+            norm=_address(norm_weight),
             num_inputs=num_inputs,
-            num_outputs=self._num_outputs,
-            dtype=DTYPES[dtype],
-            transform=_PLAIN if reads is None else _GATE if norm is None else _NORMALISE,
-            eps=reads.eps if isinstance(reads, Normalise) else 0.0,
+            num_outputs=weight.shape[0],
+            output_width=width,
+            dtype=DTYPES[weight.dtype],
+            is_gated=is_gated,
+            eps=0.0 if norm is None else norm.eps,
         )
 
+    _kernel: Kernel
+
+    @staticmethod
+    def _pack(library: ctypes.CDLL, weight: Tensor) -> Tensor:
+        """The weights as the kernel reads them, uint8."""
+        raise NotImplementedError
+
     def __call__(self, states: Tensor, residual: Tensor | None = None) -> Tensor:
-        """`[T, in_features]` (twice as wide for SiluGate) to `[T, out_features]`, plus `residual` if given.
+        """`[T, in_features]` to `[T, out_features]` (half as wide where it gates), plus `residual` if given.
 
         All in the dtype of the bias and of the weights as they were loaded. Raises MemoryError.
         """
         states = states.contiguous()
         arguments = self._arguments
         num_rows = states.shape[0]
-        output = new_tensor(num_rows, self._num_outputs, dtype=self._dtype)
+        output = new_tensor(num_rows, self._width, dtype=self._dtype)
         arguments.states = states.data_ptr()
         arguments.residual = _address(residual)
         arguments.output = output.data_ptr()
@@ -81,24 +105,17 @@ class PackedMatrix:
 class PackedLinear(PackedMatrix):
     """Weights in their own dtype, products summed in float32 (linear.c)."""
 
-    def __init__(
-        self,
-        library: ctypes.CDLL,
-        weight: Tensor,
-        bias: Tensor | None = None,
-        reads: Reads | None = None,
-    ) -> None:
-        """Packs a copy of weight `[out_features, in_features]`: float32, bfloat16 or float16, on the CPU."""
+    _kernel = Kernel.LINEAR
+
+    @staticmethod
+    def _pack(library: ctypes.CDLL, weight: Tensor) -> Tensor:
         num_outputs, num_inputs = weight.shape
         dtype = DTYPES[weight.dtype]
         packed = torch.zeros(library.baton_packed_bytes(num_outputs, num_inputs, dtype), dtype=torch.uint8)
-        weight = weight.contiguous()
         library.baton_pack(
             packed.data_ptr(), weight.data_ptr(), num_outputs, num_inputs, dtype, torch.get_num_threads()
         )
-        super().__init__(
-            library, Kernel.LINEAR, packed, (num_outputs, num_inputs), weight.dtype, bias, reads
-        )
+        return packed
 
     def rows(self, indices: Tensor) -> Tensor:
         """Rows of the weight, as an embedding looks them up: int64 `[T]` to `[T, in_features]`."""
@@ -112,28 +129,23 @@ class PackedLinear(PackedMatrix):
 
 
 class PackedInt8Linear(PackedMatrix):
-    """8-bit weights and 16-bit states, products summed in 32-bit integers (linear_int8.c)."""
+    """8-bit weights and 16-bit states, products summed in 32-bit integers (linear_int8.c).
 
-    def __init__(
-        self,
-        library: ctypes.CDLL,
-        weight: Tensor,
-        bias: Tensor | None = None,
-        reads: Reads | None = None,
-    ) -> None:
-        """Rounds and packs weight `[out_features, in_features]`: float32, bfloat16 or float16, on the CPU.
+    Weights are rounded with a scale for each 32 inputs of an output; each row of states gets its own when it is
+    multiplied.
+    """
 
-        A scale for each 32 inputs of an output; each row of states gets its own when it is multiplied.
-        """
+    _kernel = Kernel.LINEAR_INT8
+
+    @staticmethod
+    def _pack(library: ctypes.CDLL, weight: Tensor) -> Tensor:
         num_outputs, num_inputs = weight.shape
         rounded, scales = int8_groups(weight)
         packed = torch.zeros(library.baton_packed_bytes_int8(num_outputs, num_inputs), dtype=torch.uint8)
         library.baton_pack_int8(
             packed.data_ptr(), rounded.data_ptr(), scales.data_ptr(), num_outputs, num_inputs
         )
-        super().__init__(
-            library, Kernel.LINEAR_INT8, packed, (num_outputs, num_inputs), weight.dtype, bias, reads
-        )
+        return packed
 
 
 def _address(tensor: Tensor | None) -> int | None:

@@ -19,12 +19,6 @@ INLINE void place_row_amx(uint16_t *tiles, const uint16_t *row, int64_t index, s
     for (size_t k = 0; k < depth; k += AMX_DEPTH) memcpy(to + k * AMX_ROWS, row + k, 2 * AMX_DEPTH);
 }
 
-/* Before a block of so many rows is multiplied. Tiles 0 to 3: sums; 4, 5: rows; 6, 7: weights. */
-INLINE void begin_rows_amx(int64_t num_rows) {
-    uint8_t rows = num_rows < AMX_ROWS ? (uint8_t)num_rows : AMX_ROWS;
-    amx_begin((struct amx_shape){{rows, rows, rows, rows, rows, rows, AMX_ROWS, AMX_ROWS}});
-}
-
 /* The weights that are multiplied next are asked for bit by bit in the meantime, so that memory is never idle. */
 struct amx_ahead {
     const char *next, *end;
@@ -37,29 +31,55 @@ INLINE void prefetch_amx(struct amx_ahead *ahead) {
     }
 }
 
+/* Rows of one panel that are multiplied and not written yet. They are written between the next products, which the
+ * processor multiplies on its own in the meantime. */
+struct amx_pending {
+    const struct linear *linear;
+    const float *sums; /* [num_rows][PANEL] */
+    int64_t first_row, num_rows, num_written;
+    size_t first; /* output */
+    float bias[PANEL];
+};
+
+static inline void write_pending(struct amx_pending *pending, int64_t num_rows) {
+    int64_t end = pending->num_written + num_rows;
+    if (end > pending->num_rows) end = pending->num_rows;
+    for (int64_t row = pending->num_written; row < end; row++) {
+        for (size_t column = 0; column < PANEL; column += TILE_COLUMNS) {
+            const float *from = pending->sums + (size_t)row * PANEL + column;
+            vfloat sums[2] = {load(from) + load(pending->bias + column),
+                              load(from + LANES) + load(pending->bias + column + LANES)};
+            write_sums(pending->linear, pending->first_row + row, pending->first + column, sums, BFLOAT16);
+        }
+    }
+    pending->num_written = end;
+}
+
 /* sums [1 or 2 tiles of rows][16][PANEL]; `count` is a constant. */
 INLINE void multiply_amx(const int count, float *sums, const uint16_t *rows, const char *panel, size_t depth,
-                         struct amx_ahead *ahead) {
-    const char *next = (const char *)(rows + AMX_ROWS * depth);
+                         struct amx_ahead *ahead, struct amx_pending *pending) {
+    const char *below = (const char *)(rows + AMX_ROWS * depth);
+    int64_t steps = (int64_t)(depth / AMX_DEPTH), rows_a_step = (pending->num_rows + steps - 1) / steps;
     AMX_ZERO(0);
     AMX_ZERO(1);
     if (count == 2) {
         AMX_ZERO(2);
         AMX_ZERO(3);
     }
-    for (size_t k = 0; k < depth / AMX_DEPTH; k++) {
+    for (int64_t k = 0; k < steps; k++) {
         const char *weights = panel + k * AMX_ROWS * PANEL * 4;
-        prefetch_amx(ahead);
         AMX_LOAD(6, weights, 4 * PANEL);
         AMX_LOAD(4, (const char *)rows + k * AMX_ROWS * 64, 64);
         AMX_MULTIPLY(0, 4, 6);
         AMX_LOAD(7, weights + 64, 4 * PANEL);
         AMX_MULTIPLY(1, 4, 7);
         if (count == 2) {
-            AMX_LOAD(5, next + k * AMX_ROWS * 64, 64);
+            AMX_LOAD(5, below + k * AMX_ROWS * 64, 64);
             AMX_MULTIPLY(2, 5, 6);
             AMX_MULTIPLY(3, 5, 7);
         }
+        prefetch_amx(ahead);
+        write_pending(pending, rows_a_step);
     }
     AMX_STORE(0, sums, 4 * PANEL);
     AMX_STORE(1, sums + 16, 4 * PANEL);
@@ -69,54 +89,62 @@ INLINE void multiply_amx(const int count, float *sums, const uint16_t *rows, con
     }
 }
 
-/* Sums of one row of a block as outputs, where all of a panel's are there; bias: of the panel, or zeros. */
-INLINE void finish_panel(const struct linear *linear, int64_t row, size_t first, const float *sums,
-                         const float *bias) {
-    size_t at = (size_t)row * (size_t)linear->num_outputs + first;
-    UNROLL for (size_t column = 0; column < PANEL; column += LANES) {
-        vfloat sum = load(sums + column) + load(bias + column);
-        if (linear->residual) sum += load_as(linear->residual, at + column, BFLOAT16);
-        store_as(linear->output, at + column, sum, BFLOAT16);
-    }
+/* A block of rows, and where its sums are kept until they are written. */
+struct amx_block {
+    const uint16_t *rows;
+    int64_t first_row, num_rows;
+    size_t depth;
+    int turn; /* which of `sums` comes next */
+    struct amx_pending pending;
+    float sums[2][2 * AMX_ROWS * PANEL] __attribute__((aligned(64)));
+};
+
+/* Before a block is multiplied. Tiles 0 to 3: sums; 4, 5: rows; 6, 7: weights. */
+static inline void begin_rows_amx(struct amx_block *block, const uint16_t *rows, size_t depth, int64_t first_row,
+                                  int64_t num_rows) {
+    uint8_t height = num_rows < AMX_ROWS ? (uint8_t)num_rows : AMX_ROWS;
+    amx_begin((struct amx_shape){{height, height, height, height, height, height, AMX_ROWS, AMX_ROWS}});
+    block->rows = rows;
+    block->depth = depth;
+    block->first_row = first_row;
+    block->num_rows = num_rows;
+    block->turn = 0;
+    block->pending.num_rows = block->pending.num_written = 0;
 }
 
-/* The same of the last panel, which may have fewer outputs. */
-static void finish_some(const struct linear *linear, int64_t row, size_t first, const float *sums,
-                        const float *bias) {
-    for (size_t column = 0; first + column < (size_t)linear->num_outputs && column < PANEL; column++) {
-        size_t at = (size_t)row * (size_t)linear->num_outputs + first + column;
-        float sum = sums[column] + bias[column];
-        if (linear->residual) sum += load_one(linear->residual, at, BFLOAT16);
-        store_one(linear->output, at, sum, BFLOAT16);
-    }
+/* Writes what is left. */
+static inline void end_rows_amx(struct amx_block *block) {
+    write_pending(&block->pending, block->pending.num_rows);
+    amx_end();
 }
 
 /* Outputs `first` to first + PANEL of all rows of a block. panel: [depth / 2][PANEL][2]; `has_next`: the one that lies
  * behind it is multiplied next. */
-static void multiply_panel_amx(const struct linear *linear, const char *panel, int has_next, size_t first,
-                               const uint16_t *rows, size_t depth, int64_t first_row, int64_t num_rows) {
-    size_t bytes = depth * PANEL * 2, pairs = (size_t)(num_rows + 2 * AMX_ROWS - 1) / (2 * AMX_ROWS);
+static void multiply_panel_amx(const struct linear *linear, struct amx_block *block, const char *panel, int has_next,
+                               size_t first) {
+    size_t depth = block->depth, bytes = depth * PANEL * 2;
+    size_t pairs = (size_t)(block->num_rows + 2 * AMX_ROWS - 1) / (2 * AMX_ROWS);
     size_t lines = bytes / 64 / (pairs * (depth / AMX_DEPTH));
     struct amx_ahead ahead = {panel + bytes, panel + (has_next ? 2 : 1) * bytes, lines > 0 ? lines : 1};
-    float sums[2 * AMX_ROWS * PANEL] __attribute__((aligned(64)));
-    float bias[PANEL] = {0};
-    size_t outputs = (size_t)linear->num_outputs - first;
-    if (outputs > PANEL) outputs = PANEL;
-    if (linear->bias) read_row_as(bias, (const uint16_t *)linear->bias + first, outputs, BFLOAT16);
-    for (int64_t row = 0; row < num_rows; row += 2 * AMX_ROWS) {
-        int64_t left = num_rows - row, count = left < 2 * AMX_ROWS ? left : 2 * AMX_ROWS;
-        const uint16_t *tiles = rows + (size_t)row * depth;
+    struct amx_pending *pending = &block->pending;
+    for (int64_t row = 0; row < block->num_rows; row += 2 * AMX_ROWS) {
+        int64_t left = block->num_rows - row, count = left < 2 * AMX_ROWS ? left : 2 * AMX_ROWS;
+        const uint16_t *tiles = block->rows + (size_t)row * depth;
+        float *sums = block->sums[block->turn];
         if (count > AMX_ROWS) {
-            multiply_amx(2, sums, tiles, panel, depth, &ahead);
+            multiply_amx(2, sums, tiles, panel, depth, &ahead, pending);
         } else {
-            multiply_amx(1, sums, tiles, panel, depth, &ahead);
+            multiply_amx(1, sums, tiles, panel, depth, &ahead, pending);
         }
-        for (int64_t r = 0; r < count; r++) {
-            if (outputs == PANEL) {
-                finish_panel(linear, first_row + row + r, first, sums + r * PANEL, bias);
-            } else {
-                finish_some(linear, first_row + row + r, first, sums + r * PANEL, bias);
-            }
+        block->turn = !block->turn;
+        pending->linear = linear;
+        pending->sums = sums;
+        pending->first_row = block->first_row + row;
+        pending->num_rows = count;
+        pending->num_written = 0;
+        pending->first = first;
+        for (size_t column = 0; row == 0 && column < PANEL; column += LANES) {
+            store(pending->bias + column, bias_from(linear, first + column, BFLOAT16));
         }
     }
 }

@@ -98,13 +98,12 @@ static float round_row(int16_t *to, const float *row, size_t size) {
 /* Rounds the block's rows and lays them out in tiles; each thread takes its share of the rows. */
 static void prepare_rows(struct work *work, int64_t first_row, int64_t num_rows, float *row) {
     size_t size = work->groups * GROUP;
-    float *other = row + size;
-    int16_t *shorts = (int16_t *)(other + size);
+    int16_t *shorts = (int16_t *)(row + size);
     int64_t index = team_index(), team = team_size(), tile = 0;
     for (int64_t r = num_rows * index / team; r < num_rows * (index + 1) / team; r++) {
         while (tile_start(tile + 1, num_rows) <= r) tile++;
         int64_t start = tile_start(tile, num_rows), height = tile_start(tile + 1, num_rows) - start;
-        read_transformed(work->linear, row, other, first_row + r);
+        read_transformed(work->linear, row, first_row + r);
         for (size_t k = (size_t)work->linear->num_inputs; k < size; k++) row[k] = 0.0f;
         work->scales[r] = round_row(shorts, row, size);
         int32_t *to = work->rows + (size_t)start * size / 2 + (size_t)(r - start);
@@ -173,7 +172,7 @@ static void multiply_panel(const struct work *work, int64_t panel, int64_t first
 static int multiply_share(void *argument) {
     struct work *work = argument;
     const struct linear *linear = work->linear;
-    float *row = scratch(PRIVATE_SLOT, work->groups * GROUP * (2 * sizeof(float) + sizeof(int16_t)));
+    float *row = scratch(PRIVATE_SLOT, work->groups * GROUP * (sizeof(float) + sizeof(int16_t)));
     for (int64_t first = 0; first < work->num_rows; first += work->block_rows) {
         int64_t left = work->num_rows - first, rows = left < work->block_rows ? left : work->block_rows;
         if (row) prepare_rows(work, first, rows, row);

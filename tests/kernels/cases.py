@@ -13,7 +13,7 @@ from kernels.cpu.argmax import argmax
 from kernels.cpu.attention import PagedAttention, Rotation
 from kernels.cpu.linear import PackedInt8Linear, PackedLinear
 from kernels.quantization import INT8_GROUP, int8_groups, to_float8
-from kernels.reads import Normalise, Reads, SiluGate
+from kernels.reads import Normalise
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # Of one rounding to the dtype; sums are in float32.
@@ -35,25 +35,29 @@ def check_close(ours: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
 
 
 def check_linear(library: ctypes.CDLL, seed: int) -> None:
-    """One matrix of random size, dtype, bias, residual and transformation."""
+    """One matrix of random size, dtype, bias, residual, norm and gate."""
     choose, generator = random.Random(seed), torch.Generator().manual_seed(seed)
     dtype = choose.choice(DTYPES)
-    num_rows, inputs, outputs = (choose.choice([1, 2, choose.randint(3, 90)]) for _ in range(3))
+    num_rows, inputs, width = (choose.choice([1, 2, choose.randint(3, 90)]) for _ in range(3))
     if choose.random() < 0.1:
-        num_rows, inputs = 150, 2049  # more rows than one block has
+        num_rows, inputs = 300, 2049  # more rows than one block has
+    is_gated = choose.random() < 0.3
+    outputs = width * (2 if is_gated else 1)
     weight = numbers(generator, dtype, outputs, inputs) * inputs**-0.5
     bias = numbers(generator, dtype, outputs) if choose.random() < 0.5 else None
-    residual = numbers(generator, dtype, num_rows, outputs) if choose.random() < 0.5 else None
-    reads = choose.choice([None, Normalise(numbers(generator, dtype, inputs), EPS), SiluGate()])
-    states = numbers(generator, dtype, num_rows, inputs * (2 if isinstance(reads, SiluGate) else 1))
-    packed = PackedLinear(library, weight, bias, reads)
-    read = _transformed(states, inputs, reads)
-    expected = F.linear(read, weight.double(), None if bias is None else bias.double())
+    residual = numbers(generator, dtype, num_rows, width) if choose.random() < 0.5 else None
+    norm = Normalise(numbers(generator, dtype, inputs), EPS) if choose.random() < 0.5 else None
+    states = numbers(generator, dtype, num_rows, inputs)
+    packed = PackedLinear(library, weight, bias, norm, is_gated)
+    expected = F.linear(_normed(states, norm), weight.double(), None if bias is None else bias.double())
+    if is_gated:
+        expected = F.silu(expected[:, :width]) * expected[:, width:]
     if residual is not None:
         expected += residual.double()
     check_close(packed(states, residual), expected, dtype)
-    ids = torch.randint(outputs, (num_rows,), generator=generator)
-    assert torch.equal(packed.rows(ids), weight[ids])
+    if not is_gated:
+        ids = torch.randint(outputs, (num_rows,), generator=generator)
+        assert torch.equal(packed.rows(ids), weight[ids])
 
 
 def check_linear_int8(library: ctypes.CDLL, seed: int) -> None:
@@ -66,17 +70,17 @@ def check_linear_int8(library: ctypes.CDLL, seed: int) -> None:
     weight = numbers(generator, dtype, outputs, inputs)
     bias = numbers(generator, dtype, outputs) if choose.random() < 0.5 else None
     residual = numbers(generator, dtype, num_rows, outputs) if choose.random() < 0.5 else None
-    reads = choose.choice([None, Normalise(numbers(generator, dtype, inputs), EPS), SiluGate()])
-    states = numbers(generator, dtype, num_rows, inputs * (2 if isinstance(reads, SiluGate) else 1))
+    norm = Normalise(numbers(generator, dtype, inputs), EPS) if choose.random() < 0.5 else None
+    states = numbers(generator, dtype, num_rows, inputs)
     states[0] = 0.0
-    read = _transformed(states, inputs, reads)
+    read = _normed(states, norm)
     rounded, scales = int8_groups(weight)
     expected = reference.int8_linear(read, rounded, scales)
     # A few states' last place times the greatest weight.
     one_step = read.abs().amax(dim=1, keepdim=True) / 32767 * weight.double().abs().amax(dim=1)
     for addend in (bias, residual):
         expected += 0.0 if addend is None else addend.double()
-    ours = PackedInt8Linear(library, weight, bias, reads)(states, residual)
+    ours = PackedInt8Linear(library, weight, bias, norm)(states, residual)
     assert ours.dtype == dtype
     allowed = 2 * one_step + TOLERANCE[dtype] * expected.abs().max().clamp(min=1e-3)
     assert ((ours.double() - expected).abs() <= allowed).all()
@@ -111,12 +115,22 @@ def check_int8_without_a_scale(library: ctypes.CDLL) -> None:
     assert torch.allclose(output[::3], torch.full((2, 50), 127.0 * 40))
 
 
-def _transformed(states: Tensor, inputs: int, reads: Reads | None) -> Tensor:
+def check_gated_int8(library: ctypes.CDLL, seed: int) -> None:
+    """The gate of outputs that are what they are without it."""
+    choose, generator = random.Random(seed), torch.Generator().manual_seed(seed)
+    num_rows, inputs, width = (choose.choice([1, 2, choose.randint(3, 90)]) for _ in range(3))
+    weight, bias = numbers(generator, torch.float32, 2 * width, inputs), numbers(generator, torch.float32, 2 * width)
+    states = numbers(generator, torch.float32, num_rows, inputs)
+    plain = PackedInt8Linear(library, weight, bias)(states).double()
+    gated = PackedInt8Linear(library, weight, bias, None, is_gated=True)(states)
+    check_close(gated, F.silu(plain[:, :width]) * plain[:, width:], torch.float32)
+
+
+def _normed(states: Tensor, norm: Normalise | None) -> Tensor:
     """What is multiplied, float64 `[T, inputs]`."""
-    read = states.double()
-    if isinstance(reads, Normalise):
-        return F.rms_norm(read, (inputs,), reads.weight.double(), EPS)
-    return read if reads is None else F.silu(read[:, :inputs]) * read[:, inputs:]
+    if norm is None:
+        return states.double()
+    return F.rms_norm(states.double(), states.shape[1:], norm.weight.double(), EPS)
 
 
 def check_argmax(library: ctypes.CDLL, seed: int) -> None:

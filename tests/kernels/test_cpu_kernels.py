@@ -17,6 +17,7 @@ from tests.kernels.cases import (
     check_attention,
     check_attention_float8,
     check_every_float8,
+    check_gated_int8,
     check_int8_is_exact,
     check_int8_without_a_scale,
     check_linear,
@@ -62,6 +63,7 @@ def test_linear(library: ctypes.CDLL, seed: int) -> None:
 def test_linear_int8(library: ctypes.CDLL, seed: int) -> None:
     check_linear_int8(library, seed)
     check_int8_is_exact(library, seed)
+    check_gated_int8(library, seed)
 
 
 def test_linear_int8_without_a_scale(library: ctypes.CDLL) -> None:
