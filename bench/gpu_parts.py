@@ -184,7 +184,9 @@ def parity(_: Path) -> Iterator[Figure]:
         layout = KVLayout(16, config.num_layers, config.num_kv_heads, config.head_dim, "float32")
         cache = KVCache(layout, num_blocks, cpu)
         attention = attention_backend(cache.pool, config.windows)
-        reference = gpu_parity.fed(ModelRunner(gpu_parity.in_float32(decoder), cache, attention, 512), None)
+        reference = gpu_parity.fed(
+            ModelRunner(gpu_parity.in_float32(decoder), cache, attention, 512, 64), None
+        )
         tokens = [token.token_id for token in reference]
         decoder.pack()
         sampled = []

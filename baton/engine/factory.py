@@ -144,8 +144,9 @@ def _runner(decoder: Decoder, page_store: KVCache, options: EngineConfig, max_mo
     device, layout = page_store.pool.device, page_store.layout
     if device.type == "cpu":
         return ModelRunner(
-            decoder, page_store, attention, options.max_num_batched_tokens, _shared_cores(options)
-        )
+            decoder, page_store, attention, options.max_num_batched_tokens, options.max_num_seqs,
+            _shared_cores(options),
+        )  # fmt: skip
     from baton.engine.gpu_runner import GpuRunner
     from baton.engine.token_feed import TokenFeed
 

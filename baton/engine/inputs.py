@@ -1,6 +1,7 @@
 """A step's plan as tensors."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -8,6 +9,8 @@ from torch import Tensor
 
 from baton.core.plan import ScheduledRow, StepPlan
 from baton.engine.attention.base import AttentionMetadata
+
+Integers = np.ndarray[Any, np.dtype[np.int64]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +32,23 @@ class StepInputs:
     row_order: tuple[int, ...]
 
 
-def build_inputs(plan: StepPlan, block_size: int, padding_block: int, device: torch.device) -> StepInputs:
+@dataclass(frozen=True, slots=True)
+class StepArrays:
+    """The same, and the fields of AttentionMetadata, as int64 arrays on the host."""
+
+    token_ids: Integers
+    positions: Integers
+    slot_mapping: Integers
+    block_tables: Integers
+    context_lens: Integers
+    row_bounds: Integers
+    num_one_token_rows: int
+    sampled_tokens: Integers
+    sampled_rows: tuple[int, ...]
+    row_order: tuple[int, ...]
+
+
+def build_arrays(plan: StepPlan, block_size: int, padding_block: int) -> StepArrays:
     """Flatten the plan's rows; `padding_block` fills block tables up to a rectangle."""
     order = sorted(range(len(plan.rows)), key=lambda index: _place(plan.rows[index]))
     rows = [plan.rows[index] for index in order]
@@ -41,25 +60,46 @@ def build_inputs(plan: StepPlan, block_size: int, padding_block: int, device: to
     block_tables = _block_tables(rows, block_size, padding_block)
     blocks = block_tables[row_of_token, positions // block_size]
     sampled = [index for index, row in enumerate(rows) if row.samples]
+    return StepArrays(
+        token_ids=np.concatenate([np.array(row.token_ids, dtype=np.int64) for row in rows]),
+        positions=positions,
+        slot_mapping=blocks * block_size + positions % block_size,
+        block_tables=block_tables,
+        context_lens=starts + lengths,
+        row_bounds=bounds,
+        num_one_token_rows=int((lengths == 1).sum()),
+        sampled_tokens=bounds[1:][sampled] - 1,
+        sampled_rows=tuple(order[index] for index in sampled),
+        row_order=tuple(order),
+    )
 
-    def to_device(values: "np.ndarray[tuple[int, ...], np.dtype[np.int64]]") -> Tensor:
+
+def build_inputs(plan: StepPlan, block_size: int, padding_block: int, device: torch.device) -> StepInputs:
+    """`build_arrays` as tensors."""
+    return to_tensors(build_arrays(plan, block_size, padding_block), device)
+
+
+def to_tensors(arrays: StepArrays, device: torch.device) -> StepInputs:
+    """The arrays on a device."""
+
+    def to_device(values: Integers) -> Tensor:
         return torch.from_numpy(values).to(device)
 
     attention = AttentionMetadata(
-        slot_mapping=to_device(blocks * block_size + positions % block_size),
-        block_tables=to_device(block_tables),
-        context_lens=to_device(starts + lengths),
-        row_bounds=tuple(bounds.tolist()),
-        context_lengths=tuple((starts + lengths).tolist()),
-        num_one_token_rows=int((lengths == 1).sum()),
+        slot_mapping=to_device(arrays.slot_mapping),
+        block_tables=to_device(arrays.block_tables),
+        context_lens=to_device(arrays.context_lens),
+        row_bounds=tuple(arrays.row_bounds.tolist()),
+        context_lengths=tuple(arrays.context_lens.tolist()),
+        num_one_token_rows=arrays.num_one_token_rows,
     )
     return StepInputs(
-        token_ids=to_device(np.concatenate([np.array(row.token_ids, dtype=np.int64) for row in rows])),
-        positions=to_device(positions),
+        token_ids=to_device(arrays.token_ids),
+        positions=to_device(arrays.positions),
         attention=attention,
-        sampled_tokens=to_device(bounds[1:][sampled] - 1),
-        sampled_rows=tuple(order[index] for index in sampled),
-        row_order=tuple(order),
+        sampled_tokens=to_device(arrays.sampled_tokens),
+        sampled_rows=arrays.sampled_rows,
+        row_order=arrays.row_order,
     )
 
 
@@ -68,9 +108,7 @@ def _place(row: ScheduledRow) -> tuple[bool, int]:
     return len(row.token_ids) > 1, row.start + len(row.token_ids)
 
 
-def _block_tables(
-    rows: list[ScheduledRow], block_size: int, padding_block: int
-) -> "np.ndarray[tuple[int, ...], np.dtype[np.int64]]":
+def _block_tables(rows: list[ScheduledRow], block_size: int, padding_block: int) -> Integers:
     """int64 `[R, B]`: the pages up to each row's last token; a request's own table may be longer."""
     counts = [-(-(row.start + len(row.token_ids)) // block_size) for row in rows]
     tables = np.full((len(rows), max(counts)), padding_block, dtype=np.int64)

@@ -11,7 +11,9 @@ from torch import Tensor
 
 from baton.engine.float8_linear import Float8Linear, is_aligned
 from baton.engine.packing import Packed, pack, pack_float8, pack_int8
-from kernels.cpu.linear import PackedLinear
+from kernels.cpu.calls import ChosenRows
+from kernels.cpu.embedding import EmbeddingTable
+from kernels.cpu.linear import PackedLinear, PackedMatrix
 from kernels.reads import Normalise, SiluGate
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -207,10 +209,18 @@ class Linear:
 class OutputProjection(Linear):
     """Hidden states to logits; where embeddings are tied to it, tokens to hidden states as well."""
 
+    _table: EmbeddingTable | None = None
+
+    def chosen(self, states: Tensor, rows: ChosenRows) -> Tensor | None:
+        """Logits `[N, V]` of some rows of states, of which as many are computed as count; None: can't be."""
+        if not isinstance(self._packed, PackedMatrix):
+            return None
+        return self._packed(states, chosen=rows)
+
     def embed(self, token_ids: Tensor) -> Tensor:
         """int64 `[T]` to `[T, in_features]`: those tokens' rows of the weights."""
-        if isinstance(self._packed, PackedLinear):
-            return self._packed.rows(token_ids)
+        if self._table is not None:
+            return self._table(token_ids)
         assert self.weight is not None
         return F.embedding(token_ids, self.weight)
 
@@ -223,7 +233,9 @@ class OutputProjection(Linear):
         if self._quantization == "fp8":
             return False
         is_gated = super().pack(gate)
-        if not isinstance(self._packed, PackedLinear):
+        if isinstance(self._packed, PackedLinear):
+            self._table = self._packed.table()
+        else:
             self.weight = weight
         return is_gated
 

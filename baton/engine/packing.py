@@ -10,6 +10,7 @@ from torch import Tensor
 
 from baton.core.errors import StartupError
 from baton.engine.float8_linear import ALIGNMENT, Float8Linear, is_aligned
+from kernels.cpu.embedding import EmbeddingTable
 from kernels.cpu.library import (
     DTYPES,
     adds_products_of_pairs,
@@ -60,6 +61,13 @@ def pack(
     if _has_onednn() and weight.dtype != torch.float16:
         return OneDnnLinear(weight, bias), False
     return None
+
+
+def embedding_table(weight: Tensor) -> EmbeddingTable | None:
+    """What looks tokens up in `[V, hidden_size]`; None: torch does."""
+    if weight.device.type != "cpu" or weight.dtype not in DTYPES or (library := cpu_kernels()) is None:
+        return None
+    return EmbeddingTable(library, weight, weight.shape[1], weight.dtype, is_packed=False)
 
 
 def pack_int8(weight: Tensor, bias: Tensor | None, norm: Normalise | None, is_gated: bool) -> Packed:

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from kernels.cpu.angles import Angles
+from kernels.cpu.library import DTYPES, cpu_kernels
+
 ROPE_TYPES = ("default", "linear", "dynamic", "llama3", "yarn")
 
 
@@ -38,12 +41,21 @@ class RotaryEmbedding:
         self._frequencies = rotary_frequencies(rope, head_dim).to(device)
         self._scale = rope.attention_factor
         self._dtype = dtype
+        self._kernel: Angles | None = None
+
+    def pack(self) -> None:
+        """Let a C kernel find the angles, where there are any."""
+        library = cpu_kernels() if self._frequencies.device.type == "cpu" and self._dtype in DTYPES else None
+        if library is not None:
+            self._kernel = Angles(library, self._frequencies, self._scale, self._dtype)
 
     def angles(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """What `rotate` needs for int64 positions `[T]`: two of `[T, 1, D]` in the model's dtype.
 
         The cosines, and the sines with the sign that each half of a head takes.
         """
+        if self._kernel is not None:
+            return self._kernel(positions)
         angles = positions[:, None].float() * self._frequencies  # [T, D / 2]
         cosines, sines = (angles.cos() * self._scale)[:, None], (angles.sin() * self._scale)[:, None]
         return (

@@ -3,18 +3,17 @@
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from baton.core.kv_layout import KVLayout
-from baton.core.plan import SampleTask, StepPlan, StepResult
+from baton.core.plan import StepPlan, StepResult
 from baton.core.ports import LayersDone
 from baton.core.sampling import SampledToken
 from baton.engine.attention.base import AttentionBackend
-from baton.engine.inputs import StepInputs, build_inputs
+from baton.engine.inputs import StepArrays, build_arrays, to_tensors
 from baton.engine.kv_cache import KVCache
 from baton.engine.models.decoder import Decoder
-from baton.engine.recorded_layers import recorded_layers
-from baton.engine.sampler import sample
+from baton.engine.recorded_step import StepLogits, recorded_step
+from baton.engine.sampler import Task, sample, takes_likeliest
 from baton.engine.shared_cores import SharedCores
 
 # The pages that a prompt's last step completes leave in groups of layers while it goes on: more groups leave
@@ -53,13 +52,17 @@ class ModelRunner:
         cache: KVCache,
         attention: AttentionBackend,
         max_num_tokens: int,
+        max_num_rows: int,
         cores: SharedCores | None = None,
     ) -> None:
-        """`max_num_tokens`: of a step. `cores`: that it shares with other workers; None: it has its own."""
+        """`max_num_tokens`, `max_num_rows`: of steps; larger ones take longer than they need.
+
+        `cores`: that it shares with other workers; None: it has its own.
+        """
         self._decoder = decoder
         self._cache = cache
         self._attention = attention
-        self._recorded = recorded_layers(decoder, attention, max_num_tokens)
+        self._recorded = recorded_step(decoder, attention, max_num_tokens, max_num_rows)
         self._cores = cores
 
     def submit(self, plan: StepPlan, layers_done: LayersDone | None = None) -> PlannedStep:
@@ -76,25 +79,24 @@ class ModelRunner:
             self._cores.working()
         self._cache.copy_blocks(plan.block_copies)
         cache = self._cache
-        inputs = build_inputs(plan, cache.layout.block_size, cache.padding_block, cache.pool.device)
-        hidden = self._run_layers(inputs, plan, layers_done)
-        if not inputs.sampled_rows:
-            return StepResult(samples=((),) * len(plan.rows))
-        logits = self._decoder.logits(hidden[inputs.sampled_tokens])
+        arrays = build_arrays(plan, cache.layout.block_size, cache.padding_block)
         tasks = [
-            (line, task) for line, row in enumerate(inputs.sampled_rows) for task in plan.rows[row].samples
+            (line, task) for line, row in enumerate(arrays.sampled_rows) for task in plan.rows[row].samples
         ]
-        tokens = sample(logits, tasks)
-        return _result(plan, inputs.sampled_rows, tasks, tokens)
+        found = self._logits(arrays, plan, tasks, layers_done)
+        tokens = sample(found.logits, tasks, found.likeliest) if tasks else []
+        return _result(plan, arrays.sampled_rows, tasks, tokens)
 
     def idle(self) -> None:
         """See Runner."""
         if self._cores is not None:
             self._cores.waiting()
 
-    def _run_layers(self, inputs: StepInputs, plan: StepPlan, layers_done: LayersDone | None) -> Tensor:
-        """Hidden states `[T, hidden_size]`; tells `layers_done` after every group of layers but the last one."""
-        decoder, cores = self._decoder, self._cores
+    def _logits(
+        self, arrays: StepArrays, plan: StepPlan, tasks: list[Task], layers_done: LayersDone | None
+    ) -> StepLogits:
+        """Of the sampled rows; tells `layers_done` after every group of layers but the last one."""
+        cores = self._cores
         ends = set() if layers_done is None else layer_group_ends(plan, self._cache.layout)
 
         def after_layer(end_layer: int) -> None:
@@ -103,12 +105,15 @@ class ModelRunner:
             if layers_done is not None and end_layer in ends:
                 layers_done(end_layer)
 
-        states, angles = decoder.embed(inputs.token_ids), decoder.angles(inputs.positions)
-        if self._recorded is None:
-            step = self._attention.begin_step(inputs.attention)
-            return decoder.run_layers(states, *angles, step, after_layer)
-        stops = ends if cores is None else ends | self._core_stops(plan)
-        return self._recorded.run(states, angles, inputs.attention, stops, after_layer)
+        if self._recorded is not None and self._recorded.takes(arrays):
+            stops = ends if cores is None else ends | self._core_stops(plan)
+            return self._recorded.run(arrays, stops, after_layer, takes_likeliest(tasks))
+        inputs = to_tensors(arrays, self._cache.pool.device)
+        step = self._attention.begin_step(inputs.attention)
+        hidden = self._decoder.forward(inputs.token_ids, inputs.positions, step, after_layer)
+        if not tasks:  # as in most chunks of a prompt: of no rows nobody looks at V
+            return StepLogits(hidden[:0], None)
+        return StepLogits(self._decoder.logits(hidden[inputs.sampled_tokens]), None)
 
     def _core_stops(self, plan: StepPlan) -> set[int]:
         """Layers after which to look who else computes: the shorter the step, the fewer."""
@@ -134,7 +139,7 @@ def layer_group_ends(plan: StepPlan, layout: KVLayout) -> set[int]:
 def _result(
     plan: StepPlan,
     sampled_rows: tuple[int, ...],
-    tasks: list[tuple[int, SampleTask]],
+    tasks: list[Task],
     tokens: list[SampledToken],
 ) -> StepResult:
     samples: list[list[SampledToken]] = [[] for _ in plan.rows]

@@ -25,15 +25,25 @@ _SMALLEST = torch.finfo(torch.float32).tiny  # a temperature below it would be 0
 Task = tuple[int, SampleTask]  # the line of its logits
 
 
-def sample(logits: Tensor, tasks: Sequence[Task]) -> list[SampledToken]:
+def takes_likeliest(tasks: Sequence[Task]) -> bool:
+    """Whether some task takes the likeliest token of the logits as they are."""
+    return any(task.params.is_greedy and not has_rules(task) for _, task in tasks)
+
+
+def sample(
+    logits: Tensor, tasks: Sequence[Task], likeliest: Sequence[int] | None = None
+) -> list[SampledToken]:
     """One token for each task, in order. logits: `[rows, V]`, any float dtype, left unchanged.
 
-    NaN counts as the least likely. Rows that are plainly greedy cost one argmax.
+    NaN counts as the least likely. `likeliest`: each row's token where somebody has looked already; else rows
+    that are plainly greedy cost one argmax.
     """
     token_ids = [0] * len(tasks)
     ruled = [index for index, (_, task) in enumerate(tasks) if has_rules(task)]
     plain = sorted(set(range(len(tasks))) - set(ruled))
-    for index, token_id in zip(plain, _choose(logits, [tasks[index] for index in plain]), strict=True):
+    for index, token_id in zip(
+        plain, _choose(logits, [tasks[index] for index in plain], likeliest), strict=True
+    ):
         token_ids[index] = token_id
     for group in _groups(ruled):
         changed = _finite(logits, [tasks[index][0] for index in group])
@@ -45,11 +55,12 @@ def sample(logits: Tensor, tasks: Sequence[Task]) -> list[SampledToken]:
     return with_logprobs(logits, tasks, token_ids)
 
 
-def _choose(logits: Tensor, tasks: Sequence[Task]) -> list[int]:
+def _choose(logits: Tensor, tasks: Sequence[Task], likeliest: Sequence[int] | None = None) -> list[int]:
     """The tasks' tokens, of the logits as they are."""
     token_ids = [0] * len(tasks)
     if any(task.params.is_greedy for _, task in tasks):
-        likeliest = _likeliest(logits).tolist()
+        if likeliest is None:
+            likeliest = _likeliest(logits).tolist()
         token_ids = [likeliest[line] for line, _ in tasks]
     drawn = [index for index, (_, task) in enumerate(tasks) if not task.params.is_greedy]
     for index, token_id in zip(drawn, _draw_all(logits, [tasks[index] for index in drawn]), strict=True):

@@ -2,13 +2,16 @@
 
 import ctypes
 from dataclasses import dataclass
+from typing import Any
 
-import torch
+import numpy as np
 from torch import Tensor
 
 from kernels.cpu.calls import Kernel, make_call, new_tensor
 from kernels.cpu.library import DTYPES, PAGE_DTYPES
 from kernels.quantization import layer_scales
+
+Integers = np.ndarray[Any, np.dtype[np.int64]]
 
 
 class _Step(ctypes.Structure):
@@ -79,8 +82,8 @@ class PagedAttention:
         _, num_layers, _, num_kv_heads, block_size, head_dim = pool.shape
         self._library = library
         self._scales = scales
-        self._pool = pool  # keeps the memory that the arguments point to, as `_tensors` does
-        self._tensors: tuple[Tensor, ...] = ()
+        self._pool = pool  # keeps the memory that the arguments point to, as `_arrays` do
+        self._arrays: tuple[Integers, ...] = ()
         self._angles: tuple[Tensor | None, Tensor | None] = (None, None)
         self._step = _Step()
         self._arguments = _Attention(
@@ -95,19 +98,20 @@ class PagedAttention:
 
     def begin_step(
         self,
-        slot_mapping: Tensor,
-        block_tables: Tensor,
-        context_lens: Tensor,
-        row_bounds: Tensor,
+        slot_mapping: Integers,
+        block_tables: Integers,
+        context_lens: Integers,
+        row_bounds: Integers,
         num_one_token_rows: int,
     ) -> None:
-        """int64 `[T]`, `[R, B]`, `[R]` and `[R + 1]`, as in `baton.engine.attention.base`; all on the CPU."""
-        self._tensors = (slot_mapping, block_tables.contiguous(), context_lens, row_bounds)
+        """int64 `[T]`, `[R, B]`, `[R]` and `[R + 1]`, as in `baton.engine.attention.base`."""
+        arrays = (slot_mapping, block_tables, context_lens, row_bounds)
+        self._arrays = tuple(np.ascontiguousarray(array) for array in arrays)
         step = self._step
         step.num_tokens, step.num_rows = slot_mapping.shape[0], context_lens.shape[0]
         step.num_one_token_rows, step.table_width = num_one_token_rows, block_tables.shape[1]
         step.slot_mapping, step.block_tables, step.context_lens, step.row_bounds = (
-            tensor.data_ptr() for tensor in self._tensors
+            array.ctypes.data for array in self._arrays
         )
 
     def use_angles(self, cosines: Tensor | None, sines: Tensor | None) -> None:

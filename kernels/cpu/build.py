@@ -118,7 +118,7 @@ def _compile(command: tuple[str, ...], library: Path) -> None:
         with ThreadPoolExecutor(os.cpu_count()) as threads:
             objects = list(threads.map(compile_one, sources("*.c")))
         built = Path(directory) / library.name
-        _run((*command, "-shared", *objects, "-o", str(built)))
+        _run((*command, "-shared", *objects, "-lm", "-o", str(built)))
         built.replace(library)
 
 

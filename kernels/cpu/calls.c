@@ -3,11 +3,14 @@
 #include "threads.h"
 #include "vector.h"
 
-static const struct kernel *const kernels[] = {&linear_kernel, &linear_int8_kernel, &attention_kernel};
+static const struct kernel *const kernels[] = {
+    &linear_kernel, &linear_int8_kernel, &attention_kernel, &embedding_kernel, &angles_kernel, &argmax_kernel,
+};
 
 struct call {
     int64_t kernel; /* index into `kernels` */
     const void *arguments;
+    const int64_t *num_rows; /* where there are others than the run's, at least 1; or NULL */
 };
 
 struct run {
@@ -22,12 +25,14 @@ struct run {
 static void run_share(void *argument) {
     struct run *run = argument;
     for (int64_t i = 0; i < run->num_calls; i++) {
-        const struct kernel *kernel = kernels[run->calls[i].kernel];
+        const struct call *call = run->calls + i;
+        const struct kernel *kernel = kernels[call->kernel];
         int turn = (int)(i % 2);
         void *work = run->works[turn];
         if (team_index() == 0) {
             int has_failed = __atomic_load_n(&run->has_failed, __ATOMIC_RELAXED);
-            if (!has_failed) has_failed = kernel->begin(work, run->calls[i].arguments, run->num_rows, turn);
+            int64_t num_rows = call->num_rows ? *call->num_rows : run->num_rows;
+            if (!has_failed) has_failed = kernel->begin(work, call->arguments, num_rows, turn);
             run->is_over[turn] = has_failed;
             if (has_failed) __atomic_store_n(&run->has_failed, 1, __ATOMIC_RELAXED);
         }
@@ -37,7 +42,7 @@ static void run_share(void *argument) {
     }
 }
 
-/* num_rows: of states, the same for all calls. 0, or 1 where there is no memory to work in. */
+/* num_rows: of states. 0, or 1 where there is no memory to work in. */
 EXPORT int baton_run(const struct call *calls, int64_t num_calls, int64_t num_rows, int32_t num_threads) {
     if (num_rows == 0) return 0;
     struct run run = {.calls = calls, .num_calls = num_calls, .num_rows = num_rows};

@@ -12,10 +12,12 @@ struct kernel {
      * the next but one kernel begins. 0, or 1 where there is no memory. */
     int (*begin)(void *work, const void *arguments, int64_t num_rows, int slot);
     /* By all threads of the team, each its share; 0, or 1 where there is no memory. Leaves no thread of the team behind
-     * at a barrier, whatever it returns. */
+     * at a barrier, whatever it returns, and none that still reads what the next but one kernel's begin overwrites:
+     * there is a barrier in it, or behind it. */
     int (*share)(void *work);
 };
 
 extern const struct kernel linear_kernel, linear_int8_kernel, attention_kernel;
+extern const struct kernel embedding_kernel, angles_kernel, argmax_kernel;
 
 #endif

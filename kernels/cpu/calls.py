@@ -1,14 +1,16 @@
 """Calls of C kernels: made at once, or recorded and then made again and again with no Python between them.
 
-A recording is to these kernels what a CUDA graph is to a GPU's: the addresses of a pass through a model, which
-stays as it is while what lies at them changes.
+A recording is to these kernels what a CUDA graph is to a GPU's: the addresses of a pass through a model,
+which stay as they are while what lies at them changes.
 """
 
 import ctypes
+import math
 import threading
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
@@ -27,6 +29,17 @@ class Kernel(IntEnum):
     LINEAR = 0
     LINEAR_INT8 = 1
     ATTENTION = 2
+    EMBEDDING = 3
+    ANGLES = 4
+    ARGMAX = 5
+
+
+@dataclass(frozen=True, slots=True)
+class ChosenRows:
+    """Some rows of states. ids: int64 `[N]`; count: int64 `[1]`, how many of them count, at least 1."""
+
+    ids: Tensor
+    count: Tensor
 
 
 class NotRecordable(Exception):
@@ -36,7 +49,7 @@ class NotRecordable(Exception):
 class _Call(ctypes.Structure):
     """struct call"""
 
-    _fields_ = [("kernel", ctypes.c_int64), ("arguments", ctypes.c_void_p)]
+    _fields_ = [("kernel", ctypes.c_int64), ("arguments", ctypes.c_void_p), ("num_rows", ctypes.c_void_p)]
 
 
 class _Current(threading.local):
@@ -46,18 +59,28 @@ class _Current(threading.local):
 _current = _Current()
 
 
-def make_call(library: ctypes.CDLL, kernel: Kernel, arguments: ctypes.Structure, num_rows: int) -> None:
-    """Run a kernel with that struct of arguments, or add it to the thread's recording. Raises MemoryError."""
+def make_call(
+    library: ctypes.CDLL,
+    kernel: Kernel,
+    arguments: ctypes.Structure,
+    num_rows: int,
+    chosen: ChosenRows | None = None,
+) -> None:
+    """Run a kernel with that struct of arguments, or add it to the thread's recording.
+
+    It is of `num_rows` rows, or as many as `chosen` counts when it runs. Raises MemoryError.
+    """
+    count = None if chosen is None else chosen.count.data_ptr()
     if _current.recording is not None:
-        _current.recording.add(kernel, arguments)
+        _current.recording.add(kernel, arguments, count)
         return
-    call = _Call(kernel, ctypes.addressof(arguments))
+    call = _Call(kernel, ctypes.addressof(arguments), count)
     if library.baton_run(ctypes.byref(call), 1, num_rows, torch.get_num_threads()):
         raise MemoryError(_NO_MEMORY)
 
 
 def new_tensor(num_rows: int, *shape: int, dtype: torch.dtype) -> Tensor:
-    """`[num_rows, *shape]` for a kernel's output, uninitialised; a recording's own memory while it records."""
+    """`[num_rows, *shape]` for a kernel to write, uninitialised; of the recording's memory if there is one."""
     if _current.recording is not None:
         return _current.recording.new_tensor(num_rows, *shape, dtype=dtype)
     return torch.empty(num_rows, *shape, dtype=dtype)
@@ -66,8 +89,8 @@ def new_tensor(num_rows: int, *shape: int, dtype: torch.dtype) -> Tensor:
 class Recording:
     """Calls that `recorded` took down, and the memory that they work in.
 
-    As a pass through a model lets go of tensors, the calls after it get their memory, so that it is as much as
-    the pass needs at once.
+    As a pass through a model lets go of tensors, the calls after it get their memory, so that it is as much
+    as the pass needs at once.
     """
 
     def __init__(self, library: ctypes.CDLL) -> None:
@@ -89,15 +112,15 @@ class Recording:
         if self._library.baton_run(start, end - first, num_rows, torch.get_num_threads()):
             raise MemoryError(_NO_MEMORY)
 
-    def add(self, kernel: Kernel, arguments: ctypes.Structure) -> None:
-        """Take down a call with a copy of its arguments."""
+    def add(self, kernel: Kernel, arguments: ctypes.Structure, count: int | None) -> None:
+        """Take down a call with a copy of its arguments; `count`: address of its number of rows."""
         copy = type(arguments).from_buffer_copy(arguments)
         self._kept.append(copy)
-        self._calls.append(_Call(kernel, ctypes.addressof(copy)))
+        self._calls.append(_Call(kernel, ctypes.addressof(copy), count))
 
     def new_tensor(self, num_rows: int, *shape: int, dtype: torch.dtype) -> Tensor:
         """See the module's."""
-        num_bytes = num_rows * int(np.prod(shape)) * dtype.itemsize
+        num_bytes = num_rows * math.prod(shape) * dtype.itemsize
         fitting = [index for index, block in enumerate(self._free) if block.nbytes >= num_bytes]
         if fitting:
             block = self._free.pop(min(fitting, key=lambda index: self._free[index].nbytes))
@@ -128,7 +151,7 @@ def recorded(library: ctypes.CDLL) -> Iterator[Recording]:
     recording = Recording(library)
     _current.recording = recording
     try:
-        with _KernelsAlone():
+        with _KernelsAlone():  # type: ignore[no-untyped-call]
             yield recording
     finally:
         _current.recording = None

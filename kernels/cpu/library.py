@@ -9,7 +9,7 @@ from typing import Final
 
 import torch
 
-from kernels.cpu.build import KernelsUnavailable, build, cpu_features, supported_levels
+from kernels.cpu.build import KernelsUnavailable, build, supported_levels
 
 _logger = logging.getLogger(__name__)
 
@@ -25,9 +25,7 @@ _SIGNATURES: Final = {
     "baton_lanes": (_Size, ()),
     "baton_packed_bytes": (_Size, (_Size, _Size, _Int)),
     "baton_pack": (None, (_Pointer, _Pointer, _Size, _Size, _Int, _Int)),
-    "baton_packed_rows": (None, (_Pointer, _Pointer, _Pointer, _Size, _Size, _Int)),
     "baton_run": (ctypes.c_int, (_Pointer, _Size, _Size, _Int)),
-    "baton_argmax": (ctypes.c_int, (_Pointer, _Pointer, _Size, _Size, _Int, _Int)),
     "baton_sample": (ctypes.c_int, (_Pointer,)),
     "baton_logprobs": (ctypes.c_int, (_Pointer,)),
     "baton_packed_bytes_int8": (_Size, (_Size, _Size)),

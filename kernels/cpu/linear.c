@@ -75,19 +75,16 @@ EXPORT void baton_pack(void *packed, const void *weights, int64_t num_outputs, i
     run_team(pack_share, &p, num_threads);
 }
 
-/* Rows `ids` of packed weights, as an embedding: output [num_ids][num_inputs]. */
-EXPORT void baton_packed_rows(void *output, const void *packed, const int64_t *ids, int64_t num_ids,
-                              int64_t num_inputs, int32_t dtype) {
-    size_t depth = packed_depth(num_inputs, dtype), bytes = bytes_of(dtype);
-    for (int64_t row = 0; row < num_ids; row++) {
-        char *to = (char *)output + (size_t)(row * num_inputs) * bytes;
-        const char *from = (const char *)packed + place((size_t)ids[row], 0, depth, dtype) * bytes;
-        size_t input = 0, step = dtype == BFLOAT16 ? 2 : 1; /* inputs beside each other */
-        for (; input + step <= (size_t)num_inputs; input += step, to += step * bytes, from += step * bytes * PANEL) {
-            dtype == FLOAT16 ? memcpy(to, from, 2) : memcpy(to, from, 4);
-        }
-        if (input < (size_t)num_inputs) memcpy(to, from, bytes);
+/* Row `id` of packed weights, as an embedding. */
+void read_packed_row(void *output, const void *packed, int64_t id, int64_t num_inputs, enum dtype dtype) {
+    size_t bytes = bytes_of(dtype), step = dtype == BFLOAT16 ? 2 : 1; /* inputs beside each other */
+    size_t input = 0, size = (size_t)num_inputs;
+    const char *from = (const char *)packed + place((size_t)id, 0, packed_depth(num_inputs, dtype), dtype) * bytes;
+    char *to = output;
+    for (; input + step <= size; input += step, to += step * bytes, from += step * bytes * PANEL) {
+        dtype == FLOAT16 ? memcpy(to, from, 2) : memcpy(to, from, 4);
     }
+    if (input < size) memcpy(to, from, bytes);
 }
 
 /* Transposes the block's rows into tiles; each thread takes its share of the rows. */

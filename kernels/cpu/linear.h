@@ -27,10 +27,13 @@ struct linear {
     int32_t dtype, is_gated; /* dtype: of states, bias, residual and output */
     float eps;
     /* of each call, whose rows baton_run is told: */
-    const void *states;   /* [num_rows][num_inputs] */
+    const int64_t *row_ids; /* [num_rows] rows of states that are multiplied; NULL: all in their order */
+    const void *states;   /* [rows][num_inputs] */
     const void *residual; /* [num_rows][output_width] or NULL */
     void *output;         /* [num_rows][output_width] */
 };
+
+void read_packed_row(void *output, const void *packed, int64_t id, int64_t num_inputs, enum dtype dtype);
 
 INLINE int64_t num_panels(const struct linear *linear) { return (linear->num_outputs + PANEL - 1) / PANEL; }
 
@@ -51,6 +54,7 @@ static inline int64_t rows_of_block(int64_t num_rows, size_t row_bytes) {
 /* One row's numbers as they are multiplied. */
 static inline void read_transformed(const struct linear *linear, float *row, int64_t index) {
     size_t size = (size_t)linear->num_inputs, bytes = bytes_of((enum dtype)linear->dtype);
+    if (linear->row_ids) index = linear->row_ids[index];
     read_row(row, (const char *)linear->states + (size_t)index * size * bytes, size, (enum dtype)linear->dtype);
     if (linear->norm) normalise_row(row, linear->norm, size, linear->eps);
 }

@@ -5,7 +5,8 @@ import ctypes
 import torch
 from torch import Tensor
 
-from kernels.cpu.calls import Kernel, make_call, new_tensor
+from kernels.cpu.calls import ChosenRows, Kernel, make_call, new_tensor
+from kernels.cpu.embedding import EmbeddingTable
 from kernels.cpu.library import DTYPES
 from kernels.quantization import int8_groups
 from kernels.reads import Normalise
@@ -24,6 +25,7 @@ class _Linear(ctypes.Structure):
         ("dtype", ctypes.c_int32),
         ("is_gated", ctypes.c_int32),
         ("eps", ctypes.c_float),
+        ("row_ids", ctypes.c_void_p),
         ("states", ctypes.c_void_p),
         ("residual", ctypes.c_void_p),
         ("output", ctypes.c_void_p),
@@ -31,7 +33,7 @@ class _Linear(ctypes.Structure):
 
 
 def interleave(parameter: Tensor, lanes: int) -> Tensor:
-    """Gates and then the others `[2 * N, ...]`, as kernels gate them: `lanes` of each in turn, filled up with 0."""
+    """Gates and then the others, `[2 * N, ...]`, as kernels gate them: `lanes` of each in turn, then 0."""
     halves = []
     for half in parameter.chunk(2):
         missing = -half.shape[0] % lanes
@@ -41,7 +43,7 @@ def interleave(parameter: Tensor, lanes: int) -> Tensor:
 
 
 class PackedMatrix:
-    """`y = norm(x) W^T + b`, or `SiLU(gate) * other` of the two halves of that. Not for several threads at once."""
+    """`y = norm(x) W^T + b`, or `SiLU(gate) * other` of that's halves. Not for several threads at once."""
 
     def __init__(
         self,
@@ -66,7 +68,11 @@ class PackedMatrix:
         self._library = library
         self._dtype = weight.dtype
         self._width = width
-        self._tensors = (packed, bias, norm_weight)  # keeps the memory that the arguments point to
+        self._tensors: tuple[Tensor, Tensor | None, Tensor | None] = (
+            packed,
+            bias,
+            norm_weight,
+        )  # keeps the memory that the arguments point to
         self._arguments = _Linear(
             weights=packed.data_ptr(),
             bias=_address(bias),
@@ -86,19 +92,23 @@ class PackedMatrix:
         """The weights as the kernel reads them, uint8."""
         raise NotImplementedError
 
-    def __call__(self, states: Tensor, residual: Tensor | None = None) -> Tensor:
+    def __call__(
+        self, states: Tensor, residual: Tensor | None = None, chosen: ChosenRows | None = None
+    ) -> Tensor:
         """`[T, in_features]` to `[T, out_features]` (half as wide where it gates), plus `residual` if given.
 
-        All in the dtype of the bias and of the weights as they were loaded. Raises MemoryError.
+        Of `chosen` rows to `[N, out_features]`, of which as many are written as count. All in the dtype of
+        the bias and of the weights as they were loaded. Raises MemoryError.
         """
         states = states.contiguous()
         arguments = self._arguments
-        num_rows = states.shape[0]
+        num_rows = states.shape[0] if chosen is None else chosen.ids.shape[0]
         output = new_tensor(num_rows, self._width, dtype=self._dtype)
         arguments.states = states.data_ptr()
         arguments.residual = _address(residual)
+        arguments.row_ids = None if chosen is None else chosen.ids.data_ptr()
         arguments.output = output.data_ptr()
-        make_call(self._library, self._kernel, arguments, num_rows)
+        make_call(self._library, self._kernel, arguments, num_rows, chosen)
         return output
 
 
@@ -117,22 +127,19 @@ class PackedLinear(PackedMatrix):
         )
         return packed
 
-    def rows(self, indices: Tensor) -> Tensor:
-        """Rows of the weight, as an embedding looks them up: int64 `[T]` to `[T, in_features]`."""
+    def table(self) -> EmbeddingTable:
+        """The weight as rows that tokens are looked up in."""
         arguments = self._arguments
-        output = torch.empty(indices.shape[0], arguments.num_inputs, dtype=self._dtype)
-        self._library.baton_packed_rows(
-            output.data_ptr(), arguments.weights, indices.data_ptr(),
-            indices.shape[0], arguments.num_inputs, arguments.dtype,
-        )  # fmt: skip
-        return output
+        return EmbeddingTable(
+            self._library, self._tensors[0], arguments.num_inputs, self._dtype, is_packed=True
+        )
 
 
 class PackedInt8Linear(PackedMatrix):
     """8-bit weights and 16-bit states, products summed in 32-bit integers (linear_int8.c).
 
-    Weights are rounded with a scale for each 32 inputs of an output; each row of states gets its own when it is
-    multiplied.
+    Weights are rounded with a scale for each 32 inputs of an output; each row of states gets its own when it
+    is multiplied.
     """
 
     _kernel = Kernel.LINEAR_INT8

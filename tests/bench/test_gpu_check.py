@@ -204,7 +204,7 @@ def on_cpu(config, dtype, num_blocks=16):
         decoder.pack()
     layout = KVLayout(16, config.num_layers, config.num_kv_heads, config.head_dim, dtype)
     cache = KVCache(layout, num_blocks, CPU)
-    return ModelRunner(decoder, cache, attention_backend(cache.pool, config.windows), 512)
+    return ModelRunner(decoder, cache, attention_backend(cache.pool, config.windows), 512, 64)
 
 
 def test_float8_is_measured_beside_bfloat16():

@@ -57,7 +57,7 @@ def check_linear(library: ctypes.CDLL, seed: int) -> None:
     check_close(packed(states, residual), expected, dtype)
     if not is_gated:
         ids = torch.randint(outputs, (num_rows,), generator=generator)
-        assert torch.equal(packed.rows(ids), weight[ids])
+        assert torch.equal(packed.table()(ids), weight[ids])
 
 
 def check_linear_int8(library: ctypes.CDLL, seed: int) -> None:
@@ -119,7 +119,10 @@ def check_gated_int8(library: ctypes.CDLL, seed: int) -> None:
     """The gate of outputs that are what they are without it."""
     choose, generator = random.Random(seed), torch.Generator().manual_seed(seed)
     num_rows, inputs, width = (choose.choice([1, 2, choose.randint(3, 90)]) for _ in range(3))
-    weight, bias = numbers(generator, torch.float32, 2 * width, inputs), numbers(generator, torch.float32, 2 * width)
+    weight, bias = (
+        numbers(generator, torch.float32, 2 * width, inputs),
+        numbers(generator, torch.float32, 2 * width),
+    )
     states = numbers(generator, torch.float32, num_rows, inputs)
     plain = PackedInt8Linear(library, weight, bias)(states).double()
     gated = PackedInt8Linear(library, weight, bias, None, is_gated=True)(states)
@@ -234,7 +237,9 @@ def _attention(library: ctypes.CDLL, pages: Pages, scales: tuple[float, ...] = (
     bounds = torch.cat((torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)))
     attention = PagedAttention(library, pages.pool, scales)
     contexts = lengths + torch.tensor(pages.starts)
-    attention.begin_step(pages.slots, pages.tables, contexts, bounds, pages.lengths.count(1))
+    attention.begin_step(
+        pages.slots.numpy(), pages.tables.numpy(), contexts.numpy(), bounds.numpy(), pages.lengths.count(1)
+    )
     return attention
 
 
@@ -266,7 +271,9 @@ def check_every_float8(library: ctypes.CDLL, dtype: torch.dtype) -> None:
     pool = torch.zeros(1025, 1, 2, 1, 1, 64, dtype=torch.float8_e4m3fn)
     slots, ones = torch.arange(1024), torch.ones(1024, dtype=torch.int64)
     attention = PagedAttention(library, pool)
-    attention.begin_step(slots, slots[:, None], ones, torch.arange(1025), 1024)
+    attention.begin_step(
+        slots.numpy(), slots[:, None].numpy(), ones.numpy(), torch.arange(1025).numpy(), 1024
+    )
     states = torch.zeros(1024, 3, 64, dtype=dtype)
     states[:, 2:] = values
     output = attention.attend(0, states, None, None)

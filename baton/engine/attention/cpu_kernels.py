@@ -2,11 +2,13 @@
 
 import ctypes
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from baton.engine.attention.base import AttentionBackend, AttentionMetadata, RotatingAttentionStep
 from baton.engine.attention.cpu import CpuAttention
+from baton.engine.inputs import StepArrays
 from kernels.cpu.attention import PagedAttention, Rotation
 from kernels.cpu.library import cpu_kernels
 
@@ -39,17 +41,23 @@ class CpuKernelAttention:
     def begin_step(self, metadata: AttentionMetadata) -> RotatingAttentionStep:
         """See `AttentionBackend`; the step before is over."""
         self._attention.begin_step(
-            metadata.slot_mapping,
-            metadata.block_tables,
-            metadata.context_lens,
-            torch.tensor(metadata.row_bounds),
+            metadata.slot_mapping.numpy(),
+            metadata.block_tables.numpy(),
+            metadata.context_lens.numpy(),
+            np.array(metadata.row_bounds),
             metadata.num_one_token_rows,
         )
         return _CpuKernelStep(self._attention, self._windows)
 
-    def use_angles(self, cosines: Tensor, sines: Tensor) -> None:
-        """For a recorded step: the angles of its tokens, as in `Rotation`."""
-        self._attention.use_angles(cosines, sines)
+    def begin_recorded_step(self, arrays: StepArrays) -> None:
+        """The same for layers that are recorded with the step they had then."""
+        self._attention.begin_step(
+            arrays.slot_mapping,
+            arrays.block_tables,
+            arrays.context_lens,
+            arrays.row_bounds,
+            arrays.num_one_token_rows,
+        )
 
 
 class _CpuKernelStep(RotatingAttentionStep):

@@ -20,8 +20,11 @@ from baton.engine.layers import (
     ResidualStream,
     RMSNorm,
 )
+from baton.engine.packing import embedding_table
 from baton.engine.rope import RopeConfig, RotaryEmbedding, rotate
 from kernels.cpu.attention import Rotation
+from kernels.cpu.calls import ChosenRows
+from kernels.cpu.embedding import EmbeddingTable
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +69,7 @@ class Decoder:
         self._output = OutputProjection(
             config.hidden_size, {name: config.vocab_size}, False, placement, reads=self._norm
         )
+        self._table: EmbeddingTable | None = None
         self._embedding: Tensor | None = None
         if not config.tied_embeddings:
             self._embedding = placement.empty(config.vocab_size, config.hidden_size)
@@ -75,6 +79,9 @@ class Decoder:
         for layer in self._layers:
             layer.pack()
         self._output.pack()
+        self._rotary.pack()
+        if self._embedding is not None:
+            self._table = embedding_table(self._embedding)
 
     def forward(
         self,
@@ -112,6 +119,11 @@ class Decoder:
         """Logits `[rows, V]` of hidden states `[rows, hidden_size]`, both in the model's dtype."""
         return self._output(hidden)
 
+    def chosen_logits(self, hidden: Tensor, rows: ChosenRows) -> Tensor:
+        """Logits `[N, V]` of some rows of `[T, hidden_size]`; those that don't count may be anything."""
+        logits = self._output.chosen(hidden, rows)
+        return self._output(hidden[rows.ids]) if logits is None else logits
+
     def angles(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Cosines and signed sines of int64 `[T]`, each `[T, 1, D]` in the model's dtype."""
         return self._rotary.angles(positions)
@@ -120,6 +132,8 @@ class Decoder:
         """int64 `[T]` to `[T, hidden_size]`."""
         if self._embedding is None:
             return self._output.embed(token_ids)
+        if self._table is not None:
+            return self._table(token_ids)
         return F.embedding(token_ids, self._embedding)
 
     def checkpoint_tensors(self) -> dict[str, Tensor]:

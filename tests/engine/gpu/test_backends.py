@@ -127,7 +127,7 @@ def test_engine_gives_the_reference_tokens(checkpoint, device, name):
         if own:
             backend = KernelAttention(engine.page_store.pool, engine.config.windows)
             object.__setattr__(
-                engine, "runner", ModelRunner(engine.runner._decoder, engine.page_store, backend, 512)
+                engine, "runner", ModelRunner(engine.runner._decoder, engine.page_store, backend, 512, 64)
             )
         requests = [Request(make_prompt(length)) for length in (5, 37)]
         Driver(engine).generate(requests, 6, chunk=16)
