@@ -10,7 +10,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from baton.engine.float8_linear import Float8Linear, is_aligned
-from baton.engine.packing import Packed, pack, pack_float8, pack_int8
+from baton.engine.packing import Packed, embedding_table, pack, pack_float8, pack_int8
 from kernels.cpu.calls import ChosenRows
 from kernels.cpu.embedding import EmbeddingTable
 from kernels.cpu.linear import PackedLinear, PackedMatrix
@@ -236,7 +236,9 @@ class OutputProjection(Linear):
         if isinstance(self._packed, PackedLinear):
             self._table = self._packed.table()
         else:
+            assert weight is not None
             self.weight = weight
+            self._table = embedding_table(weight)
         return is_gated
 
 

@@ -46,9 +46,9 @@ class RecordedStep:
         token_ids, positions = torch.from_numpy(self._token_ids), torch.from_numpy(self._positions)
         self._ends = [0]  # calls so far after each layer
         with recorded(attention.library) as self._recording:
-            states, angles = decoder.embed(token_ids), decoder.angles(positions)
+            states, self._angles = decoder.embed(token_ids), decoder.angles(positions)
             hidden = decoder.run_layers(
-                states, *angles, step, lambda _: self._ends.append(len(self._recording))
+                states, *self._angles, step, lambda _: self._ends.append(len(self._recording))
             )
             self._logits = decoder.chosen_logits(hidden, chosen)
             self._end_of_logits = len(self._recording)
@@ -76,7 +76,7 @@ class RecordedStep:
         self._positions[:num_tokens] = arrays.positions
         self._sampled[:num_sampled] = arrays.sampled_tokens
         self._num_sampled[0] = num_sampled
-        self._attention.begin_recorded_step(arrays)
+        self._attention.begin_recorded_step(arrays, self._angles)
         first = 0
         for layer in sorted(stops):
             self._recording.run(first, self._ends[layer], num_tokens)

@@ -80,7 +80,7 @@ def make_call(
 
 
 def new_tensor(num_rows: int, *shape: int, dtype: torch.dtype) -> Tensor:
-    """`[num_rows, *shape]` for a kernel to write, uninitialised; of the recording's memory if there is one."""
+    """`[num_rows, *shape]` for a kernel to write, uninitialised; of a recording's memory if there is one."""
     if _current.recording is not None:
         return _current.recording.new_tensor(num_rows, *shape, dtype=dtype)
     return torch.empty(num_rows, *shape, dtype=dtype)

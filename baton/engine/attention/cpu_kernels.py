@@ -49,8 +49,8 @@ class CpuKernelAttention:
         )
         return _CpuKernelStep(self._attention, self._windows)
 
-    def begin_recorded_step(self, arrays: StepArrays) -> None:
-        """The same for layers that are recorded with the step they had then."""
+    def begin_recorded_step(self, arrays: StepArrays, angles: tuple[Tensor, Tensor]) -> None:
+        """The same for layers that were recorded, with the angles that they were recorded with."""
         self._attention.begin_step(
             arrays.slot_mapping,
             arrays.block_tables,
@@ -58,6 +58,7 @@ class CpuKernelAttention:
             arrays.row_bounds,
             arrays.num_one_token_rows,
         )
+        self._attention.use_angles(*angles)
 
 
 class _CpuKernelStep(RotatingAttentionStep):
