@@ -9,6 +9,7 @@ the same ones for both. Figures are medians over the runs; --save writes JSON an
 
 import argparse
 import itertools
+import secrets
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -83,14 +84,15 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
 async def compare(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """Every row of the model's table."""
     rows: list[dict[str, Any]] = []
+    # Servers stay up from one comparison to the next: the prompts of the last one are in their prefix caches.
+    seed = secrets.randbits(30) if arguments.seed is None else arguments.seed
     for server in arguments.servers:
-        await run(server.url, server.model(), WARM_UP, arguments.seed)
+        await run(server.url, server.model(), WARM_UP, seed)
     for index, workload in enumerate(WORKLOADS[arguments.model]):
         if arguments.rows and index not in arguments.rows:
             continue
         print(f"{arguments.model}: {workload}", flush=True)
-        seed = arguments.seed + 1000 * (index + 1)
-        medians = await measure(arguments.servers, workload, arguments.runs, seed)
+        medians = await measure(arguments.servers, workload, arguments.runs, seed + 1000 * (index + 1))
         rows += rows_of(arguments.model, workload, medians)
     return rows
 
@@ -104,7 +106,7 @@ def main() -> None:
     parser.add_argument("servers", nargs="+", type=Server, metavar="NAME=URL", help="the peer last")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--rows", type=int, nargs="+", metavar="N", help="only these rows, from 0")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, help="of the prompts; by default others each time")
     parser.add_argument("--save", action="store_true", help="write bench/results/")
     arguments = parser.parse_args()
     rows = uvloop.run(compare(arguments))

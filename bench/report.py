@@ -12,6 +12,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from kernels.cpu.build import cpu_features
+
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -49,11 +51,16 @@ def save(name: str, rows: Sequence[dict[str, Any]]) -> Path:
     return path
 
 
+# What tells apart the CPUs that kernels are written for, in the words of /proc/cpuinfo.
+_FEATURES = ("amx_bf16", "amx_int8", "avx512_bf16", "avx512_vnni", "avx512f", "avx2")
+
+
 def machine() -> str:
-    """Processor and cores."""
+    """Processor, cores, and what it multiplies with."""
     model = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
         names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
         model = names[0].split(":", 1)[1].strip() if names else model
-    return f"{model}, {os.cpu_count()} cores"
+    features = [feature for feature in _FEATURES if feature in cpu_features()]
+    return ", ".join((model, f"{os.cpu_count()} cores", " ".join(features) or "no vectors known"))
