@@ -10,6 +10,7 @@ from tests.kernels.cases import (
     check_argmax,
     check_attention,
     check_attention_float8,
+    check_gated_int8,
     check_int8_is_exact,
     check_linear,
     check_linear_int8,
@@ -28,6 +29,7 @@ def main(path: str, count: str) -> None:
         check_linear(library, seed)
         check_linear_int8(library, seed)
         check_int8_is_exact(library, seed)
+        check_gated_int8(library, seed)
         check_attention(library, seed)
         check_attention_float8(library, seed)
     print(count)
