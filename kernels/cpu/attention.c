@@ -16,65 +16,77 @@ static int64_t num_parts(const struct attention *a, int64_t row) {
     return row < a->step->num_one_token_rows ? num_splits(a, row) : num_query_blocks(a, row);
 }
 
-/* The first `size / 2` numbers with the others (Su et al., 2021): `dtype`, of the angles, is a constant. */
-INLINE void rotate_as(const enum dtype dtype, const void *cosines, const void *sines, size_t at, size_t size,
-                      const float *head, float *rotated) {
+/* One head's numbers by the token's angles (Su et al., 2021), which begin at `at`; `to` may be `from`. The dtypes are
+ * constants: `read` of what is read, `dtype` of angles and what is written. */
+INLINE void rotate_as(const enum dtype read, const enum dtype dtype, const struct attention_step *step, size_t at,
+                      size_t size, const void *from, void *to) {
     size_t half = size / 2, i = 0;
     for (; i + LANES <= half; i += LANES) {
-        vfloat x = load(head + i), y = load(head + half + i);
-        store(rotated + i, x * load_as(cosines, at + i, dtype) + y * load_as(sines, at + i, dtype));
-        y = y * load_as(cosines, at + half + i, dtype) + x * load_as(sines, at + half + i, dtype);
-        store(rotated + half + i, y);
+        vfloat x = load_as(from, i, read), y = load_as(from, half + i, read);
+        vfloat first = x * load_as(step->cosines, at + i, dtype) + y * load_as(step->sines, at + i, dtype);
+        y = y * load_as(step->cosines, at + half + i, dtype) + x * load_as(step->sines, at + half + i, dtype);
+        store_as(to, i, first, dtype);
+        store_as(to, half + i, y, dtype);
     }
     for (; i < half; i++) {
-        float x = head[i], y = head[half + i];
-        rotated[i] = x * load_one(cosines, at + i, dtype) + y * load_one(sines, at + i, dtype);
-        y = y * load_one(cosines, at + half + i, dtype) + x * load_one(sines, at + half + i, dtype);
-        rotated[half + i] = y;
+        float x = load_one(from, i, read), y = load_one(from, half + i, read);
+        float first = x * load_one(step->cosines, at + i, dtype) + y * load_one(step->sines, at + i, dtype);
+        y = y * load_one(step->cosines, at + half + i, dtype) + x * load_one(step->sines, at + half + i, dtype);
+        store_one(to, i, first, dtype);
+        store_one(to, half + i, y, dtype);
     }
 }
 
-/* One head's numbers, normalised if the model does, rotated by the token's angles. */
-static void rotate(const struct attention *a, int64_t token, const float *norm, float *head, float *rotated) {
+/* One head's numbers, normalised if the model does, and rotated. */
+static void rotate(const struct attention *a, int64_t token, const float *norm, const void *from, void *to,
+                   float *memory) {
     size_t size = (size_t)a->head_dim, at = (size_t)token * size;
-    if (norm) normalise_row(head, norm, size, a->norm_eps);
+    if (norm) {
+        read_row(memory, from, size, a->dtype);
+        normalise_row(memory, norm, size, a->norm_eps);
+    }
+#define ROTATE(d)                                                                                             \
+    if (norm) {                                                                                               \
+        rotate_as(FLOAT32, d, a->step, at, size, memory, to);                                                 \
+    } else {                                                                                                  \
+        rotate_as(d, d, a->step, at, size, from, to);                                                         \
+    }
     switch (a->dtype) {
-        case FLOAT32: rotate_as(FLOAT32, a->step->cosines, a->step->sines, at, size, head, rotated); break;
-        case BFLOAT16: rotate_as(BFLOAT16, a->step->cosines, a->step->sines, at, size, head, rotated); break;
-        default: rotate_as(FLOAT16, a->step->cosines, a->step->sines, at, size, head, rotated); break;
+        case FLOAT32: ROTATE(FLOAT32) break;
+        case BFLOAT16: ROTATE(BFLOAT16) break;
+        default: ROTATE(FLOAT16) break;
     }
 }
 
 /* A head's numbers into its slot of a page. */
-static void store_slot(const struct attention *a, char *slot, float *numbers, float scale) {
+static void store_slot(const struct attention *a, char *slot, const void *from, float scale, float *memory) {
     size_t size = (size_t)a->head_dim;
-    for (size_t i = 0; scale != 1.0f && i < size; i++) numbers[i] /= scale;
-    write_row(slot, numbers, size, a->pool_dtype);
+    if (a->dtype == a->pool_dtype && scale == 1.0f) {
+        memcpy(slot, from, size * bytes_of(a->dtype));
+        return;
+    }
+    read_row(memory, from, size, a->dtype);
+    for (size_t i = 0; scale != 1.0f && i < size; i++) memory[i] /= scale;
+    write_row(slot, memory, size, a->pool_dtype);
 }
 
 static void prepare_token(const struct attention *a, int64_t token, float *memory) {
     size_t size = (size_t)a->head_dim, bytes = size * bytes_of(a->dtype);
-    float *rotated = memory + size;
     size_t at = (size_t)(token * a->states_stride) * bytes_of(a->dtype);
     for (int64_t head = 0; a->step->cosines && head < a->num_heads; head++) {
         char *query = (char *)a->query + at + (size_t)head * bytes;
-        read_row(memory, query, size, a->dtype);
-        rotate(a, token, a->query_norm, memory, rotated);
-        write_row(query, rotated, size, a->dtype);
+        rotate(a, token, a->query_norm, query, query, memory);
     }
     int64_t page = a->step->slot_mapping[token] / a->block_size, slot = a->step->slot_mapping[token] % a->block_size;
     for (int64_t head = 0; head < a->num_kv_heads; head++) {
-        const char *key = (const char *)a->key + at + (size_t)head * bytes;
-        const char *value = (const char *)a->value + at + (size_t)head * bytes;
+        const void *key = (const char *)a->key + at + (size_t)head * bytes;
+        const void *value = (const char *)a->value + at + (size_t)head * bytes;
         if (a->step->cosines) {
-            read_row(memory, key, size, a->dtype);
-            rotate(a, token, a->key_norm, memory, rotated);
-        } else {
-            read_row(rotated, key, size, a->dtype);
+            rotate(a, token, a->key_norm, key, memory + size, memory);
+            key = memory + size;
         }
-        store_slot(a, slot_address(a, page, 0, head, slot), rotated, a->key_scale);
-        read_row(memory, value, size, a->dtype);
-        store_slot(a, slot_address(a, page, 1, head, slot), memory, a->value_scale);
+        store_slot(a, slot_address(a, page, 0, head, slot), key, a->key_scale, memory);
+        store_slot(a, slot_address(a, page, 1, head, slot), value, a->value_scale, memory);
     }
 }
 
