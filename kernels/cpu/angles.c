@@ -42,7 +42,6 @@ static int find_share(void *argument) {
             store_one(a->sines, at + half + i, sine, (enum dtype)a->dtype);
         }
     }
-    team_barrier();
     return 0;
 }
 

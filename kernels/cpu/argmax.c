@@ -46,7 +46,6 @@ static int find_share(void *argument) {
     for (int64_t row; numbers && (row = NEXT_ITEM(&work->next_row)) < work->num_rows;) {
         work->argmax->indices[row] = greatest(work->argmax, row, numbers);
     }
-    team_barrier();
     return numbers == NULL;
 }
 

@@ -17,7 +17,8 @@ struct run {
     const struct call *calls;
     int64_t num_calls, num_rows;
     int has_failed;
-    /* Of every other call, so that one can begin while some threads still end the last one. */
+    /* Of every other call: one begins while some threads may still end the last one, but before its barrier has let
+     * anybody go on, all have ended the one before that. */
     int is_over[2];
     char works[2][WORK_BYTES] __attribute__((aligned(64)));
 };

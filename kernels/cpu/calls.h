@@ -12,8 +12,7 @@ struct kernel {
      * the next but one kernel begins. 0, or 1 where there is no memory. */
     int (*begin)(void *work, const void *arguments, int64_t num_rows, int slot);
     /* By all threads of the team, each its share; 0, or 1 where there is no memory. Leaves no thread of the team behind
-     * at a barrier, whatever it returns, and none that still reads what the next but one kernel's begin overwrites:
-     * there is a barrier in it, or behind it. */
+     * at a barrier, whatever it returns. */
     int (*share)(void *work);
 };
 

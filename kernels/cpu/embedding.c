@@ -34,7 +34,6 @@ static int embed_share(void *argument) {
             memcpy(to, (const char *)e->table + (size_t)e->ids[row] * bytes, bytes);
         }
     }
-    team_barrier();
     return 0;
 }
 
