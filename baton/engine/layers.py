@@ -211,11 +211,11 @@ class OutputProjection(Linear):
 
     _table: EmbeddingTable | None = None
 
-    def chosen(self, states: Tensor, rows: ChosenRows) -> Tensor | None:
-        """Logits `[N, V]` of some rows of states, of which as many are computed as count; None: can't be."""
-        if not isinstance(self._packed, PackedMatrix):
-            return None
-        return self._packed(states, chosen=rows)
+    def chosen(self, states: Tensor, rows: ChosenRows) -> Tensor:
+        """Logits `[N, V]` of some rows of `[T, in_features]`; those that don't count may be anything."""
+        if isinstance(self._packed, PackedMatrix):
+            return self._packed(states, chosen=rows)
+        return self(states[rows.ids])
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """int64 `[T]` to `[T, in_features]`: those tokens' rows of the weights."""

@@ -81,7 +81,7 @@ static void reorder(float *row, float *other, size_t size, enum dtype dtype, boo
     }
 }
 
-/* A chunk's slots, of which some may be `next` to nothing; returns how many stretches they are. */
+/* A chunk's slots, beside those of the `next` one, which may have fewer; returns how many stretches they are. */
 static int64_t find_stretches(const struct attention *a, int64_t row, struct chunk chunk, struct chunk next,
                               struct stretch stretches[SLOTS]) {
     int64_t num = 0;

@@ -121,8 +121,7 @@ class Decoder:
 
     def chosen_logits(self, hidden: Tensor, rows: ChosenRows) -> Tensor:
         """Logits `[N, V]` of some rows of `[T, hidden_size]`; those that don't count may be anything."""
-        logits = self._output.chosen(hidden, rows)
-        return self._output(hidden[rows.ids]) if logits is None else logits
+        return self._output.chosen(hidden, rows)
 
     def angles(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Cosines and signed sines of int64 `[T]`, each `[T, 1, D]` in the model's dtype."""
