@@ -43,6 +43,11 @@ class Pair:
         """The longest message."""
         return self._end.max_bytes
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether messages can still be sent."""
+        return self._end.is_whole
+
     async def send(self, ticket: Ticket, store: PageStore, place: FramePlace, blocks: Sequence[int]) -> None:
         """Send the pages of a place; returns when they have been read. Raises TransferRefused."""
         num_bytes = num_payload_bytes(store.layout, place)
@@ -108,13 +113,13 @@ class PairLink:
     def pair(self, epoch: int, device: str) -> Pair | None:
         """The pair with the decode server of this epoch, with its buffers on `device`, "cpu" or "cuda".
 
-        None while there is none, and one is being made.
+        None while there is none, or only one that has broken and takes its time to close.
         """
         self._is_wanted.set()
         if epoch != self._epoch:
             self._epoch, self._device = epoch, device
             self._restart()
-        return self._pair
+        return self._pair if self._pair is not None and self._pair.is_whole else None
 
     async def close(self) -> None:
         """End the pair and its task."""

@@ -103,6 +103,11 @@ class PairEnd:
         """The longest message that both ends have buffers for."""
         return self._max_bytes
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether it still works, as far as the loop has been told."""
+        return self._reason is None
+
     async def close(self) -> None:
         """End the thread and let go of the wire: what is under way fails. May be called more than once."""
         self._is_closed = True

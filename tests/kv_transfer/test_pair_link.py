@@ -3,11 +3,12 @@
 import asyncio
 import logging
 from pathlib import Path
+from unittest.mock import create_autospec
 
 import pytest
 
 from kv_transfer import pair_link
-from kv_transfer.pair_link import PairLink
+from kv_transfer.pair_link import Pair, PairLink
 from tests.services.cluster import until
 
 
@@ -23,5 +24,17 @@ async def test_nobody_looks_for_a_pair_that_nobody_wants(
             await until(lambda: len(caplog.records) == num_wanted)  # noqa: B023 - awaited in this round
             await asyncio.sleep(0.2)  # ten times the longest delay between two tries
             assert len(caplog.records) == num_wanted
+    finally:
+        await link.close()
+
+
+@pytest.mark.parametrize("is_whole", [True, False])
+async def test_a_pair_that_has_broken_is_not_offered_while_it_closes(tmp_path: Path, is_whole: bool) -> None:
+    """An attempt that is given it fails at once: all three of a request are over before it is closed."""
+    link = PairLink(f"unix:{tmp_path}/gone", (), 1 << 20, 1.0, None)
+    try:
+        link.pair(1, "cpu")
+        pair = link._pair = create_autospec(Pair, instance=True, is_whole=is_whole)
+        assert link.pair(1, "cpu") is (pair if is_whole else None)
     finally:
         await link.close()

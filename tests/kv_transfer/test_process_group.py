@@ -325,6 +325,7 @@ async def test_a_receiver_killed_in_the_middle_of_a_message_is_noticed_at_once()
         await peer.hear("landed")
         await peer.kill()
         assert (await soon(sender.broken.get())).reason == "pair"
+        assert not sender.end.is_whole  # nobody is to begin another transfer on it while it closes
         outcomes = await soon(asyncio.gather(*sends, return_exceptions=True))
         assert {type(outcome) for outcome in outcomes} == {type(None), TransferRefused}
         with pytest.raises(TransferRefused):
@@ -372,6 +373,7 @@ async def test_a_stopped_receiver_is_given_up_after_the_stall_timeout() -> None:
         peer.signal(signal.SIGSTOP)
         await _send_until_refused(sender, content(SMALL.max_bytes, 1))
         assert (await soon(sender.broken.get())).reason == "pair"
+        assert not sender.end.is_whole  # nobody is to begin another transfer on it while it closes
         peer.signal(signal.SIGCONT)
 
 
@@ -380,6 +382,7 @@ async def test_a_receiver_that_stops_taking_is_found_by_an_idle_sender() -> None
         peer.signal(signal.SIGSTOP)
         await soon(sender.send(content(10, 1)))
         assert (await soon(sender.broken.get())).reason == "pair"
+        assert not sender.end.is_whole  # nobody is to begin another transfer on it while it closes
 
 
 async def test_a_stopped_sender_is_given_up_after_the_stall_timeout() -> None:
