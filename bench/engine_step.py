@@ -20,9 +20,9 @@ from baton.config import EngineConfig
 from baton.core.plan import SampleTask, ScheduledRow, StepPlan
 from baton.core.sampling import SamplingParams
 from baton.engine.factory import Engine, load_engine
+from baton_kernels.quantization import INT8_GROUP
 from bench.random_model import SHAPES, LlamaShape, random_checkpoint
 from bench.report import print_table, save, summary
-from kernels.quantization import INT8_GROUP
 
 GREEDY = SamplingParams(temperature=0.0)
 BATCHES = (1, 8, 32)

@@ -8,13 +8,13 @@ from baton.core.kv_layout import KVLayout
 from baton.core.plan import SampleTask, ScheduledRow, StepPlan, StepResult
 from baton.core.sampling import SamplingParams
 from baton.engine.attention.registry import attention_backend
-from baton.engine.gpu_runner import GpuRunner
-from baton.engine.graphs import CudaRecorder, DecodeGraphs, GraphInputs, GraphShape
-from baton.engine.kv_cache import KVCache
-from baton.engine.layers import Placement
+from baton.engine.gpu.graphs import CudaRecorder, DecodeGraphs, GraphInputs, GraphShape
+from baton.engine.gpu.runner import GpuRunner
+from baton.engine.gpu.token_feed import TokenFeed
+from baton.engine.layers.placement import ParameterPlacement
+from baton.engine.layers.rope import RopeConfig
 from baton.engine.models.decoder import Decoder, DecoderConfig
-from baton.engine.rope import RopeConfig
-from baton.engine.token_feed import TokenFeed
+from baton.engine.pages.kv_cache import KVCache
 
 BLOCK_SIZE = 16
 MAX_LEN = 8192
@@ -57,7 +57,7 @@ def random_decoder(
     config: DecoderConfig, device: torch.device, std: float = 0.02, quantization: str = "none"
 ) -> Decoder:
     """bfloat16, normal weights; of the default deviation small enough that nothing overflows."""
-    decoder = Decoder(config, Placement(torch.bfloat16, device, quantization))
+    decoder = Decoder(config, ParameterPlacement(torch.bfloat16, device, quantization))
     torch.manual_seed(0)
     for name, tensor in decoder.checkpoint_tensors().items():
         tensor.normal_(std=std)

@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from baton_kernels.gpu import row_functions
+from baton_kernels.gpu.one_row import one_row
+from baton_kernels.reads import Normalise, Reads, SiluGate
 from bench.gpu_figures import Figure
-from kernels.gpu import row_functions
-from kernels.gpu.one_row import one_row
-from kernels.reads import Normalise, Reads, SiluGate
 
 _NUM_WEIGHTS = 8  # read in turn, so that none is in the device's cache
 _EPS = 1e-5

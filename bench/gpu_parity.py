@@ -20,7 +20,7 @@ from baton.core.request import EngineRequest
 from baton.core.sampling import SampledToken, SamplingParams
 from baton.core.scheduler import Scheduler
 from baton.core.scheduler_limits import SchedulerConfig
-from baton.engine.layers import Placement
+from baton.engine.layers.placement import ParameterPlacement
 from baton.engine.loop import EngineLoop
 from baton.engine.models.decoder import Decoder, DecoderConfig
 from bench.gpu_model import BLOCK_SIZE, LLAMA_8B, MAX_LEN
@@ -45,7 +45,7 @@ MODELS: dict[str, DecoderConfig] = {
 
 def in_float32(decoder: Decoder) -> Decoder:
     """The same weights, on the CPU, in float32, packed; before `decoder` is."""
-    reference = Decoder(decoder.config, Placement(torch.float32, torch.device("cpu")))
+    reference = Decoder(decoder.config, ParameterPlacement(torch.float32, torch.device("cpu")))
     weights = decoder.checkpoint_tensors()
     for name, tensor in reference.checkpoint_tensors().items():
         tensor.copy_(weights[name].cpu())

@@ -102,7 +102,7 @@ def limits(_: Path) -> Iterator[Figure]:
 
 def attention(out: Path) -> Iterator[Figure]:
     """Paged decode attention alone: bytes of K and V read, over time."""
-    from kernels.gpu.paged_decode import attend_one_token_rows, splits_for
+    from baton_kernels.gpu.paged_decode import attend_one_token_rows, splits_for
 
     bandwidth = read_limits(out).bytes_per_s
     processors = torch.cuda.get_device_properties(CUDA).multi_processor_count
@@ -174,8 +174,8 @@ def parity(_: Path) -> Iterator[Figure]:
     """Tokens of small models in bfloat16: the CPU's in float32; with graphs, the eager ones bit for bit."""
     from baton.core.kv_layout import KVLayout
     from baton.engine.attention.registry import attention_backend
-    from baton.engine.kv_cache import KVCache
-    from baton.engine.runner import ModelRunner
+    from baton.engine.cpu.runner import ModelRunner
+    from baton.engine.pages.kv_cache import KVCache
     from bench import gpu_parity
 
     cpu, num_blocks = torch.device("cpu"), 16
@@ -202,9 +202,9 @@ def parity(_: Path) -> Iterator[Figure]:
 
 def other_kernels(_: Path) -> Iterator[Figure]:
     """Matrix products of one row, kernels around them, and copies for transfers."""
+    from baton_kernels.gpu import page_copies, row_functions
+    from baton_kernels.gpu.sample_tokens import SamplingRows, sample_tokens
     from bench import gpu_one_row
-    from kernels.gpu import page_copies, row_functions
-    from kernels.gpu.sample_tokens import SamplingRows, sample_tokens
 
     yield from gpu_one_row.products(CUDA, device_seconds)
     for rows in (1, 64):

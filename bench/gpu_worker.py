@@ -13,13 +13,13 @@ from typing import cast
 
 import torch
 
-import decode_service.main
-import prefill_service.main
-from baton.cli.logging_setup import set_up_logging
+import baton_decode_service.main
+import baton_prefill_service.main
 from baton.config import EngineConfig, Role, WorkerConfig
 from baton.core.ports import PageStore, Runner
 from baton.engine.models.decoder import DecoderConfig
 from baton.rpc import lifecycle
+from baton_launch.logging_setup import set_up_logging
 from bench.gpu_model import BLOCK_SIZE, LLAMA_8B, random_decoder, runner_for
 
 NUM_BLOCKS = 4 * 4096 // BLOCK_SIZE + 64  # four prompts that no cache shares
@@ -57,7 +57,7 @@ def worker_config(role: str, address: str, transport: str) -> WorkerConfig:
 
 async def serve(config: WorkerConfig, loaded: RandomEngine) -> None:
     """What `baton prefill` or `baton decode` runs, with this engine."""
-    service = prefill_service.main if config.role == "prefill" else decode_service.main
+    service = baton_prefill_service.main if config.role == "prefill" else baton_decode_service.main
     await service.serve(config, loaded)
 
 

@@ -22,17 +22,17 @@ from baton.core.prefix import block_hashes, chain_seed
 from baton.core.request import EngineRequest
 from baton.core.reservation import FramePlace
 from baton.core.sampling import SamplingParams
+from baton.core.ticket import Ticket
 from baton.core.transfer_stats import TransferStats
 from baton.rpc import codec
-from baton.rpc.ticket import Ticket
 from baton.v1 import worker_pb2
+from baton_kv_transfer.sender import TransferSender
+from baton_kv_transfer.transports.registry import SendingTransports
 from bench.page_to_page import NumpyPages
 from bench.random_model import random_llama
 from bench.report import percentile, print_table, save
 from bench.sessions import Session, open_session
 from bench.workers import Processes, prefill_and_decode
-from kv_transfer.sender import TransferSender
-from kv_transfer.transports.registry import SendingTransports
 
 TRANSPORTS = ("grpc", "nccl", "nixl")
 BATCH = 8  # requests that decode

@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from baton_kernels.cpu.library import cpu_kernels
+from baton_kernels.cpu.linear import PackedInt8Linear, PackedLinear
 from bench.random_model import SHAPES, LlamaShape
 from bench.report import print_table, save
-from kernels.cpu.library import cpu_kernels
-from kernels.cpu.linear import PackedInt8Linear, PackedLinear
 
 Multiply = Callable[[Tensor], object]
 COLD_BYTES = 128 << 20  # copies of a matrix together, in bfloat16

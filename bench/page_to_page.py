@@ -23,17 +23,17 @@ import numpy as np
 from baton.core.kv_layout import KVLayout
 from baton.core.ports import PageStore
 from baton.core.reservation import FramePlace, Reservation, ReservationTable, TransferDeadlines
+from baton.core.ticket import Ticket, WorkerTransports
 from baton.core.transfer_stats import TransferStats
 from baton.rpc import codec, lifecycle
 from baton.rpc.allocator import keep_message_buffers
 from baton.rpc.server import RpcServer
-from baton.rpc.ticket import Ticket, WorkerTransports
+from baton_kv_transfer.receiver import TransferReceiver
+from baton_kv_transfer.sender import TransferSender
+from baton_kv_transfer.transfers.inbound import InboundTransfers
+from baton_kv_transfer.transfers.pace import InboundPace
+from baton_kv_transfer.transports.registry import ReceivingTransports, SendingTransports
 from bench.workers import wait_for_channel
-from kv_transfer.inbound import InboundTransfers
-from kv_transfer.pace import InboundPace
-from kv_transfer.receiver import TransferReceiver
-from kv_transfer.sender import TransferSender
-from kv_transfer.transports.registry import ReceivingTransports, SendingTransports
 
 NUM_BLOCKS = 256  # of one request
 EPOCH = 7
@@ -66,7 +66,7 @@ def pool_of_pages(device: str) -> PageStore:
         return NumpyPages(layout(), 2 * NUM_BLOCKS)
     import torch
 
-    from baton.engine.kv_cache import KVCache
+    from baton.engine.pages.kv_cache import KVCache
 
     cache = KVCache(layout(), 2 * NUM_BLOCKS, torch.device(device, 0))
     numbers = torch.arange(2 * NUM_BLOCKS + 1, device=cache.pool.device).to(torch.uint8)
@@ -76,7 +76,7 @@ def pool_of_pages(device: str) -> PageStore:
 
 
 class Owner:
-    """Takes what comes (kv_transfer.inbound.TransferOwner)."""
+    """Takes what comes (baton_kv_transfer.transfers.inbound.TransferOwner)."""
 
     def __init__(self, store: PageStore, checks: bool) -> None:
         self._store = store

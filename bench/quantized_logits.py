@@ -18,10 +18,10 @@ from baton.core.kv_layout import KVLayout
 from baton.core.plan import ScheduledRow, StepPlan
 from baton.engine.attention.registry import attention_backend
 from baton.engine.inputs import build_inputs
-from baton.engine.kv_cache import KVCache
-from baton.engine.layers import Placement
+from baton.engine.layers.placement import ParameterPlacement
 from baton.engine.models.decoder import Decoder
 from baton.engine.models.registry import decoder_config
+from baton.engine.pages.kv_cache import KVCache
 from baton.engine.weights import load_weights
 from baton.model_files import read_config
 from bench.report import print_table, save
@@ -45,7 +45,7 @@ def logits_of(decoder: Decoder, device: torch.device, token_ids: Sequence[int]) 
 
 def loaded(model_dir: Path, quantization: str) -> Decoder:
     """The model in bfloat16 with such weights. Raises StartupError."""
-    placement = Placement(torch.bfloat16, CPU, quantization)
+    placement = ParameterPlacement(torch.bfloat16, CPU, quantization)
     decoder = Decoder(decoder_config(read_config(model_dir)), placement)
     load_weights(model_dir, decoder.checkpoint_tensors())
     decoder.pack()

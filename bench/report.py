@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from kernels.cpu.build import cpu_features
+from baton_kernels.cpu.build import cpu_features
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -18,8 +18,8 @@ import torch
 from baton.core.plan import SampleTask
 from baton.core.sampling import SamplingParams
 from baton.engine import sampler
+from baton_kernels.cpu.library import cpu_kernels
 from bench.report import print_table, save
-from kernels.cpu.library import cpu_kernels
 
 VOCABULARIES = (32_000, 128_256)
 SETTINGS: dict[str, dict[str, Any]] = {

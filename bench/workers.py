@@ -39,7 +39,7 @@ def prefill_and_decode(model_dir: Path, flags: Sequence[str]) -> Iterator[Proces
     with tempfile.TemporaryDirectory(prefix="baton-bench-") as directory:
 
         def start(*arguments: str) -> subprocess.Popen[bytes]:
-            command = [sys.executable, "-m", "baton.cli.main", *arguments, "--model", str(model_dir)]
+            command = [sys.executable, "-m", "baton_launch.main", *arguments, "--model", str(model_dir)]
             log = (Path(directory) / f"{arguments[0]}.log").open("ab")
             process = subprocess.Popen(
                 command, stdout=log, stderr=log, env={**os.environ, "BATON_CLUSTER_TOKEN": token}

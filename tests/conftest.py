@@ -16,7 +16,12 @@ if not HAS_CUDA:
 
 
 if find_spec("triton") is None:  # there is none for this system
-    collect_ignore = ["kernels/gpu", "engine/gpu", "bench/test_gpu_check.py", "bench/test_gpu_transfers.py"]
+    collect_ignore = [
+        "kernels/gpu",
+        "engine/gpu",
+        "bench/test_gpu_check.py",
+        "bench/test_gpu_transfers.py",
+    ]
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from baton.engine.float8_linear import Float8Linear
-from kernels.quantization import float8_rows
+from baton.engine.quantization.float8_linear import Float8Linear
+from baton_kernels.quantization import float8_rows
 
 
 def require_products(device: torch.device) -> None:

@@ -11,7 +11,7 @@ _memory: dict[bytes, Tensor] = {}  # of all who have exported, by handle
 
 
 class SameProcessIpc:
-    """Implements baton.engine.ipc_memory.IpcMemory."""
+    """Implements baton.engine.pages.ipc_memory.IpcMemory."""
 
     def __init__(self) -> None:
         self.opened: list[bytes] = []

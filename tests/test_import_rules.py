@@ -10,8 +10,18 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = ("baton", "router", "prefill_service", "decode_service", "both_service", "kv_transfer", "kernels")
-OURS = {*PACKAGES, "tests", "tools", "bench", "deploy"}
+# The folder of each package; those of services hold nothing else (pyproject.toml: packages).
+FOLDERS = {
+    "baton": ROOT,
+    **{
+        f"baton_{folder}": ROOT / folder
+        for folder in (
+            *("router", "prefill_service", "decode_service", "both_service"),
+            *("kv_transfer", "kernels", "launch"),
+        )
+    },
+}
+OURS = {*FOLDERS, "tests", "tools", "bench", "deploy"}
 GENERATED = "baton.v1"
 
 # What makes code wait, or depend on when and where it runs.
@@ -33,28 +43,30 @@ class Rule:
     stdlib_only: bool = False
 
 
-SHARED = ("baton.core", "baton.config", "baton.model_files", "baton.rpc", GENERATED)
-ROLES = ("prefill_service", "decode_service")
-SERVICES = ("router", *ROLES, "both_service")
+SETTINGS = ("baton.core", "baton.config")
+SHARED = (*SETTINGS, "baton.model_files", "baton.rpc", GENERATED)
+ROLES = ("baton_prefill_service", "baton_decode_service")
+SERVICES = ("baton_router", *ROLES, "baton_both_service")
 # Imported where a pair is made, and nowhere else.
-TORCH_TRANSPORTS = ("kv_transfer.transports.process_group", "kv_transfer.transports.group_wires")
-USERS_OF_TORCH = (*TORCH_TRANSPORTS, "kv_transfer.pair_link", "kv_transfer.pair_receiver")
+PAIR = "baton_kv_transfer.transports.pair"
+TORCH_TRANSPORTS = (f"{PAIR}.process_group", f"{PAIR}.wires")
+USERS_OF_TORCH = (*TORCH_TRANSPORTS, f"{PAIR}.link", f"{PAIR}.receiver")
 # fmt: off
 RULES = (
-    Rule("baton.core",        ours=(), never=IMPURE, stdlib_only=True),
-    Rule("baton.config",      ours=("baton.core",), stdlib_only=True),
-    Rule("baton.model_files", ours=("baton.core",), stdlib_only=True),
-    Rule("kernels",           ours=()),
-    Rule("baton.rpc",         ours=("baton.core", "baton.config", GENERATED), never=TENSORS),
-    Rule("baton.engine",      ours=(*SHARED, "kernels")),
-    *(Rule(module,            ours=(*SHARED, "kv_transfer")) for module in TORCH_TRANSPORTS),
-    Rule("kv_transfer",       ours=SHARED, never=TENSORS),
-    Rule("prefill_service",   ours=(*SHARED, "kv_transfer", "baton.engine")),
-    Rule("decode_service",    ours=(*SHARED, "kv_transfer", "baton.engine")),
-    Rule("both_service",      ours=(*SHARED, "baton.engine", *ROLES)),
-    Rule("router",            ours=SHARED, never=TENSORS),
-    Rule("baton.cli",         ours=("baton.core", "baton.config"), ours_in_functions=SERVICES, never=TENSORS),
-    Rule("baton",             ours=()),
+    Rule("baton.core",            ours=(), never=IMPURE, stdlib_only=True),
+    Rule("baton.config",          ours=("baton.core",), stdlib_only=True),
+    Rule("baton.model_files",     ours=("baton.core",), stdlib_only=True),
+    Rule("baton_kernels",         ours=()),
+    Rule("baton.rpc",             ours=("baton.core", "baton.config", GENERATED), never=TENSORS),
+    Rule("baton.engine",          ours=(*SHARED, "baton_kernels")),
+    *(Rule(module,                ours=(*SHARED, "baton_kv_transfer")) for module in TORCH_TRANSPORTS),
+    Rule("baton_kv_transfer",     ours=SHARED, never=TENSORS),
+    Rule("baton_prefill_service", ours=(*SHARED, "baton_kv_transfer", "baton.engine")),
+    Rule("baton_decode_service",  ours=(*SHARED, "baton_kv_transfer", "baton.engine")),
+    Rule("baton_both_service",    ours=(*SHARED, "baton.engine", *ROLES)),
+    Rule("baton_router",          ours=SHARED, never=TENSORS),
+    Rule("baton_launch",          ours=SETTINGS, ours_in_functions=SERVICES, never=TENSORS),
+    Rule("baton",                 ours=()),
 )
 # fmt: on
 
@@ -70,9 +82,9 @@ class Import:
 
 def modules() -> Iterator[tuple[str, Path]]:
     """Every module that is not generated, by its full name."""
-    for package in PACKAGES:
-        for path in sorted((ROOT / package).rglob("*.py")):
-            name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    for package, folder in FOLDERS.items():
+        for path in sorted((folder / package).rglob("*.py")):
+            name = ".".join(path.relative_to(folder).with_suffix("").parts).removesuffix(".__init__")
             if not within(name, GENERATED):
                 yield name, path
 
@@ -129,18 +141,18 @@ def test_imports_go_one_way() -> None:
         ("baton.core.scheduler", "import numpy"),
         ("baton.core.scheduler", "from baton import rpc"),
         ("baton.rpc.codec", "from baton.engine.loop import Loop"),
-        ("router.flow", "import torch.nn"),
-        ("router.flow", "from baton.engine import loop"),
-        ("prefill_service.main", "import decode_service.main"),
-        ("decode_service.main", "import prefill_service.main"),
-        ("prefill_service.main", "from both_service import service"),
-        ("both_service.main", "from router import flow"),
-        ("router.flow", "import both_service.service"),
-        ("kernels.reference", "import baton"),
-        ("kv_transfer.transports.pair_end", "import torch"),
-        ("kv_transfer.transports.process_group", "import baton.engine.loop"),
-        ("baton.cli.main", "import router.main"),
-        ("baton.cli.main", "def command():\n    import tools"),
+        ("baton_router.requests.worker_backend", "import torch.nn"),
+        ("baton_router.requests.worker_backend", "from baton.engine import loop"),
+        ("baton_prefill_service.main", "import baton_decode_service.main"),
+        ("baton_decode_service.main", "import baton_prefill_service.main"),
+        ("baton_prefill_service.main", "from baton_both_service import service"),
+        ("baton_both_service.main", "from baton_router import requests"),
+        ("baton_router.requests.worker_backend", "import baton_both_service.service"),
+        ("baton_kernels.reference", "import baton"),
+        ("baton_kv_transfer.transports.pair.pair_end", "import torch"),
+        ("baton_kv_transfer.transports.pair.process_group", "import baton.engine.loop"),
+        ("baton_launch.main", "import baton_router.main"),
+        ("baton_launch.main", "def command():\n    import tools"),
     ],
 )
 def test_the_rules_see(module: str, source: str) -> None:
@@ -148,15 +160,15 @@ def test_the_rules_see(module: str, source: str) -> None:
 
 
 def test_the_cli_may_import_services_in_functions() -> None:
-    assert violations("baton.cli.main", "def command():\n    from router.main import run") == []
+    assert violations("baton_launch.main", "def command():\n    from baton_router.main import run") == []
 
 
 @pytest.mark.parametrize(
     ("package", "absent"),
     [
-        ("router", {"torch", "transformers", "baton.engine"}),
-        ("baton.cli", {"torch", "transformers", "grpc", "baton.engine", *SERVICES}),
-        ("kv_transfer", {"torch", "transformers"}),
+        ("baton_router", {"torch", "transformers", "baton.engine"}),
+        ("baton_launch", {"torch", "transformers", "grpc", "baton.engine", *SERVICES}),
+        ("baton_kv_transfer", {"torch", "transformers"}),
     ],
 )
 def test_importing_loads_no_more_than_it_should(package: str, absent: set[str]) -> None:

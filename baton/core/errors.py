@@ -11,7 +11,7 @@
     ├── TransferRefused     a KV transfer failed a check; fails closed
     └── StartupError        the process can't start: one line on stderr, exit code 2
 
-`router/http/errors.py` maps them to HTTP and `baton/rpc/errors.py` to gRPC; nothing else does.
+`router/baton_router/http/errors.py` maps them to HTTP and `baton/rpc/errors.py` to gRPC; nothing else does.
 """
 
 

@@ -15,7 +15,8 @@ from baton.core.plan import SampleTask, ScheduledRow, StepPlan
 from baton.core.ports import Runner
 from baton.core.sampling import SamplingParams
 from baton.engine.attention.registry import attention_backend
-from baton.engine.checkpoint_scales import float8_matrices, kv_cache_scales
+from baton.engine.cpu.runner import ModelRunner
+from baton.engine.cpu.shared_cores import SharedCores
 from baton.engine.devices import (
     multiplies_float8,
     require_dtype,
@@ -23,18 +24,17 @@ from baton.engine.devices import (
     require_quantization,
     resolve_device,
 )
-from baton.engine.kv_cache import KVCache
-from baton.engine.layers import Placement
-from baton.engine.memory import num_blocks_for, require_page_size, room_for
+from baton.engine.layers.placement import ParameterPlacement
 from baton.engine.models.decoder import Decoder, DecoderConfig
 from baton.engine.models.registry import decoder_config
-from baton.engine.runner import ModelRunner
-from baton.engine.shared_cores import SharedCores
+from baton.engine.pages.kv_cache import KVCache
+from baton.engine.pages.memory import num_blocks_for, require_page_size, room_for
+from baton.engine.quantization.checkpoint_scales import float8_matrices, kv_cache_scales
 from baton.engine.weights import load_weights, progress, resolve_dtype
 from baton.model_files import eos_token_ids, model_fingerprint, read_config, safetensors_files
 
 if TYPE_CHECKING:
-    from baton.engine.graphs import DecodeGraphs
+    from baton.engine.gpu.graphs import DecodeGraphs
 
 _MORE_ROOM = "stop other programs that use it, or use --dtype bf16 or a checkpoint in FP8"
 _LESS_CACHE = "lower --gpu-memory-utilization, --kv-cache-memory or --max-num-seqs, or use --enforce-eager"
@@ -66,7 +66,7 @@ def load_engine(model_dir: Path, options: EngineConfig) -> Engine:
     config = decoder_config(hf_config)
     max_model_len = _max_model_len(config, options.max_model_len)
     dtype, device = resolve_dtype(options.dtype, hf_config), resolve_device(options.device)
-    placement = Placement(dtype, device, options.quantization)
+    placement = ParameterPlacement(dtype, device, options.quantization)
     require_dtype(dtype, device)
     require_quantization(options.quantization, dtype, device)
     if options.kv_cache_dtype == FLOAT8:
@@ -85,7 +85,7 @@ def load_engine(model_dir: Path, options: EngineConfig) -> Engine:
         load_weights(model_dir, decoder.checkpoint_tensors())
         decoder.pack()
     if kv_cache_bytes is None:
-        from baton.engine.gpu_runner import size_pool
+        from baton.engine.gpu.runner import size_pool
 
         sized_by = "--gpu-memory-utilization"
         kv_cache_bytes = size_pool(
@@ -147,14 +147,14 @@ def _runner(decoder: Decoder, page_store: KVCache, options: EngineConfig, max_mo
             decoder, page_store, attention, options.max_num_batched_tokens, options.max_num_seqs,
             _shared_cores(options),
         )  # fmt: skip
-    from baton.engine.gpu_runner import GpuRunner
-    from baton.engine.token_feed import TokenFeed
+    from baton.engine.gpu.runner import GpuRunner
+    from baton.engine.gpu.token_feed import TokenFeed
 
     feed = TokenFeed(options.max_num_seqs, device)
     if options.enforce_eager:
         _logger.info("CUDA graphs are off: every step launches its kernels one by one")
         return GpuRunner(decoder, page_store, attention, feed, None)
-    from baton.engine.graphs import DecodeGraphs, GraphInputs, GraphShape, graph_batch_sizes
+    from baton.engine.gpu.graphs import DecodeGraphs, GraphInputs, GraphShape, graph_batch_sizes
 
     sizes = graph_batch_sizes(options.max_num_seqs)
     shape = GraphShape(
@@ -166,7 +166,7 @@ def _runner(decoder: Decoder, page_store: KVCache, options: EngineConfig, max_mo
 
 
 def _capture(graphs: "DecodeGraphs", sizes: tuple[int, ...]) -> None:
-    from baton.engine.graphs import CudaRecorder
+    from baton.engine.gpu.graphs import CudaRecorder
 
     torch.cuda.empty_cache()  # as captures do: before and after, only what graphs keep is counted
     started, free_before = time.monotonic(), torch.cuda.mem_get_info()[0]

@@ -13,10 +13,10 @@ from torch import Tensor
 from baton.core.plan import SampleTask
 from baton.core.sampling import SampledToken, SamplingParams, uniform
 from baton.engine.logit_rules import apply_rules, has_rules
-from kernels.cpu.argmax import argmax
-from kernels.cpu.library import DTYPES, cpu_kernels
-from kernels.cpu.logprobs import Chosen, logprobs
-from kernels.cpu.sample_tokens import Drawn, sample_tokens
+from baton_kernels.cpu.argmax import argmax
+from baton_kernels.cpu.library import DTYPES, cpu_kernels
+from baton_kernels.cpu.logprobs import Chosen, logprobs
+from baton_kernels.cpu.sample_tokens import Drawn, sample_tokens
 
 _TASKS_AT_A_TIME = 32  # bounds the sampler's memory: about 32 bytes * vocabulary each
 _LIKELIEST_LOOKED_AT = 1024  # top_p sorts more than these only where they don't reach it

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from baton.core.errors import StartupError
 from baton.core.kv_layout import MODEL_DTYPES
-from baton.engine.checkpoint_scales import dequantized, opened, scales_of_outputs, weight_scales
+from baton.engine.quantization.checkpoint_scales import dequantized, opened, scales_of_outputs, weight_scales
 from baton.model_files import safetensors_files
 
 _IGNORED_SUFFIX = "rotary_emb.inv_freq"  # old files store RoPE's frequencies

@@ -8,8 +8,8 @@ from baton.core.prefix import HASH_BYTES, pack_token_ids, unpack_token_ids
 from baton.core.request import EngineRequest, LoadSnapshot, TokenEvent
 from baton.core.sampling import SampledToken, SamplingParams
 from baton.core.stopping import FinishReason
+from baton.core.ticket import Ticket, WorkerTransports
 from baton.core.transfer_stats import TransferReport, TransferStats
-from baton.rpc.ticket import Ticket, WorkerTransports
 from baton.v1 import transfer_pb2, worker_pb2
 
 PROTOCOL_VERSION = 2

@@ -11,8 +11,8 @@ import torch
 
 from baton.core.kv_layout import KVLayout
 from baton.engine.attention.registry import attention_backend
-from baton.engine.kv_cache import KVCache
-from baton.engine.runner import ModelRunner
+from baton.engine.cpu.runner import ModelRunner
+from baton.engine.pages.kv_cache import KVCache
 from bench import gpu_check, gpu_float8, gpu_model, gpu_parity, gpu_parts, gpu_tests
 from bench.gpu_check import Outcome, Part, check, exit_code, run_part, table
 from bench.gpu_model import LLAMA_8B, random_decoder, runner_for, step_of

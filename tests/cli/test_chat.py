@@ -60,7 +60,7 @@ def router() -> Iterator[FakeRouter]:
 
 
 def chat(url: str, typed: str, *options: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "baton.cli.main", "chat", "--url", url, *options]
+    command = [sys.executable, "-m", "baton_launch.main", "chat", "--url", url, *options]
     return subprocess.run(command, input=typed, capture_output=True, text=True, timeout=60)
 
 
@@ -99,7 +99,7 @@ def test_an_answer_that_breaks_off_is_an_error(router: FakeRouter) -> None:
 
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
 def test_what_can_not_be_read_or_shown_does_not_end_it(router: FakeRouter, encoding: str) -> None:
-    command = [sys.executable, "-m", "baton.cli.main", "chat", "--url", router.url]
+    command = [sys.executable, "-m", "baton_launch.main", "chat", "--url", router.url]
     environment = {**os.environ, "PYTHONIOENCODING": encoding}
     done = subprocess.run(command, input=b"caf\xe9\n", capture_output=True, timeout=60, env=environment)
     assert (done.returncode, done.stderr) == (0, b"")

@@ -7,11 +7,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from baton.cli import serve, worker_command
-from baton.cli.main import main
-from baton.cli.serve import ServePlan, banner, child_specs, worker_sockets
 from baton.config import EngineConfig, RouterConfig, WorkerConfig, available_cores
 from baton.core.reservation import TransferDeadlines
+from baton_launch import serve, worker_command
+from baton_launch.main import main
+from baton_launch.serve import ServePlan, banner, child_specs, worker_sockets
 
 ENGINE_OPTIONS = [
     "--dtype=float32",
@@ -42,8 +42,8 @@ def workers(monkeypatch: pytest.MonkeyPatch) -> list[WorkerConfig]:
 def routers(monkeypatch: pytest.MonkeyPatch) -> list[RouterConfig]:
     """The routers that would have been run."""
     configs: list[RouterConfig] = []
-    monkeypatch.setitem(sys.modules, "router.main", SimpleNamespace(run=configs.append))
-    monkeypatch.setattr("baton.cli.router_command.set_up_logging", lambda: None)
+    monkeypatch.setitem(sys.modules, "baton_router.main", SimpleNamespace(run=configs.append))
+    monkeypatch.setattr("baton_launch.router_command.set_up_logging", lambda: None)
     return configs
 
 
@@ -115,7 +115,7 @@ def test_a_router_of_workers_of_both_roles(
 def test_serve_shares_the_cores(
     monkeypatch: pytest.MonkeyPatch, plans: list[ServePlan], model_dir: Path, free_ports: tuple[int, int]
 ) -> None:
-    monkeypatch.setattr("baton.cli.serve.available_cores", lambda: 10)
+    monkeypatch.setattr("baton_launch.serve.available_cores", lambda: 10)
     ports = [f"--port={free_ports[0]}", f"--grpc-port={free_ports[1]}"]
     run(monkeypatch, "serve", str(model_dir), "--prefill=2", "--decode=1", *ports, *ENGINE_OPTIONS)
     (plan,) = plans
@@ -142,8 +142,8 @@ def test_the_children_of_serve_understand_their_options(
 ) -> None:
     ports = [f"--port={free_ports[0]}", f"--grpc-port={free_ports[1]}"]
     run(monkeypatch, "serve", str(model_dir), "--served-model-name=it's", *ports, *ENGINE_OPTIONS)
-    monkeypatch.setattr("baton.cli.router_command.die_with_parent", lambda pid: None)
-    monkeypatch.setattr("baton.cli.worker_command.die_with_parent", lambda pid: None)
+    monkeypatch.setattr("baton_launch.router_command.die_with_parent", lambda pid: None)
+    monkeypatch.setattr("baton_launch.worker_command.die_with_parent", lambda pid: None)
     children = child_specs(plans[0], worker_sockets(plans[0], Path("/run/b")))
     for child in children:
         monkeypatch.setenv("BATON_CLUSTER_TOKEN", child.environment["BATON_CLUSTER_TOKEN"])
@@ -173,8 +173,8 @@ def test_the_children_of_both_roles_understand_their_options(
 ) -> None:
     ports = [f"--port={free_ports[0]}", f"--grpc-port={free_ports[1]}"]
     run(monkeypatch, "serve", str(model_dir), "--role=both", "--workers=2", *ports)
-    monkeypatch.setattr("baton.cli.router_command.die_with_parent", lambda pid: None)
-    monkeypatch.setattr("baton.cli.worker_command.die_with_parent", lambda pid: None)
+    monkeypatch.setattr("baton_launch.router_command.die_with_parent", lambda pid: None)
+    monkeypatch.setattr("baton_launch.worker_command.die_with_parent", lambda pid: None)
     children = child_specs(plans[0], worker_sockets(plans[0], Path("/run/b")))
     for child in children:
         run(monkeypatch, *child.arguments[4:])

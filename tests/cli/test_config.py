@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from baton.cli.options import cluster_token
 from baton.config import (
     EngineConfig,
     Role,
@@ -19,6 +18,7 @@ from baton.config import (
 )
 from baton.core.errors import StartupError
 from baton.core.reservation import TransferDeadlines
+from baton_launch.options import cluster_token
 
 
 @pytest.mark.parametrize(

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from baton.cli import main
 from baton.core.errors import StartupError
+from baton_launch import main
 
 
 def baton(*arguments: str, token: str = "") -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "BATON_CLUSTER_TOKEN": token, "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-m", "baton.cli.main", *arguments]
+    command = [sys.executable, "-m", "baton_launch.main", *arguments]
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
 
 

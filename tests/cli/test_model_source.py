@@ -7,7 +7,7 @@ import huggingface_hub
 import pytest
 from huggingface_hub.utils import filter_repo_objects
 
-from baton.cli.model_source import find_model
+from baton_launch.model_source import find_model
 
 NEEDED = [
     "chat_template.jinja",

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import typer
 
-from baton.cli.main import app
 from baton.config import DEFAULT_KV_CACHE_BYTES
 from baton.core.kv_layout import KVLayout
-from baton.engine.memory import num_blocks_for
+from baton.engine.pages.memory import num_blocks_for
+from baton_launch.main import app
 
 ROOT = Path(__file__).parents[2]
 COMMAND = re.compile(r"(?:^|`)(?:\.venv/bin/)?baton (\w+)((?: [^`\n]*)?)(?:`|$)", re.MULTILINE)

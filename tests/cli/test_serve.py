@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-# Takes the place of router.main and of every worker's main.
+# Takes the place of baton_router.main and of every worker's main.
 FAKE_SERVICE = """
 import http.server, os, pathlib, signal, threading
 
@@ -73,13 +73,13 @@ class Serve:
 def start(tmp_path: Path, model_dir: Path, free_ports: tuple[int, int]) -> Iterator[Callable[..., Serve]]:
     """Start `baton serve` where Python finds the pretended services before the true ones."""
     services = tmp_path / "services"
-    for package in ("router", "prefill_service", "decode_service", "both_service"):
+    for package in ("baton_router", "baton_prefill_service", "baton_decode_service", "baton_both_service"):
         (services / package).mkdir(parents=True)
         (services / package / "__init__.py").touch()
         (services / package / "main.py").write_text(FAKE_SERVICE)
     python_path = os.pathsep.join(filter(None, (str(services), os.environ.get("PYTHONPATH"))))
     ports = [f"--port={free_ports[0]}", f"--grpc-port={free_ports[1]}"]
-    command = [sys.executable, "-m", "baton.cli.main", "serve", str(model_dir), *ports]
+    command = [sys.executable, "-m", "baton_launch.main", "serve", str(model_dir), *ports]
     started: list[subprocess.Popen[str]] = []
 
     def start(*options: str, prefix: Sequence[str] = ()) -> Serve:
@@ -177,7 +177,7 @@ def test_children_do_not_outlive_a_killed_supervisor(start: Callable[[], Serve])
 def test_goes_on_where_nobody_reads_what_it_says() -> None:
     """As with `| tee log` when tee is killed."""
     program = (
-        "from baton.cli.console import ConsoleReporter as Reporter; reporter = Reporter({}, 'banner');"
+        "from baton_launch.console import ConsoleReporter as Reporter; reporter = Reporter({}, 'banner');"
         "reporter.notice('a'); reporter.waiting(); reporter.ready(); reporter.child_line('b', 'c');"
         "reporter.close()"
     )

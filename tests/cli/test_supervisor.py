@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from baton.cli.supervisor import ChildSpec, Supervisor, Timing
 from baton.core.errors import StartupError
+from baton_launch.supervisor import ChildSpec, Supervisor, Timing
 
 QUICK = Timing(startup_deadline=30, poll_interval=0.01, stop_grace=10, first_backoff=0.01)
 

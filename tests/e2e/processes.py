@@ -139,7 +139,7 @@ class Cluster:
     def _start(self, name: str, *arguments: str) -> None:
         with (self.directory / f"{name}.log").open("ab") as log:
             self.processes[name] = subprocess.Popen(
-                [sys.executable, "-m", "baton.cli.main", *arguments, "--model", str(self.model_dir)],
+                [sys.executable, "-m", "baton_launch.main", *arguments, "--model", str(self.model_dir)],
                 stdout=log,
                 stderr=log,
                 cwd=ROOT,  # so that the processes run what is tested, wherever else Baton is installed

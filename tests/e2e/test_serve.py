@@ -17,7 +17,15 @@ from tests.e2e.processes import free_port
 def served(request: pytest.FixtureRequest) -> Iterator[subprocess.Popen[str]]:
     ports = [f"--port={free_port()}", f"--grpc-port={free_port()}"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "baton.cli.main", "serve", *request.param, *ports, "--kv-cache-memory=64MiB"],
+        [
+            sys.executable,
+            "-m",
+            "baton_launch.main",
+            "serve",
+            *request.param,
+            *ports,
+            "--kv-cache-memory=64MiB",
+        ],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

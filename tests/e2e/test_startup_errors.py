@@ -19,7 +19,7 @@ def refusal(command: str, *arguments: str) -> str:
     """The one line on standard error."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     result = subprocess.run(
-        [sys.executable, "-m", "baton.cli.main", command, *arguments],
+        [sys.executable, "-m", "baton_launch.main", command, *arguments],
         capture_output=True,
         text=True,
         env=environment,

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from baton.core.plan import ScheduledRow, StepPlan
-from baton.engine.attention.cpu import CpuAttention
+from baton.engine.attention.plain_torch import CpuAttention
 from baton.engine.inputs import build_inputs
 
 SHAPES = st.fixed_dictionaries(

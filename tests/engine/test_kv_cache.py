@@ -5,7 +5,7 @@ import torch
 
 from baton.core.kv_layout import DTYPE_BYTES, KVLayout
 from baton.core.ports import PageStore, Runner
-from baton.engine.kv_cache import KVCache
+from baton.engine.pages.kv_cache import KVCache
 from tests.engine.driver import GREEDY_LOGPROBS, Driver, Request, make_prompt
 
 CPU = torch.device("cpu")

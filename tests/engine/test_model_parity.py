@@ -50,7 +50,7 @@ def test_long_prompt_over_several_query_blocks(engine, reference):
     driver = Driver(engine(name))
     driver.step([(request, 3)])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("kernels.reference._QUERIES_PER_MASK", 64)
+        patch.setattr("baton_kernels.reference._QUERIES_PER_MASK", 64)
         driver.step([(request, 197)])
     driver.generate([request], 8)
     assert request.output == reference_greedy(reference(name), request.prompt, 8)

@@ -5,10 +5,12 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from baton.core.errors import StartupError
-from baton.engine import packing
-from baton.engine.layers import Linear, OutputProjection, Placement, RMSNorm
-from kernels.cpu.library import cpu_kernels
-from kernels.cpu.linear import PackedLinear
+from baton.engine.layers.linear import Linear, OutputProjection
+from baton.engine.layers.norm import RMSNorm
+from baton.engine.layers.placement import ParameterPlacement
+from baton.engine.quantization import packing
+from baton_kernels.cpu.library import cpu_kernels
+from baton_kernels.cpu.linear import PackedLinear
 from tests.checkpoints import reference_greedy
 from tests.engine.driver import Driver, Request, make_prompt
 
@@ -27,7 +29,7 @@ def no_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def make_projection(dtype: torch.dtype) -> tuple[OutputProjection, torch.Tensor, RMSNorm]:
     torch.manual_seed(0)
-    placement = Placement(dtype, CPU)
+    placement = ParameterPlacement(dtype, CPU)
     norm = RMSNorm("norm", 48, 1e-6, placement)
     norm.weight.normal_()
     projection = OutputProjection(48, {"embed": 100}, False, placement, reads=norm)
@@ -70,7 +72,7 @@ def test_plain_torch(dtype, tolerance):
 
 @pytest.mark.usefixtures("no_kernels")
 def test_8_bit_weights_need_the_kernels():
-    linear = Linear(32, {"a": 40}, False, Placement(torch.bfloat16, CPU, "int8"))
+    linear = Linear(32, {"a": 40}, False, ParameterPlacement(torch.bfloat16, CPU, "int8"))
     with pytest.raises(StartupError, match=r"--quantization int8 needs .* install a C compiler"):
         linear.pack()
 

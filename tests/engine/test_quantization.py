@@ -15,15 +15,16 @@ from baton.config import EngineConfig
 from baton.core.errors import StartupError
 from baton.core.kv_layout import FLOAT8
 from baton.core.plan import ScheduledRow, StepPlan
-from baton.engine.attention import cpu_kernels as cpu_kernels_attention
-from baton.engine.checkpoint_scales import dequantized, require_readable_weights
+from baton.engine.attention import c_kernels as cpu_kernels_attention
 from baton.engine.devices import multiplies_float8, require_float8, require_quantization
 from baton.engine.factory import load_engine
-from baton.engine.float8_linear import Float8Linear
 from baton.engine.inputs import build_inputs
-from baton.engine.layers import Linear, Placement
-from kernels.cpu.library import cpu_kernels
-from kernels.quantization import float8_rows
+from baton.engine.layers.linear import Linear
+from baton.engine.layers.placement import ParameterPlacement
+from baton.engine.quantization.checkpoint_scales import dequantized, require_readable_weights
+from baton.engine.quantization.float8_linear import Float8Linear
+from baton_kernels.cpu.library import cpu_kernels
+from baton_kernels.quantization import float8_rows
 from tests.checkpoints import write_checkpoint, write_float8
 from tests.engine.driver import GREEDY_LOGPROBS, Driver, Request, make_prompt
 
@@ -161,7 +162,7 @@ def test_float8_products(num_rows) -> None:
 
 
 def test_odd_sizes_stay_as_they_are(caplog) -> None:
-    linear = Linear(40, {"a": 48}, False, Placement(torch.bfloat16, torch.device("cpu"), "fp8"))
+    linear = Linear(40, {"a": 48}, False, ParameterPlacement(torch.bfloat16, torch.device("cpu"), "fp8"))
     linear.pack()
     assert linear.weight is not None
     [warning] = caplog.records

@@ -9,9 +9,9 @@ import pytest
 
 from baton.config import EngineConfig
 from baton.core.sampling import SamplingParams
+from baton.engine.cpu.runner import ModelRunner
 from baton.engine.factory import Engine, load_engine
-from baton.engine.runner import ModelRunner
-from kernels.cpu.library import cpu_kernels
+from baton_kernels.cpu.library import cpu_kernels
 from tests.checkpoints import write_checkpoint
 from tests.engine.driver import GREEDY_LOGPROBS, Driver, Request, make_prompt
 
@@ -56,9 +56,9 @@ def test_a_larger_step_is_computed_call_by_call(engine: Callable[..., Engine]) -
 
 def test_what_no_kernel_computes_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     directory = write_checkpoint(tmp_path, architecture="LlamaForCausalLM", hidden_act="gelu")
-    with caplog.at_level(logging.INFO, "baton.engine.recorded_step"):
+    with caplog.at_level(logging.INFO, "baton.engine.cpu.recorded_step"):
         loaded = load_engine(directory, EngineConfig(kv_cache_bytes=4 * 2**20))
-    [record] = [record for record in caplog.records if record.name == "baton.engine.recorded_step"]
+    [record] = [record for record in caplog.records if record.name == "baton.engine.cpu.recorded_step"]
     assert "call by call: aten.gelu" in record.getMessage()
     [request] = made = [Request(make_prompt(5, 5))]
     Driver(replace(loaded)).generate(made, 3)

@@ -6,8 +6,8 @@ from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
 
 from baton.core.errors import StartupError
+from baton.engine.layers.rope import RotaryEmbedding, rotary_frequencies, rotate
 from baton.engine.models.families import rope_config
-from baton.engine.rope import RotaryEmbedding, rotary_frequencies, rotate
 
 HEAD_DIM = 64
 VARIANTS = [

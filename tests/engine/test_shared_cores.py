@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from baton.core.errors import StartupError
-from baton.engine.shared_cores import NUM_SLOTS, SharedCores
+from baton.engine.cpu.shared_cores import NUM_SLOTS, SharedCores
 
 
 class Clock:
@@ -23,7 +23,7 @@ class Clock:
 _HOLDER = """
 import sys, time
 from pathlib import Path
-from baton.engine.shared_cores import SharedCores
+from baton.engine.cpu.shared_cores import SharedCores
 cores = SharedCores(Path(sys.argv[1]), 8, lambda threads: print(threads, flush=True), time.monotonic_ns)
 for line in sys.stdin:
     getattr(cores, line.strip())()

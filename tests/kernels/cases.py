@@ -1,4 +1,4 @@
-"""Random cases for the C kernels, and what `kernels.reference` and torch in float64 say of them."""
+"""Random cases for the C kernels, and what `baton_kernels.reference` and torch in float64 say of them."""
 
 import ctypes
 import random
@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from kernels import reference
-from kernels.cpu.argmax import argmax
-from kernels.cpu.attention import PagedAttention, Rotation
-from kernels.cpu.linear import PackedInt8Linear, PackedLinear
-from kernels.quantization import INT8_GROUP, int8_groups, to_float8
-from kernels.reads import Normalise
+from baton_kernels import reference
+from baton_kernels.cpu.argmax import argmax
+from baton_kernels.cpu.attention import PagedAttention, Rotation
+from baton_kernels.cpu.linear import PackedInt8Linear, PackedLinear
+from baton_kernels.quantization import INT8_GROUP, int8_groups, to_float8
+from baton_kernels.reads import Normalise
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # Of one rounding to the dtype; sums are in float32.

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels.cpu.logprobs import Chosen, logprobs
-from kernels.cpu.sample_tokens import Drawn, sample_tokens
+from baton_kernels.cpu.logprobs import Chosen, logprobs
+from baton_kernels.cpu.sample_tokens import Drawn, sample_tokens
 from tests.kernels.cases import DTYPES
 
 ROUNDING = 1e-5  # of the cumulative weight: float32 exponentials

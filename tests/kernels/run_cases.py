@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from kernels.cpu.library import load
+from baton_kernels.cpu.library import load
 from tests.kernels.cases import (
     check_argmax,
     check_attention,

@@ -6,14 +6,14 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from baton.engine.rope import RopeConfig, RotaryEmbedding
-from kernels.cpu.angles import Angles
-from kernels.cpu.argmax import argmax
-from kernels.cpu.calls import ChosenRows, NotRecordable, recorded
-from kernels.cpu.embedding import EmbeddingTable
-from kernels.cpu.library import cpu_kernels
-from kernels.cpu.linear import PackedInt8Linear, PackedLinear
-from kernels.reads import Normalise
+from baton.engine.layers.rope import RopeConfig, RotaryEmbedding
+from baton_kernels.cpu.angles import Angles
+from baton_kernels.cpu.argmax import argmax
+from baton_kernels.cpu.calls import ChosenRows, NotRecordable, recorded
+from baton_kernels.cpu.embedding import EmbeddingTable
+from baton_kernels.cpu.library import cpu_kernels
+from baton_kernels.cpu.linear import PackedInt8Linear, PackedLinear
+from baton_kernels.reads import Normalise
 
 NUM_ROWS, WIDTH = 70, 96
 

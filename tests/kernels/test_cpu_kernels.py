@@ -1,4 +1,4 @@
-"""The C kernels against `kernels.reference` and torch in float64, for every kind of CPU that this one is."""
+"""C kernels against `baton_kernels.reference` and torch in float64, for every kind of CPU that this is."""
 
 import ctypes
 import os
@@ -10,8 +10,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from kernels.cpu.build import LEVELS, SOURCES, KernelsUnavailable, Level, build, sources, supported_levels
-from kernels.cpu.library import load, openmp_functions
+from baton_kernels.cpu.build import (
+    LEVELS,
+    SOURCES,
+    KernelsUnavailable,
+    Level,
+    build,
+    sources,
+    supported_levels,
+)
+from baton_kernels.cpu.library import load, openmp_functions
 from tests.kernels.cases import (
     check_argmax,
     check_attention,
@@ -126,8 +134,8 @@ def test_one_openmp_runtime_and_one_pool_of_threads() -> None:
     program = """
 import os, torch
 from pathlib import Path
-from kernels.cpu.library import cpu_kernels
-from kernels.cpu.linear import PackedLinear
+from baton_kernels.cpu.library import cpu_kernels
+from baton_kernels.cpu.linear import PackedLinear
 torch.set_num_threads(3)
 torch.randn(600, 600) @ torch.randn(600, 600)
 torch.randn(3_000_000).exp()
@@ -213,7 +221,7 @@ def test_a_cache_that_cannot_be_written_to(tmp_path: Path, monkeypatch: pytest.M
 @pytest.mark.timeout(300)
 @pytest.mark.usefixtures("_empty_cache")
 def test_many_processes_build_at_once(tmp_path: Path) -> None:
-    program = "from kernels.cpu.build import LEVELS, build; print(build(LEVELS[-1]))"
+    program = "from baton_kernels.cpu.build import LEVELS, build; print(build(LEVELS[-1]))"
     processes = [
         subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, cwd=ROOT)
         for _ in range(3)
@@ -229,9 +237,9 @@ def test_many_processes_build_at_once(tmp_path: Path) -> None:
 def test_without_kernels_there_is_one_warning_and_torch(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from baton.engine.attention.cpu import CpuAttention
+    from baton.engine.attention.plain_torch import CpuAttention
     from baton.engine.attention.registry import attention_backend
-    from kernels.cpu.library import cpu_kernels
+    from baton_kernels.cpu.library import cpu_kernels
 
     monkeypatch.setenv("CC", "no-such-compiler")
     cpu_kernels.cache_clear()

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from kernels.cpu import library
-from kernels.cpu.build import KernelsUnavailable, supported_levels
-from kernels.cpu.library import TilesDenied, cpu_kernels
+from baton_kernels.cpu import library
+from baton_kernels.cpu.build import KernelsUnavailable, supported_levels
+from baton_kernels.cpu.library import TilesDenied, cpu_kernels
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +34,7 @@ def test_where_the_system_denies_amx_the_next_kind_computes(
         return load(path)
 
     monkeypatch.setattr(library, "load", deny_once)
-    with caplog.at_level(logging.INFO, "kernels.cpu.library"):
+    with caplog.at_level(logging.INFO, "baton_kernels.cpu.library"):
         kernels = cpu_kernels()
     if kernels is None:
         pytest.skip("no C compiler here")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kv_transfer.transports.nixl_memory import NixlReader, NixlSource, RemoteMemory
+from baton_kv_transfer.transports.nixl.reader import NixlReader, NixlSource, RemoteMemory
 
 ROOT = Path(__file__).parents[2]
 BYTES_PER_BLOCK = 48 << 10

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from baton.core.errors import TransferRefused
-from kv_transfer.transports import process_group
-from kv_transfer.transports.receiving_end import Landed
+from baton_kv_transfer.transports.pair import process_group
+from baton_kv_transfer.transports.pair.receiving_end import Landed
 
 DEADLINE_S = 20.0
 # Processes are forked from one that has torch loaded and nothing else.

@@ -3,8 +3,8 @@
 import pytest
 
 from baton.core.errors import TransferRefused
-from baton.rpc.ticket import WorkerTransports
-from kv_transfer.choice import Choice, choose, pair_device
+from baton.core.ticket import WorkerTransports
+from baton_kv_transfer.transports.choice import Choice, choose, pair_device
 
 
 def worker(*names: str, host: str = "here") -> WorkerTransports:

@@ -17,7 +17,7 @@ from torch import Tensor
 from baton.core.errors import TransferRefused
 from baton.core.kv_layout import DTYPE_BYTES, FLOAT8, KVLayout
 from baton.core.reservation import FramePlace
-from kv_transfer.convert import PageConverter, convert_dtype
+from baton_kv_transfer.pages.convert import PageConverter, convert_dtype
 from tests.services.fake_engine import BytesPages
 
 DTYPES = tuple(DTYPE_BYTES)

@@ -8,15 +8,15 @@ import pytest
 from baton.core.errors import TransferRefused
 from baton.core.kv_layout import FLOAT8, KVLayout
 from baton.core.reservation import FramePlace, Reservation, ReservationTable, TransferDeadlines
+from baton.core.ticket import Ticket
 from baton.core.transfer_stats import TransferStats
 from baton.rpc import codec
-from baton.rpc.ticket import Ticket
 from baton.v1 import transfer_pb2
-from kv_transfer import wire
-from kv_transfer.frames import checksum, num_payload_bytes, views
-from kv_transfer.inbound import InboundTransfers
-from kv_transfer.inbound_call import InboundCall
-from kv_transfer.outbound import OutboundTransfer
+from baton_kv_transfer.pages import wire
+from baton_kv_transfer.pages.frames import checksum, num_payload_bytes, views
+from baton_kv_transfer.transfers.inbound import InboundTransfers
+from baton_kv_transfer.transfers.inbound_call import InboundCall
+from baton_kv_transfer.transfers.outbound import OutboundTransfer
 from tests.services.fake_engine import BytesPages, fake_layout
 
 LAYOUT = fake_layout()

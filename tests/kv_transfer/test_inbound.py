@@ -7,10 +7,10 @@ from baton.core.sampling import SamplingParams
 from baton.core.transfer_stats import TransferStats
 from baton.rpc import codec
 from baton.v1 import transfer_pb2
-from decode_service.handover import DecodeHandover
-from kv_transfer import wire
-from kv_transfer.inbound_call import InboundCall
-from kv_transfer.wire import Frame
+from baton_decode_service.handover import DecodeHandover
+from baton_kv_transfer.pages import wire
+from baton_kv_transfer.pages.wire import Frame
+from baton_kv_transfer.transfers.inbound_call import InboundCall
 from tests.services.fake_engine import BytesPages, fake_layout
 
 DEADLINES = TransferDeadlines()
@@ -18,7 +18,7 @@ LAYOUT = fake_layout()
 
 
 class Decode:
-    """A decode server with one reservation of a single page (decode_service.handover.Effects)."""
+    """A decode server with one reservation of a single page (baton_decode_service.handover.Effects)."""
 
     def __init__(self) -> None:
         self.clock = 0.0

@@ -12,11 +12,11 @@ from baton.core.sampling import SamplingParams
 from baton.core.transfer_stats import TransferStats
 from baton.rpc import codec
 from baton.v1 import transfer_pb2
-from decode_service.handover import DecodeHandover
-from kv_transfer import wire
-from kv_transfer.inbound_call import InboundCall
-from kv_transfer.page_writing import Arrived, WhenWritten
-from kv_transfer.wire import Frame
+from baton_decode_service.handover import DecodeHandover
+from baton_kv_transfer.pages import wire
+from baton_kv_transfer.pages.page_writing import Arrived, WhenWritten
+from baton_kv_transfer.pages.wire import Frame
+from baton_kv_transfer.transfers.inbound_call import InboundCall
 from tests.services.fake_engine import BytesPages, fake_layout
 
 LAYOUT = fake_layout()
@@ -26,7 +26,7 @@ NUM_SCHEDULES = 400
 
 
 class LateWriter:
-    """Implements kv_transfer.page_writing.PageWriter: writes when the test says so."""
+    """Implements baton_kv_transfer.pages.page_writing.PageWriter: writes when the test says so."""
 
     def __init__(self, store: BytesPages) -> None:
         self.pending: list[tuple[Arrived, WhenWritten]] = []
@@ -47,7 +47,7 @@ class LateWriter:
 
 
 class Decode:
-    """A decode server with one reservation and one call (decode_service.handover.Effects)."""
+    """A decode server with one reservation and one call (baton_decode_service.handover.Effects)."""
 
     def __init__(self) -> None:
         self.clock = 0.0

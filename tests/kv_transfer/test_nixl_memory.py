@@ -13,8 +13,9 @@ import pytest
 from crc32c import crc32c
 
 from baton.core.errors import StartupError, TransferRefused
-from kv_transfer.transports import nixl_library, nixl_reads
-from kv_transfer.transports.nixl_memory import NixlReader, NixlSource, RemoteMemory
+from baton_kv_transfer.transports.nixl import library as nixl_library
+from baton_kv_transfer.transports.nixl import read_thread as nixl_reads
+from baton_kv_transfer.transports.nixl.reader import NixlReader, NixlSource, RemoteMemory
 from tests.kv_transfer.nixl_processes import (
     BYTES_PER_BLOCK,
     NUM_BLOCKS,
@@ -278,7 +279,7 @@ async def test_forget_ends_a_connection(source: Source) -> None:
 
 
 async def test_idle_connections_are_bounded(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kv_transfer.transports.nixl_reads.MAX_SOURCES", 1)
+    monkeypatch.setattr("baton_kv_transfer.transports.nixl.read_thread.MAX_SOURCES", 1)
     offered = NixlSource(pool_of(5), BYTES_PER_BLOCK, NUM_BLOCKS)
     async with made_reader() as reader:
         for _ in range(3):
@@ -333,7 +334,7 @@ async def test_a_call_that_does_not_return_fails_its_read_alone(
         assert goes_on.wait(PATIENCE_S)
         post(connection, read)
 
-    monkeypatch.setattr("kv_transfer.transports.nixl_memory.GRACE_S", 0.1)
+    monkeypatch.setattr("baton_kv_transfer.transports.nixl.reader.GRACE_S", 0.1)
     async with made_reader(num_slots=1) as reader, asyncio.timeout(PATIENCE_S):
         await reader.connect(source.remote, PATIENCE_S)
         with monkeypatch.context() as patch:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from kv_transfer.pace import BURST_BYTES, BYTES_PER_CORE_SECOND, InboundPace
+from baton_kv_transfer.transfers.pace import BURST_BYTES, BYTES_PER_CORE_SECOND, InboundPace
 
 FRAME = 1 << 19
 

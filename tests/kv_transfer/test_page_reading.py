@@ -6,10 +6,10 @@ import threading
 import pytest
 
 from baton.core.reservation import FramePlace
-from kv_transfer import page_reading
-from kv_transfer.device_copies import DeviceCopies
-from kv_transfer.outbound import PagesToSend
-from kv_transfer.page_reading import DeviceReader
+from baton_kv_transfer.pages import page_reading
+from baton_kv_transfer.pages.device_copies import DeviceCopies
+from baton_kv_transfer.pages.page_reading import DeviceReader
+from baton_kv_transfer.transfers.outbound import PagesToSend
 from tests.services.fake_engine import fake_layout
 
 LAYOUT = fake_layout()

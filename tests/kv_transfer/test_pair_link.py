@@ -7,8 +7,8 @@ from unittest.mock import create_autospec
 
 import pytest
 
-from kv_transfer import pair_link
-from kv_transfer.pair_link import Pair, PairLink
+from baton_kv_transfer.transports.pair import link as pair_link
+from baton_kv_transfer.transports.pair.link import Pair, PairLink
 from tests.services.cluster import until
 
 

@@ -19,10 +19,10 @@ import torch
 from crc32c import crc32c
 
 from baton.core.errors import TransferRefused
-from kv_transfer.transports.group_wires import GlooWire
-from kv_transfer.transports.process_group import Meeting, sending_end
-from kv_transfer.transports.receiving_end import Landed, ReceivingEnd
-from kv_transfer.transports.sending_end import MAX_QUEUED_SENDS, SendingEnd
+from baton_kv_transfer.transports.pair.process_group import Meeting, sending_end
+from baton_kv_transfer.transports.pair.receiving_end import Landed, ReceivingEnd
+from baton_kv_transfer.transports.pair.sending_end import MAX_QUEUED_SENDS, SendingEnd
+from baton_kv_transfer.transports.pair.wires import GlooWire
 from tests.kv_transfer.pair_peer import DEADLINE_S, Options, Peer, content, digest, running_peer
 
 ROOT = Path(__file__).parent.parent.parent

@@ -8,15 +8,15 @@ from pathlib import Path
 import grpc
 
 from baton.core.reservation import FramePlace, Reservation, ReservationTable, TransferDeadlines
+from baton.core.ticket import Ticket
 from baton.core.transfer_stats import TransferStats
 from baton.rpc import codec
-from baton.rpc.ticket import Ticket
 from baton.v1 import transfer_pb2
-from kv_transfer import wire
-from kv_transfer.inbound import InboundTransfers
-from kv_transfer.inbound_call import InboundCall
-from kv_transfer.sender import TransferSender
-from kv_transfer.transports.registry import SendingTransports
+from baton_kv_transfer.pages import wire
+from baton_kv_transfer.sender import TransferSender
+from baton_kv_transfer.transfers.inbound import InboundTransfers
+from baton_kv_transfer.transfers.inbound_call import InboundCall
+from baton_kv_transfer.transports.registry import SendingTransports
 from tests.services.fake_engine import BytesPages, fake_layout
 
 RECORDED = json.loads((Path(__file__).parent / "version_1_transfer.json").read_text())

@@ -12,11 +12,11 @@ import tokenizers
 from prometheus_client import CollectorRegistry
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 
-from router.front import Front
-from router.http.app import create_app
-from router.http.server import HttpServer
-from router.metrics import FrontMetrics
-from router.tokenizer import Tokenizer
+from baton_router.http.app import create_app
+from baton_router.http.server import HttpServer
+from baton_router.metrics import FrontMetrics
+from baton_router.served_model import ServedModel
+from baton_router.text.tokenizer import Tokenizer
 from tests.router_front.fake_backend import MODEL, FakeBackend
 
 CHAT_TEMPLATE = (
@@ -67,8 +67,8 @@ def backend(tokenizer: Tokenizer) -> FakeBackend:
 
 
 @pytest.fixture
-def front(backend: FakeBackend, tokenizer: Tokenizer) -> Front:
-    return Front(
+def served(backend: FakeBackend, tokenizer: Tokenizer) -> ServedModel:
+    return ServedModel(
         backend=backend,
         tokenizer=tokenizer,
         model=MODEL,
@@ -82,16 +82,16 @@ def front(backend: FakeBackend, tokenizer: Tokenizer) -> Front:
 
 
 @pytest.fixture
-async def client(front: Front) -> AsyncIterator[httpx.AsyncClient]:
-    transport = httpx.ASGITransport(create_app(front, max_body_bytes=20_000), raise_app_exceptions=False)
+async def client(served: ServedModel) -> AsyncIterator[httpx.AsyncClient]:
+    transport = httpx.ASGITransport(create_app(served, max_body_bytes=20_000), raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://baton") as made:
         yield made
 
 
 @pytest.fixture
-async def served(front: Front) -> AsyncGenerator[str]:
+async def base_url(served: ServedModel) -> AsyncGenerator[str]:
     """The base URL of a real uvicorn."""
-    server = HttpServer(create_app(front))
+    server = HttpServer(create_app(served))
     listener = socket.create_server(("127.0.0.1", 0))  # early connections wait in the backlog
     task = asyncio.create_task(server.serve([listener]))
     try:

@@ -5,7 +5,7 @@ from collections.abc import AsyncGenerator, Sequence
 
 from baton.core.sampling import SampledToken, SamplingParams
 from baton.core.stopping import finish_reason
-from router.generation import GenerationRequest, TokenDelta
+from baton_router.backend import GenerationRequest, TokenDelta
 
 MODEL = "tiny"
 NUM_CACHED = 2

@@ -6,9 +6,9 @@ from typing import Any
 import httpx
 import pytest
 
-from router.chat_template import MAX_MESSAGES
-from router.front import Front
-from router.http.app import create_app
+from baton_router.http.app import create_app
+from baton_router.served_model import ServedModel
+from baton_router.text.chat_template import MAX_MESSAGES
 from tests.router_front.fake_backend import MODEL, FakeBackend
 
 MESSAGES = [{"role": "user", "content": "hi"}]
@@ -22,23 +22,25 @@ async def chat(client: httpx.AsyncClient, **fields: Any) -> dict[str, Any]:
     return response.json()
 
 
-def prompt_of(front: Front, backend: FakeBackend) -> str:
-    return front.tokenizer.decode(backend.requests[-1].token_ids, skip_special_tokens=False)
+def prompt_of(served: ServedModel, backend: FakeBackend) -> str:
+    return served.tokenizer.decode(backend.requests[-1].token_ids, skip_special_tokens=False)
 
 
-async def test_whole_answer(client: httpx.AsyncClient, backend: FakeBackend, front: Front):
+async def test_whole_answer(client: httpx.AsyncClient, backend: FakeBackend, served: ServedModel):
     answer = await chat(client, return_token_ids=True)
     [choice] = answer["choices"]
     assert answer["object"] == "chat.completion"
     assert answer["prompt_token_ids"] == list(backend.requests[0].token_ids)
     assert choice["token_ids"] == backend.reply[:4]
-    text = front.tokenizer.decode(backend.reply[:4])
+    text = served.tokenizer.decode(backend.reply[:4])
     assert choice["message"] == {"role": "assistant", "content": text, "refusal": None}
     assert choice["finish_reason"] == "length"
-    assert prompt_of(front, backend) == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
+    assert prompt_of(served, backend) == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
 
 
-async def test_stream_opens_with_every_role(client: httpx.AsyncClient, front: Front, backend: FakeBackend):
+async def test_stream_opens_with_every_role(
+    client: httpx.AsyncClient, served: ServedModel, backend: FakeBackend
+):
     body = {
         "messages": MESSAGES,
         "max_completion_tokens": 4,
@@ -59,7 +61,7 @@ async def test_stream_opens_with_every_role(client: httpx.AsyncClient, front: Fr
     for index in range(2):
         choices = [c for chunk in chunks for c in chunk["choices"] if c["index"] == index]
         text = "".join(choice["delta"].get("content", "") for choice in choices)
-        assert text == front.tokenizer.decode(backend.reply[:4])
+        assert text == served.tokenizer.decode(backend.reply[:4])
         token_ids = [token_id for choice in choices for token_id in choice.get("token_ids", [])]
         assert token_ids == backend.reply[:4]
         assert [c["finish_reason"] for c in choices if c["finish_reason"]] == ["length"]
@@ -71,8 +73,8 @@ async def test_default_is_what_is_left(client: httpx.AsyncClient, backend: FakeB
     assert request.sampling.max_tokens == backend.max_model_len - len(request.token_ids)
 
 
-async def test_logprobs(client: httpx.AsyncClient, backend: FakeBackend, front: Front):
-    backend.reply = front.tokenizer.encode_now("🎉")
+async def test_logprobs(client: httpx.AsyncClient, backend: FakeBackend, served: ServedModel):
+    backend.reply = served.tokenizer.encode_now("🎉")
     answer = await chat(client, logprobs=True, top_logprobs=2, max_tokens=len(backend.reply))
     content = answer["choices"][0]["logprobs"]["content"]
     assert bytes(byte for entry in content for byte in entry["bytes"]) == "🎉".encode()
@@ -82,7 +84,7 @@ async def test_logprobs(client: httpx.AsyncClient, backend: FakeBackend, front: 
 
 
 async def test_text_parts_and_template_variables(
-    client: httpx.AsyncClient, backend: FakeBackend, front: Front
+    client: httpx.AsyncClient, backend: FakeBackend, served: ServedModel
 ):
     parts = [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]
     await chat(
@@ -92,7 +94,7 @@ async def test_text_parts_and_template_variables(
         chat_template_kwargs={"extra": "EXTRA"},
     )
     expected = "<|im_start|>user\none\ntwo<|im_end|>\n<|im_start|>assistant\n<|im_end|>\nEXTRA"
-    assert prompt_of(front, backend) == expected
+    assert prompt_of(served, backend) == expected
 
 
 async def test_models(client: httpx.AsyncClient):
@@ -105,9 +107,9 @@ async def test_models(client: httpx.AsyncClient):
     assert missing.json()["error"]["code"] == "model_not_found"
 
 
-async def test_tokenize_and_back(client: httpx.AsyncClient, front: Front):
+async def test_tokenize_and_back(client: httpx.AsyncClient, served: ServedModel):
     answer = (await client.post("/tokenize", json={"prompt": "hi 🎉", "return_token_strs": True})).json()
-    assert answer["tokens"] == front.tokenizer.encode_now("hi 🎉")
+    assert answer["tokens"] == served.tokenizer.encode_now("hi 🎉")
     assert answer["count"] == len(answer["tokens"]) == len(answer["token_strs"])
     assert answer["max_model_len"] == 256
     back = await client.post("/detokenize", json={"tokens": answer["tokens"]})
@@ -122,17 +124,17 @@ async def test_tokenize_wants_one_input(client: httpx.AsyncClient, body: dict[st
     assert (await client.post("/tokenize", json=body)).status_code == 400
 
 
-async def test_tokenize_counts_what_no_request_could_have(client: httpx.AsyncClient, front: Front):
+async def test_tokenize_counts_what_no_request_could_have(client: httpx.AsyncClient, served: ServedModel):
     """A document may be longer than the model's length; its tokens are told all the same."""
     text = "hello wörld " * 1500
     answer = (await client.post("/tokenize", json={"prompt": text})).json()
-    assert answer["tokens"] == front.tokenizer.encode_now(text)
-    assert answer["count"] > 8 * front.backend.max_model_len
+    assert answer["tokens"] == served.tokenizer.encode_now(text)
+    assert answer["count"] > 8 * served.backend.max_model_len
 
 
-async def test_conversation_of_as_many_messages_as_may_be(front: Front):
+async def test_conversation_of_as_many_messages_as_may_be(served: ServedModel):
     conversation = [{"role": "user", "content": "x"}] * MAX_MESSAGES
-    transport = httpx.ASGITransport(create_app(front))
+    transport = httpx.ASGITransport(create_app(served))
     async with httpx.AsyncClient(transport=transport, base_url="http://baton") as client:
         assert (await client.post("/tokenize", json={"messages": conversation})).status_code == 200
         one_more = [*conversation, conversation[0]]

@@ -7,9 +7,9 @@ from typing import Any
 import httpx
 import pytest
 
-from router.front import Front
-from router.http.app import create_app
-from router.stop_strings import StopStrings
+from baton_router.http.app import create_app
+from baton_router.served_model import ServedModel
+from baton_router.text.stop_strings import StopStrings
 from tests.router_front.fake_backend import MODEL, NUM_CACHED, FakeBackend
 from tests.router_front.test_detokenizer import LLAMA
 
@@ -114,9 +114,9 @@ async def test_min_tokens_puts_off_stop_strings(client: httpx.AsyncClient, backe
 
 
 async def test_end_of_sequence_is_a_token_but_no_text(
-    client: httpx.AsyncClient, backend: FakeBackend, front: Front
+    client: httpx.AsyncClient, backend: FakeBackend, served: ServedModel
 ):
-    backend.reply = [*front.tokenizer.encode_now("end"), *front.eos_token_ids]
+    backend.reply = [*served.tokenizer.encode_now("end"), *served.eos_token_ids]
     answer = await complete(client, return_token_ids=True, skip_special_tokens=False)
     [choice] = answer["choices"]
     assert (choice["text"], choice["finish_reason"]) == ("end", "stop")
@@ -126,15 +126,15 @@ async def test_end_of_sequence_is_a_token_but_no_text(
 
 
 async def test_half_character_at_the_end_is_flushed(
-    client: httpx.AsyncClient, backend: FakeBackend, front: Front
+    client: httpx.AsyncClient, backend: FakeBackend, served: ServedModel
 ):
-    backend.reply = front.tokenizer.encode_now("🎉")
+    backend.reply = served.tokenizer.encode_now("🎉")
     answer = await complete(client, max_tokens=len(backend.reply) - 1)
     assert answer["choices"][0]["text"] == "\ufffd"
 
 
-async def test_prompts_of_every_form(client: httpx.AsyncClient, backend: FakeBackend, front: Front):
-    ids = front.tokenizer.encode_now("fox")
+async def test_prompts_of_every_form(client: httpx.AsyncClient, backend: FakeBackend, served: ServedModel):
+    ids = served.tokenizer.encode_now("fox")
     for prompt in ("fox", ids, ["fox"], [ids]):
         await complete(client, prompt=prompt)
     assert {request.token_ids for request in backend.requests} == {tuple(ids)}
@@ -175,18 +175,18 @@ async def test_usage_in_streams(client: httpx.AsyncClient):
 
 
 async def test_tokens_without_text_are_events_too(
-    client: httpx.AsyncClient, backend: FakeBackend, front: Front
+    client: httpx.AsyncClient, backend: FakeBackend, served: ServedModel
 ):
     """Half a character is held back, but clients time tokens by events."""
-    backend.reply = front.tokenizer.encode_now("🎉")
+    backend.reply = served.tokenizer.encode_now("🎉")
     assert len(backend.reply) > 1
     events = await stream(client, max_tokens=len(backend.reply))
     texts = [event["choices"][0]["text"] for event in events]
     assert texts == [""] * (len(backend.reply) - 1) + ["🎉"]
 
 
-async def test_logprobs(client: httpx.AsyncClient, backend: FakeBackend, front: Front):
-    backend.reply = front.tokenizer.encode_now("the🎉fox")
+async def test_logprobs(client: httpx.AsyncClient, backend: FakeBackend, served: ServedModel):
+    backend.reply = served.tokenizer.encode_now("the🎉fox")
     [choice] = (await complete(client, logprobs=2, max_tokens=len(backend.reply)))["choices"]
     logprobs = choice["logprobs"]
     assert logprobs["token_logprobs"] == [-0.5] * len(backend.reply)
@@ -209,8 +209,8 @@ async def test_logprobs_that_json_cannot_hold(client: httpx.AsyncClient, backend
     assert answer["choices"][0]["logprobs"]["token_logprobs"] == [-9999.0]
 
 
-async def test_echo(client: httpx.AsyncClient, front: Front):
-    ids = front.tokenizer.encode_now("fox")
+async def test_echo(client: httpx.AsyncClient, served: ServedModel):
+    ids = served.tokenizer.encode_now("fox")
     answer = await complete(client, prompt=["hi there", ids], echo=True, max_tokens=1)
     plain = await complete(client, prompt=["hi there", ids], max_tokens=1)
     texts = [choice["text"] for choice in plain["choices"]]
@@ -218,12 +218,12 @@ async def test_echo(client: httpx.AsyncClient, front: Front):
     assert text_of(await stream(client, prompt="hi there", echo=True, max_tokens=1)) == "hi there" + texts[0]
 
 
-async def test_the_space_between_prompt_and_answer(front: Front, backend: FakeBackend):
+async def test_the_space_between_prompt_and_answer(served: ServedModel, backend: FakeBackend):
     """Decoders as Llama 2's drop it at the start of a text, which an answer is not."""
-    front = replace(front, tokenizer=LLAMA, vocab_size=LLAMA.vocab_size)
+    served = replace(served, tokenizer=LLAMA, vocab_size=LLAMA.vocab_size)
     ids = {LLAMA.token_name(index): index for index in range(LLAMA.vocab_size)}
     backend.reply = [ids["▁wörld"], ids["hello"]]
-    transport = httpx.ASGITransport(create_app(front))
+    transport = httpx.ASGITransport(create_app(served))
     async with httpx.AsyncClient(transport=transport, base_url="http://baton") as client:
         prompt = [ids["▁hello"]]
         answer = await complete(client, prompt=prompt, max_tokens=2, logprobs=0)
@@ -234,7 +234,7 @@ async def test_the_space_between_prompt_and_answer(front: Front, backend: FakeBa
 
 
 async def test_every_sampling_field_reaches_the_backend(
-    client: httpx.AsyncClient, backend: FakeBackend, front: Front
+    client: httpx.AsyncClient, backend: FakeBackend, served: ServedModel
 ):
     fields = {
         "temperature": 0.5,
@@ -253,7 +253,7 @@ async def test_every_sampling_field_reaches_the_backend(
     request = backend.requests[0]
     assert {name: getattr(request.sampling, name) for name in fields} == fields
     assert request.sampling.seed == 2**64 - 1
-    assert request.sampling.stop_token_ids == (9, *front.eos_token_ids)
+    assert request.sampling.stop_token_ids == (9, *served.eos_token_ids)
     assert request.sampling.logit_bias == ((5, -100.0),)
     assert (request.priority, request.cache_salt) == (-3, "s")
     await complete(client, top_k=-1)

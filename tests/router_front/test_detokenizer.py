@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, decoders, models
 
-from router.detokenizer import ByteDetokenizer, WindowDetokenizer
-from router.tokenizer import Tokenizer
+from baton_router.text.detokenizer import ByteDetokenizer, WindowDetokenizer
+from baton_router.text.tokenizer import Tokenizer
 
 
 def increments(tokenizer: Tokenizer, ids: list[int], *, skip_special_tokens: bool = True) -> list[str]:

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from baton.config import RouterConfig
-from router.admission import Admission
-from router.main import _make_front
-from router.pool import WorkerPool
+from baton_router.main import _served_model
+from baton_router.requests.admission import Admission
+from baton_router.workers.pool import WorkerPool
 from tests.router_front.conftest import write_model
 
 
@@ -31,8 +31,8 @@ def test_end_tokens(
     (tmp_path / "generation_config.json").write_text(json.dumps(generation))
     settings = RouterConfig(tmp_path, "tiny", ("unix:/p",), ("unix:/d",))
     pool = WorkerPool(settings, b"")
-    front = _make_front(settings, pool, Admission(1, lambda: 1), b"")
+    served = _served_model(settings, pool, Admission(1, lambda: 1), b"")
     names = {token_id: str(token_id) for token_id in (7, 8, 9)}
     assert [
-        names.get(token) or front.tokenizer.token_name(token) for token in front.eos_token_ids
+        names.get(token) or served.tokenizer.token_name(token) for token in served.eos_token_ids
     ] == expected

@@ -18,9 +18,9 @@ from baton.core.errors import (
 from baton.rpc.errors import ErrorInterceptor
 from baton.v1 import inference_pb2 as pb
 from baton.v1 import inference_pb2_grpc
-from router import grpc_front
-from router.front import Front
-from router.grpc_front import InferenceServicer
+from baton_router import grpc_front
+from baton_router.grpc_front import InferenceServicer
+from baton_router.served_model import ServedModel
 from tests.router_front.fake_backend import MODEL, NUM_CACHED, FakeBackend
 
 DEADLINE_S = 10
@@ -28,9 +28,9 @@ CODE = grpc.StatusCode
 
 
 @pytest.fixture
-async def channel(front: Front) -> AsyncGenerator[grpc.aio.Channel]:
+async def channel(served: ServedModel) -> AsyncGenerator[grpc.aio.Channel]:
     server = grpc.aio.server(interceptors=[ErrorInterceptor()])
-    inference_pb2_grpc.add_InferenceServicer_to_server(InferenceServicer(front), server)
+    inference_pb2_grpc.add_InferenceServicer_to_server(InferenceServicer(served), server)
     server.add_generic_rpc_handlers((raising_handlers(),))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
@@ -59,10 +59,10 @@ async def failure(call: Any) -> grpc.aio.AioRpcError:
     return caught.value
 
 
-async def test_whole_answer_is_one_message_a_choice(stub: Any, backend: FakeBackend, front: Front):
+async def test_whole_answer_is_one_message_a_choice(stub: Any, backend: FakeBackend, served: ServedModel):
     first, last = await generate(stub, sampling={"n": 2, "logprobs": 2})
     assert (first.choice, last.choice) == (0, 1)
-    assert first.text == last.text == front.tokenizer.decode(backend.reply[:4])
+    assert first.text == last.text == served.tokenizer.decode(backend.reply[:4])
     assert first.token_ids == backend.reply[:4]
     assert [len(logprob.top) for logprob in first.logprobs] == [2] * 4
     assert first.finish_reason == "length"
@@ -80,12 +80,12 @@ async def test_stream_is_the_whole_answer_in_pieces(stub: Any):
     assert {response.request_id for response in responses} == {responses[0].request_id}
 
 
-async def test_prompts_of_every_form(stub: Any, backend: FakeBackend, front: Front):
+async def test_prompts_of_every_form(stub: Any, backend: FakeBackend, served: ServedModel):
     await generate(stub, text=None, token_ids=pb.TokenIds(ids=[5, 6]))
     chat = pb.ChatMessages(messages=[pb.ChatMessage(role="user", content="hi")])
     await generate(stub, text=None, chat=chat, priority=-2, cache_salt="s")
     assert backend.requests[0].token_ids == (5, 6)
-    text = front.tokenizer.decode(backend.requests[1].token_ids, skip_special_tokens=False)
+    text = served.tokenizer.decode(backend.requests[1].token_ids, skip_special_tokens=False)
     assert text == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
     assert (backend.requests[1].priority, backend.requests[1].cache_salt) == (-2, "s")
 
@@ -96,9 +96,9 @@ async def test_defaults_are_what_is_left(stub: Any, backend: FakeBackend):
     assert backend.requests[0].sampling.max_tokens == backend.max_model_len - 2
 
 
-async def test_tokens_and_models(stub: Any, front: Front):
+async def test_tokens_and_models(stub: Any, served: ServedModel):
     tokens = await stub.Tokenize(pb.TokenizeRequest(text="hi 🎉"))
-    assert list(tokens.token_ids) == front.tokenizer.encode_now("hi 🎉")
+    assert list(tokens.token_ids) == served.tokenizer.encode_now("hi 🎉")
     assert tokens.max_model_len == 256
     assert (await stub.Detokenize(pb.DetokenizeRequest(token_ids=tokens.token_ids))).text == "hi 🎉"
     chat = pb.ChatMessages(messages=[pb.ChatMessage(role="user", content="hi")])

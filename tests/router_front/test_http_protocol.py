@@ -7,7 +7,7 @@ import logging
 import httpx
 import pytest
 
-from baton.cli.logging_setup import set_up_logging
+from baton_launch.logging_setup import set_up_logging
 
 DEADLINE_S = 10
 BODY = json.dumps({"prompt": "x", "max_tokens": 2}).encode()
@@ -54,36 +54,36 @@ def assert_completed(answer: tuple[int, bytes]) -> None:
 
 
 @pytest.mark.parametrize("piece", [1, 7, 100, None])
-async def test_an_offer_of_http_2_is_passed_over(served: str, piece: int | None) -> None:
+async def test_an_offer_of_http_2_is_passed_over(base_url: str, piece: int | None) -> None:
     """Twice on one connection."""
-    connection = await Connection.open(served)
+    connection = await Connection.open(base_url)
     for _ in range(2):
         await connection.send(OFFER + BODY, piece)
         assert_completed(await connection.answer())
     connection.close()
 
 
-async def test_offers_one_after_the_other_without_waiting(served: str) -> None:
-    connection = await Connection.open(served)
+async def test_offers_one_after_the_other_without_waiting(base_url: str) -> None:
+    connection = await Connection.open(base_url)
     await connection.send((OFFER + BODY) * 3)
     for _ in range(3):
         assert_completed(await connection.answer())
     connection.close()
 
 
-async def test_an_offer_before_a_chunked_body(served: str) -> None:
-    connection = await Connection.open(served)
+async def test_an_offer_before_a_chunked_body(base_url: str) -> None:
+    connection = await Connection.open(base_url)
     head = OFFER.replace(LENGTH, b"Transfer-Encoding: chunked")
     await connection.send(head + b"%x\r\n%s\r\n0\r\n\r\n" % (len(BODY), BODY))
     assert_completed(await connection.answer())
     connection.close()
 
 
-async def test_offers_fill_no_log(served: str, capfd: pytest.CaptureFixture[str]) -> None:
+async def test_offers_fill_no_log(base_url: str, capfd: pytest.CaptureFixture[str]) -> None:
     before = logging.getLogger().handlers[:], logging.getLogger().level
     set_up_logging()
     try:
-        connection = await Connection.open(served)
+        connection = await Connection.open(base_url)
         await connection.send(OFFER + BODY)
         assert_completed(await connection.answer())
         connection.close()
@@ -101,8 +101,8 @@ async def test_offers_fill_no_log(served: str, capfd: pytest.CaptureFixture[str]
     ],
     ids=["websocket", "tunnel"],
 )
-async def test_other_protocols_are_not_spoken(served: str, head: bytes, status: int) -> None:
-    connection = await Connection.open(served)
+async def test_other_protocols_are_not_spoken(base_url: str, head: bytes, status: int) -> None:
+    connection = await Connection.open(base_url)
     await connection.send(head)
     assert (await connection.answer())[0] == status
     connection.close()
@@ -121,22 +121,22 @@ async def test_other_protocols_are_not_spoken(served: str, head: bytes, status: 
     ],
     ids=["headers", "a value", "a path", "trailers"],
 )
-async def test_a_head_without_end_is_cut(served: str, start: bytes, more: bytes) -> None:
-    connection = await Connection.open(served)
+async def test_a_head_without_end_is_cut(base_url: str, start: bytes, more: bytes) -> None:
+    connection = await Connection.open(base_url)
     async with asyncio.timeout(DEADLINE_S):
         with pytest.raises(ConnectionError):
             await connection.send(start + more * 2_000_000, 100_000)  # 12 MB and more
     connection.close()
 
 
-async def test_large_bodies_and_usual_heads_are_taken(served: str) -> None:
+async def test_large_bodies_and_usual_heads_are_taken(base_url: str) -> None:
     body = json.dumps({"prompt": "x", "max_tokens": 2, "user": "u" * 3_000_000}).encode()
 
     async def in_pieces():
         for start in range(0, len(body), 50_000):
             yield body[start : start + 50_000]
 
-    async with httpx.AsyncClient(base_url=served) as client:
+    async with httpx.AsyncClient(base_url=base_url) as client:
         for content in (body, in_pieces()):
             assert (await client.post("/v1/completions", content=content)).status_code == 200
         assert (await client.get("/health", headers={"x": "y" * 30_000})).status_code == 200

@@ -8,7 +8,7 @@ import httpx
 import openai
 import pytest
 
-from router.http import event_stream
+from baton_router.http import event_stream
 from tests.router_front.fake_backend import MODEL, FakeBackend
 
 DEADLINE_S = 10
@@ -21,8 +21,8 @@ def openai_client(url: str) -> openai.AsyncOpenAI:
 MESSAGES: Any = [{"role": "user", "content": "hi"}]
 
 
-async def test_official_client(served: str):
-    async with openai_client(served) as client:
+async def test_official_client(base_url: str):
+    async with openai_client(base_url) as client:
         whole = await client.chat.completions.create(
             model=MODEL, messages=MESSAGES, n=2, logprobs=True, top_logprobs=2, max_completion_tokens=12
         )
@@ -48,8 +48,8 @@ async def test_official_client(served: str):
         assert [model.id async for model in client.models.list()] == [MODEL]
 
 
-async def test_official_client_sees_errors(served: str, backend: FakeBackend):
-    async with openai_client(served) as client:
+async def test_official_client_sees_errors(base_url: str, backend: FakeBackend):
+    async with openai_client(base_url) as client:
         with pytest.raises(openai.NotFoundError, match="gpt-x"):
             await client.completions.create(model="gpt-x", prompt="x")
         with pytest.raises(openai.BadRequestError) as caught:
@@ -65,11 +65,11 @@ async def test_official_client_sees_errors(served: str, backend: FakeBackend):
 @pytest.mark.parametrize("hang_after", [0, 3])
 @pytest.mark.parametrize("stream", [False, True])
 async def test_disconnect_closes_the_backend(
-    served: str, backend: FakeBackend, stream: bool, hang_after: int, prompt: Any
+    base_url: str, backend: FakeBackend, stream: bool, hang_after: int, prompt: Any
 ):
     backend.hang_after = hang_after
     async with asyncio.timeout(DEADLINE_S):
-        url = httpx.URL(served)
+        url = httpx.URL(base_url)
         reader, writer = await asyncio.open_connection(url.host, url.port)
         body = json.dumps({"prompt": prompt, "stream": stream}).encode()
         head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
@@ -79,19 +79,19 @@ async def test_disconnect_closes_the_backend(
             await reader.readuntil(b"data: ")
         writer.close()
         await backend.is_closed.wait()
-    async with httpx.AsyncClient(base_url=served) as client:
+    async with httpx.AsyncClient(base_url=base_url) as client:
         metrics = (await client.get("/metrics")).text
     status = 200 if stream and hang_after else 499
     assert f'baton_http_requests_total{{endpoint="/v1/completions",status="{status}"}} 1.0' in metrics
 
 
 async def test_client_that_reads_nothing_loses_its_place(
-    served: str, backend: FakeBackend, monkeypatch: pytest.MonkeyPatch
+    base_url: str, backend: FakeBackend, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(event_stream, "SEND_TIMEOUT_S", 0.2)
     backend.max_model_len = 10**7
     async with asyncio.timeout(DEADLINE_S * 3):
-        url = httpx.URL(served)
+        url = httpx.URL(base_url)
         _, writer = await asyncio.open_connection(url.host, url.port, limit=1)
         body = json.dumps({"prompt": "x", "stream": True, "max_tokens": 10**6, "n": 100}).encode()
         writer.write(

@@ -15,9 +15,9 @@ from baton.config import RouterConfig
 from baton.rpc import server
 from baton.v1 import inference_pb2 as pb
 from baton.v1 import inference_pb2_grpc
-from router import main as router_main
-from router.front import Front
-from router.pool import WorkerPool
+from baton_router import main as router_main
+from baton_router.served_model import ServedModel
+from baton_router.workers.pool import WorkerPool
 from tests.router_front.fake_backend import FakeBackend
 
 DEADLINE_S = 10
@@ -30,7 +30,7 @@ def free_port() -> int:
 
 @pytest.fixture
 async def call(
-    front: Front, backend: FakeBackend, model_dir: Path, monkeypatch: pytest.MonkeyPatch
+    served: ServedModel, backend: FakeBackend, model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncGenerator[Any]:
     """Of twelve tokens, of a router without workers: one has come, the next waits for the backend."""
 
@@ -39,7 +39,7 @@ async def call(
 
     backend.hang_after = 1
     monkeypatch.setattr(server, "_STOP_GRACE_S", 0.05)
-    monkeypatch.setattr(router_main, "_make_front", lambda *_: front)
+    monkeypatch.setattr(router_main, "_served_model", lambda *_: served)
     monkeypatch.setattr(router_main, "model_fingerprint", lambda _: b"x" * 16)
     monkeypatch.setattr(router_main.gc, "freeze", lambda: None)
     monkeypatch.setattr(WorkerPool, "run", no_workers)

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from baton.core.errors import InvalidRequest
-from router.stop_strings import MAX_STOP_LENGTH, StopMatcher, StopStrings
+from baton_router.text.stop_strings import MAX_STOP_LENGTH, StopMatcher, StopStrings
 
 
 def by_definition(text: str, stops: list[str]) -> tuple[str, bool]:

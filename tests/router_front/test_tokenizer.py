@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from baton.core.errors import InvalidRequest, StartupError
-from router.chat_template import ChatTemplate
-from router.tokenizer import Tokenizer
+from baton_router.text.chat_template import ChatTemplate
+from baton_router.text.tokenizer import Tokenizer
 from tests.router_front.conftest import train_tokenizer, write_model
 
 MESSAGES = [

@@ -18,19 +18,19 @@ from baton.core.kv_layout import KVLayout
 from baton.core.reservation import TransferDeadlines
 from baton.core.sampling import SamplingParams
 from baton.core.stopping import FinishReason
-from baton.engine.host import EngineHost
+from baton.engine.async_engine import AsyncEngine
 from baton.rpc import worker_server
 from baton.rpc.server import RpcServer
 from baton.v1 import worker_pb2_grpc
-from both_service.service import BothService
-from decode_service.service import DecodeService
-from prefill_service.service import PrefillService
-from router import worker_link
-from router.admission import Admission
-from router.flow import WorkerBackend
-from router.generation import GenerationRequest, TokenDelta
-from router.metrics import FrontMetrics
-from router.pool import WorkerPool
+from baton_both_service.service import BothService
+from baton_decode_service.service import DecodeService
+from baton_prefill_service.service import PrefillService
+from baton_router.backend import GenerationRequest, TokenDelta
+from baton_router.metrics import FrontMetrics
+from baton_router.requests.admission import Admission
+from baton_router.requests.worker_backend import WorkerBackend
+from baton_router.workers import worker_link
+from baton_router.workers.pool import WorkerPool
 from tests.services.fake_engine import FINGERPRINT, FakeEngine, fake_layout, load_fake_engine
 
 DEADLINE_S = 10.0
@@ -82,7 +82,7 @@ class Worker:
             transfer_deadlines=limits.deadlines,
         )
         self.engine: FakeEngine
-        self.host: EngineHost
+        self.host: AsyncEngine
         self.service: Any = None  # PrefillService, DecodeService or BothService
         self.prefill_role: PrefillService | None = None
         self.decode_role: DecodeService | None = None
@@ -96,7 +96,7 @@ class Worker:
         )
         if limits.on_device is not None:
             self.engine = limits.on_device(self.engine)
-        self.host = EngineHost(self.config.engine, self.engine)
+        self.host = AsyncEngine(self.config.engine, self.engine)
         self._stopping = asyncio.Event()
         started = asyncio.Event()
         self._task = asyncio.create_task(self._serve(started))

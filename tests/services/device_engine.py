@@ -9,7 +9,7 @@ from torch import Tensor
 from baton.core.kv_layout import KVLayout
 from baton.core.plan import StepPlan, StepResult
 from baton.core.ports import LayersDone
-from baton.engine.page_staging import PageStaging
+from baton.engine.pages.page_staging import PageStaging
 from tests.same_process_ipc import SameProcessIpc
 from tests.services.fake_engine import BytesPages, FakeEngine, FakeRunner
 

@@ -11,8 +11,8 @@ from baton.core.kv_layout import KVLayout
 from baton.core.reservation import FramePlace, ReservationTable, TransferDeadlines
 from baton.rpc import codec
 from baton.v1 import transfer_pb2, transfer_pb2_grpc, worker_pb2
-from kv_transfer import wire
-from kv_transfer.frames import checksum, views
+from baton_kv_transfer.pages import wire
+from baton_kv_transfer.pages.frames import checksum, views
 from tests.services.by_hand import next_event, open_session, reserve
 from tests.services.cluster import Limits, Worker, cluster, until
 from tests.services.fake_engine import BytesPages

@@ -6,7 +6,7 @@ from contextlib import aclosing
 
 import pytest
 
-from router.generation import GenerationRequest, TokenDelta
+from baton_router.backend import GenerationRequest, TokenDelta
 from tests.services.cluster import Cluster, Limits, Worker, cluster, until
 from tests.services.fake_engine import expected
 from tests.services.prompts import prompt_of

@@ -5,8 +5,8 @@ import asyncio
 import pytest
 
 from baton.core.errors import Overloaded, Unavailable
-from router import admission
-from router.admission import Admission
+from baton_router.requests import admission
+from baton_router.requests.admission import Admission
 
 
 class Gate:

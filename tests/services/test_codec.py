@@ -13,9 +13,9 @@ from baton.core.prefix import block_hashes, chain_seed
 from baton.core.request import EngineRequest, LoadSnapshot, TokenEvent
 from baton.core.sampling import SampledToken, SamplingParams
 from baton.core.stopping import FinishReason
+from baton.core.ticket import Ticket, WorkerTransports
 from baton.core.transfer_stats import TransferStats, TransportStats
 from baton.rpc import codec
-from baton.rpc.ticket import Ticket, WorkerTransports
 from baton.v1 import transfer_pb2, worker_pb2
 
 token_ids = st.integers(0, 2**32 - 1)

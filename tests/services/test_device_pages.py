@@ -10,8 +10,9 @@ import torch
 pytest.importorskip("triton", reason="pages on a device are copied by Triton's kernels")
 
 from baton.core.errors import InvalidRequest
-from kv_transfer import ipc_reader, page_writing
-from kv_transfer.transports import nixl_library
+from baton_kv_transfer.pages import page_writing
+from baton_kv_transfer.transports import cuda_ipc as ipc_reader
+from baton_kv_transfer.transports.nixl import library as nixl_library
 from tests.services.cluster import DEADLINE_S, Cluster, Limits, cluster, until
 from tests.services.device_engine import on_device, on_late_device
 from tests.services.fake_engine import expected, fake_layout

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from baton.core.errors import WorkerLost
-from router.worker_link import WorkerLink
+from baton_router.workers.worker_link import WorkerLink
 from tests.services.cluster import DEADLINE_S, Cluster, Limits, Worker, cluster, until
 from tests.services.fake_engine import expected
 from tests.services.prompts import prompt_of

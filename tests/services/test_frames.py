@@ -10,9 +10,9 @@ from baton.core.errors import TransferRefused
 from baton.core.kv_layout import KVLayout
 from baton.core.reservation import FramePlace
 from baton.v1 import transfer_pb2
-from kv_transfer import wire
-from kv_transfer.convert import PageConverter
-from kv_transfer.frames import check, checksum, frame_places, num_payload_bytes, views
+from baton_kv_transfer.pages import wire
+from baton_kv_transfer.pages.convert import PageConverter
+from baton_kv_transfer.pages.frames import check, checksum, frame_places, num_payload_bytes, views
 from tests.services.fake_engine import BytesPages, fake_layout
 
 

@@ -13,8 +13,8 @@ from baton.core.commands import EngineOutput
 from baton.core.errors import WorkerLost
 from baton.core.sampling import SampledToken
 from baton.core.stopping import FinishReason
-from router import pool
-from router.policy import Placement
+from baton_router.workers import pool
+from baton_router.workers.policy import Placement
 from tests.services.cluster import DEADLINE_S, Answer, Cluster, Limits, Worker, cluster, until
 from tests.services.fake_engine import expected, fake_layout
 from tests.services.prompts import prompt_of

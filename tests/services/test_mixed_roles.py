@@ -10,8 +10,8 @@ import pytest
 from baton.core.errors import TransferRefused, Unavailable
 from baton.core.sampling import SampledToken
 from baton.core.stopping import FinishReason
-from router import pool
-from router.policy import Placement
+from baton_router.workers import pool
+from baton_router.workers.policy import Placement
 from tests.services.cluster import Answer, Cluster, Limits, Worker, cluster, until
 from tests.services.fake_engine import expected
 from tests.services.prompts import prompt_of

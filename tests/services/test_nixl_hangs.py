@@ -5,7 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from kv_transfer.transports import nixl_library, nixl_reads
+from baton_kv_transfer.transports.nixl import library as nixl_library
+from baton_kv_transfer.transports.nixl import read_thread as nixl_reads
 from tests.services.cluster import DEADLINE_S, Limits, cluster
 from tests.services.fake_engine import expected, fake_layout
 from tests.services.prompts import prompt_of

@@ -5,8 +5,8 @@ import asyncio
 import pytest
 
 from baton.v1 import transfer_pb2
-from kv_transfer.pace import InboundPace
-from kv_transfer.pair_receiver import PairReceiver
+from baton_kv_transfer.transfers.pace import InboundPace
+from baton_kv_transfer.transports.pair.receiver import PairReceiver
 from tests.services.push_bench import NUM_BLOCKS, Bench, bench
 
 HUGE = 2**32 - 1

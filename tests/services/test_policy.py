@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from baton.core.request import LoadSnapshot
-from router.policy import Placement, WorkerView, place
+from baton_router.workers.policy import Placement, WorkerView, place
 from tests.services.fake_engine import fake_layout
 
 IDLE = LoadSnapshot(0, 0, 0, 100, 100, 0, 0, 0)

@@ -9,7 +9,7 @@ from crc32c import crc32c
 
 from baton.core.reservation import TransferDeadlines
 from baton.v1 import worker_pb2
-from kv_transfer.wire import seal
+from baton_kv_transfer.pages.wire import seal
 from tests.services.by_hand import next_event, reserve
 from tests.services.cluster import until
 from tests.services.push_bench import NUM_BLOCKS, Bench, Frame, bench

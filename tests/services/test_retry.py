@@ -16,9 +16,10 @@ from baton.core.errors import InvalidRequest, TransferFailed, TransferRefused, U
 from baton.core.sampling import SampledToken
 from baton.core.stopping import FinishReason
 from baton.rpc.errors import status_code
-from router import pool, prompt_hashes
-from router.policy import Placement
-from router.prompt_hashes import PromptHashes
+from baton_router.requests import prompt_hashes
+from baton_router.requests.prompt_hashes import PromptHashes
+from baton_router.workers import pool
+from baton_router.workers.policy import Placement
 from tests.services.cluster import DEADLINE_S, Answer, Cluster, Limits, Worker, cluster, until
 from tests.services.fake_engine import FINGERPRINT, expected, fake_layout
 from tests.services.prompts import prompt_of

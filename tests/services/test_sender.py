@@ -11,14 +11,14 @@ import pytest
 from baton.core.errors import TransferRefused
 from baton.core.kv_layout import KVLayout
 from baton.core.reservation import FramePlace
+from baton.core.ticket import Ticket
 from baton.core.transfer_stats import TransferStats
-from baton.rpc.ticket import Ticket
-from kv_transfer import sender as sender_module
-from kv_transfer.choice import Choice
-from kv_transfer.outbound import OutboundTransfer
-from kv_transfer.peer import Peer
-from kv_transfer.sender import OutgoingTransfer, TransferSender
-from kv_transfer.transports.registry import SendingTransports
+from baton_kv_transfer import sender as sender_module
+from baton_kv_transfer.peer import Peer
+from baton_kv_transfer.sender import OutgoingTransfer, TransferSender
+from baton_kv_transfer.transfers.outbound import OutboundTransfer
+from baton_kv_transfer.transports.choice import Choice
+from baton_kv_transfer.transports.registry import SendingTransports
 from tests.services.fake_engine import BytesPages, fake_layout
 
 

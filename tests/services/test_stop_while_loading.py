@@ -6,18 +6,18 @@ from types import ModuleType
 
 import pytest
 
-import both_service.main
-import decode_service.main
-import prefill_service.main
+import baton_both_service.main
+import baton_decode_service.main
+import baton_prefill_service.main
 from baton.config import Role, WorkerConfig
 
 
 @pytest.mark.parametrize(
     ("role", "service"),
     [
-        ("prefill", prefill_service.main),
-        ("decode", decode_service.main),
-        ("both", both_service.main),
+        ("prefill", baton_prefill_service.main),
+        ("decode", baton_decode_service.main),
+        ("both", baton_both_service.main),
     ],
 )
 def test_ctrl_c_ends_the_loading(

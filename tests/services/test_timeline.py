@@ -6,7 +6,7 @@ import logging
 import pytest
 
 from baton.core.transfer_stats import TransferReport
-from router.timeline import Timeline
+from baton_router.requests.timeline import Timeline
 from tests.services.cluster import Cluster, cluster, until
 from tests.services.fake_engine import expected
 from tests.services.prompts import prompt_of
@@ -30,7 +30,7 @@ def timeline_of(running: Cluster, request_id: str) -> Timeline:
 
 
 async def test_a_request_has_its_transfer_in_its_timeline(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, "router.flight")
+    caplog.set_level(logging.INFO, "baton_router.requests.flight")
     async with cluster() as running:
         request = running.request(prompt_of(60), max_tokens=5)
         gate = running.decode.engine.runner.gate

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from baton.core.errors import InvalidRequest
-from kv_transfer.transports import nixl_library
+from baton_kv_transfer.transports.nixl import library as nixl_library
 from tests.services.cluster import DEADLINE_S, Cluster, Limits, cluster, until
 from tests.services.fake_engine import expected, fake_layout
 from tests.services.prompts import prompt_of

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Protocol
 
 from baton.core.errors import TransferRefused
-from kv_transfer import wire
+from baton_kv_transfer.pages import wire
 from tests.simulation.receiver import ServerCall
 from tests.simulation.schedule import HOPS, LONG_STALLS, STALLS, WRITES, Fault
 

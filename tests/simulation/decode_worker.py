@@ -7,12 +7,12 @@ from baton.core.commands import AbortRequest, CommitRequest, EngineCommand, Engi
 from baton.core.errors import TransferRefused
 from baton.core.request import EngineRequest
 from baton.core.reservation import FramePlace, Reservation, TransferDeadlines, TransferState
+from baton.core.ticket import Ticket
 from baton.core.transfer_stats import TransferStats
 from baton.rpc import codec
-from baton.rpc.ticket import Ticket
-from decode_service.handover import DecodeHandover
-from kv_transfer.frames import check
-from kv_transfer.inbound import Writer
+from baton_decode_service.handover import DecodeHandover
+from baton_kv_transfer.pages.frames import check
+from baton_kv_transfer.transfers.inbound import Writer
 from tests.simulation.engine import VirtualEngine
 from tests.simulation.late_writer import LateWriter
 from tests.simulation.pages import DecodePages

@@ -1,4 +1,4 @@
-"""An engine in virtual time: what EngineLoop and EngineHost do on a thread; its steps take their time."""
+"""An engine in virtual time: what EngineLoop and AsyncEngine do on a thread; its steps take their time."""
 
 from collections import Counter
 from collections.abc import Callable

@@ -16,12 +16,12 @@ from baton.core.reservation import (
     _Writer,
 )
 from baton.core.sequence_pages import SequencePages
-from decode_service.handover import DecodeHandover
-from kv_transfer import inbound
-from kv_transfer.convert import PageConverter
-from kv_transfer.inbound import InboundTransfers
-from kv_transfer.outbound import OutboundTransfer, PagesToSend
-from prefill_service.handover import PrefillHandover
+from baton_decode_service.handover import DecodeHandover
+from baton_kv_transfer.pages.convert import PageConverter
+from baton_kv_transfer.transfers import inbound
+from baton_kv_transfer.transfers.inbound import InboundTransfers
+from baton_kv_transfer.transfers.outbound import OutboundTransfer, PagesToSend
+from baton_prefill_service.handover import PrefillHandover
 
 Patch = pytest.MonkeyPatch
 

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 from baton.core.commands import EngineCommand, EngineOutput, FailureReason, ReleasePages
 from baton.core.errors import InvalidRequest
 from baton.core.request import EngineRequest
-from baton.rpc.ticket import Ticket
-from prefill_service.handover import PrefillHandover
+from baton.core.ticket import Ticket
+from baton_prefill_service.handover import PrefillHandover
 from tests.simulation.engine import VirtualEngine
 from tests.simulation.pages import NUM_LAYERS, PrefillPages
 from tests.simulation.push import VirtualPush

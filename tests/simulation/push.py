@@ -9,12 +9,12 @@ from baton.core.commands import FailureReason
 from baton.core.errors import TransferRefused
 from baton.core.kv_layout import KVLayout
 from baton.core.reservation import FramePlace
+from baton.core.ticket import Ticket
 from baton.rpc import codec
-from baton.rpc.ticket import Ticket
 from baton.v1 import transfer_pb2
-from kv_transfer import wire
-from kv_transfer.frames import checksum, frame_places, num_payload_bytes, views
-from kv_transfer.outbound import OutboundTransfer, PagesToSend
+from baton_kv_transfer.pages import wire
+from baton_kv_transfer.pages.frames import checksum, frame_places, num_payload_bytes, views
+from baton_kv_transfer.transfers.outbound import OutboundTransfer, PagesToSend
 from tests.simulation.calls import PushCall
 from tests.simulation.receiver import LOOP
 from tests.simulation.schedule import HOPS, LONG_STALLS, STALLS, Fault
@@ -50,7 +50,7 @@ Waits = Generator[tuple[Wait, float], None, None]
 
 
 class VirtualPush:
-    """Implements prefill_service.handover.Outgoing; its work is a generator that yields what it waits for."""
+    """Implements baton_prefill_service.handover.Outgoing; its work yields what it waits for."""
 
     def __init__(self, world: "World", prefill: "VirtualPrefill", ticket: Ticket) -> None:
         layout = prefill.pages.layout

@@ -3,10 +3,10 @@
 from typing import TYPE_CHECKING
 
 from baton.core.errors import TransferRefused
-from kv_transfer import wire
-from kv_transfer.inbound import Writer
-from kv_transfer.inbound_call import InboundCall
-from kv_transfer.wire import Frame, place_of
+from baton_kv_transfer.pages import wire
+from baton_kv_transfer.pages.wire import Frame, place_of
+from baton_kv_transfer.transfers.inbound import Writer
+from baton_kv_transfer.transfers.inbound_call import InboundCall
 from tests.simulation.pages import NUM_LAYERS
 from tests.simulation.schedule import Fault
 

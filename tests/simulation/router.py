@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from baton.core.commands import FailureReason
 from baton.core.request import EngineRequest, TokenEvent
-from baton.rpc.ticket import Ticket
+from baton.core.ticket import Ticket
 from tests.simulation.cases import Case
 from tests.simulation.schedule import Violation
 from tests.simulation.sessions import Session
@@ -51,7 +51,7 @@ class Router:
 
 
 class Attempt:
-    """One try of a request, or of a choice of it, on its workers (router.attempt.Attempt)."""
+    """One try of a request, or of a choice of it, on its workers (baton_router.requests.attempt.Attempt)."""
 
     def __init__(
         self,
@@ -147,7 +147,7 @@ class Attempt:
 
 
 class Flight:
-    """One request from its beginning to its end (router.flight.Flight), and what its client has got."""
+    """One request from beginning to end (baton_router.requests.flight.Flight), and what the client got."""
 
     def __init__(self, world: "World", name: str, case: Case, tries_again: bool) -> None:
         self.name = name

@@ -5,7 +5,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from kernels.cpu.attention import Rotation
+from baton_kernels.cpu.attention import Rotation
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from baton.core.errors import StartupError
 from baton.engine.attention.base import AttentionBackend, AttentionMetadata
-from baton.engine.attention.library_kernels import (
+from baton.engine.attention.flash_kernels import (
     LibraryAttention,
     Unavailable,
     VarlenAttention,
@@ -16,7 +16,7 @@ from baton.engine.attention.library_kernels import (
     flash_attention_3,
     torch_varlen,
 )
-from kernels import reference
+from baton_kernels import reference
 
 _LIBRARIES: tuple[tuple[str, Callable[[], VarlenAttention]], ...] = (
     ("flash-attn 3", flash_attention_3),
@@ -65,7 +65,7 @@ def _backend(name: str, make: Callable[[], VarlenAttention] | None) -> Callable[
         attention = make()
         return lambda pool, windows, scales=(): LibraryAttention(pool, windows, attention)
     try:
-        from baton.engine.attention.own_kernels import KernelAttention
+        from baton.engine.attention.triton_kernels import KernelAttention
     except ImportError as error:
         raise Unavailable(f"it can't be imported ({error})") from error
     return KernelAttention

@@ -11,7 +11,7 @@ from baton.engine.attention.base import AttentionBackend
 # Device type -> module and what makes the backend; imported when chosen, so that one device's packages are no
 # other's need.
 _BACKENDS = {
-    "cpu": ("baton.engine.attention.cpu_kernels", "cpu_attention"),
+    "cpu": ("baton.engine.attention.c_kernels", "cpu_attention"),
     "cuda": ("baton.engine.attention.cuda", "cuda_attention"),
 }
 
@@ -23,7 +23,7 @@ def attention_backend(
 ) -> AttentionBackend:
     """The backend for the device that the KV pool lies on. Raises StartupError if there is none.
 
-    `scales`: of a float8 pool, as in `kernels.reference`; `windows`: each layer's sliding window; None: all.
+    `scales`: of a float8 pool, as in `baton_kernels.reference`; `windows`: of each layer; None: all.
     """
     device = pool.device.type
     if device not in _BACKENDS:

@@ -11,20 +11,15 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from baton.engine.attention.base import AttentionStep, RotatingAttentionStep
-from baton.engine.layers import (
-    GatedMLP,
-    Layer,
-    Linear,
-    OutputProjection,
-    Placement,
-    ResidualStream,
-    RMSNorm,
-)
-from baton.engine.packing import embedding_table
-from baton.engine.rope import RopeConfig, RotaryEmbedding, rotate
-from kernels.cpu.attention import Rotation
-from kernels.cpu.calls import ChosenRows
-from kernels.cpu.embedding import EmbeddingTable
+from baton.engine.layers.linear import Linear, OutputProjection, ResidualStream
+from baton.engine.layers.mlp import GatedMLP
+from baton.engine.layers.norm import RMSNorm
+from baton.engine.layers.placement import Layer, ParameterPlacement
+from baton.engine.layers.rope import RopeConfig, RotaryEmbedding, rotate
+from baton.engine.quantization.packing import embedding_table
+from baton_kernels.cpu.attention import Rotation
+from baton_kernels.cpu.calls import ChosenRows
+from baton_kernels.cpu.embedding import EmbeddingTable
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +50,7 @@ class DecoderConfig:
 class Decoder:
     """Token ids to hidden states to logits. Its parameters are uninitialised until loaded."""
 
-    def __init__(self, config: DecoderConfig, placement: Placement) -> None:
+    def __init__(self, config: DecoderConfig, placement: ParameterPlacement) -> None:
         self.config = config
         self.dtype = placement.dtype
         self._rotary = RotaryEmbedding(config.rope, config.head_dim, placement.dtype, placement.device)
@@ -147,7 +142,7 @@ class Decoder:
 
 
 class _DecoderLayer:
-    def __init__(self, config: DecoderConfig, index: int, placement: Placement) -> None:
+    def __init__(self, config: DecoderConfig, index: int, placement: ParameterPlacement) -> None:
         def norm(name: str) -> RMSNorm:
             return RMSNorm(name, config.hidden_size, config.rms_norm_eps, placement)
 
@@ -175,7 +170,9 @@ class _DecoderLayer:
 class _Attention:
     """`x + output(attention(norm(x)))`."""
 
-    def __init__(self, config: DecoderConfig, index: int, norm: RMSNorm, placement: Placement) -> None:
+    def __init__(
+        self, config: DecoderConfig, index: int, norm: RMSNorm, placement: ParameterPlacement
+    ) -> None:
         self._config = config
         self._index = index
         self._norm = norm

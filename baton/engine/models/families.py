@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from baton.core.errors import StartupError
-from baton.engine.checkpoint_scales import require_readable_weights
-from baton.engine.layers import ACTIVATIONS
+from baton.engine.layers.gate import ACTIVATIONS
+from baton.engine.layers.rope import ROPE_TYPES, RopeConfig, yarn_attention_factor
 from baton.engine.models.decoder import DecoderConfig
-from baton.engine.rope import ROPE_TYPES, RopeConfig, yarn_attention_factor
+from baton.engine.quantization.checkpoint_scales import require_readable_weights
 from baton.model_files import max_position_embeddings, positive_number, rope_parameters
 
 HFConfig = Mapping[str, Any]

@@ -5,11 +5,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from baton.engine.attention.own_kernels import KernelAttention
+from baton.engine.attention.triton_kernels import KernelAttention
 from baton.engine.factory import Engine
-from baton.engine.gpu_runner import GpuRunner
-from baton.engine.graphs import CudaRecorder, DecodeGraphs, GraphInputs, GraphShape, graph_batch_sizes
-from baton.engine.token_feed import TokenFeed
+from baton.engine.gpu.graphs import CudaRecorder, DecodeGraphs, GraphInputs, GraphShape, graph_batch_sizes
+from baton.engine.gpu.runner import GpuRunner
+from baton.engine.gpu.token_feed import TokenFeed
 
 
 def recorder(device: torch.device) -> Callable[[Callable[[], Tensor]], tuple[Tensor, Callable[[], None]]]:

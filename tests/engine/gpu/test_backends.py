@@ -11,16 +11,16 @@ from baton.config import EngineConfig
 from baton.core.errors import StartupError
 from baton.engine.attention import cuda
 from baton.engine.attention.cuda import cuda_attention
-from baton.engine.attention.library_kernels import (
+from baton.engine.attention.flash_kernels import (
     LibraryAttention,
     Unavailable,
     flash_attention_3,
     torch_varlen,
 )
-from baton.engine.attention.own_kernels import KernelAttention
 from baton.engine.attention.paged import LayerPages, PagedRows
+from baton.engine.attention.triton_kernels import KernelAttention
+from baton.engine.cpu.runner import ModelRunner
 from baton.engine.factory import load_engine
-from baton.engine.runner import ModelRunner
 from tests.engine.driver import Driver, Request, make_prompt
 from tests.kernels.gpu.paged import dense_attention
 

@@ -7,7 +7,7 @@ import pytest
 
 from baton.core.commands import EngineOutput
 from baton.core.request import BlocksReserved, LoadSnapshot, PagesReady
-from baton.engine.device_order import DeviceOrder
+from baton.engine.pages.device_order import DeviceOrder
 
 SOON_S = 10.0
 

@@ -14,11 +14,12 @@ from baton.core.errors import StartupError
 from baton.core.plan import ScheduledRow, StepPlan
 from baton.engine import factory
 from baton.engine.factory import load_engine
-from baton.engine.float8_linear import Float8Linear
 from baton.engine.inputs import build_inputs
-from baton.engine.layers import Linear, Placement
+from baton.engine.layers.linear import Linear
+from baton.engine.layers.placement import ParameterPlacement
 from baton.engine.models.decoder import Decoder
-from kernels.quantization import float8_rows
+from baton.engine.quantization.float8_linear import Float8Linear
+from baton_kernels.quantization import float8_rows
 from tests.checkpoints import write_float8
 from tests.engine.driver import make_prompt
 from tests.float8_products import require_products
@@ -153,7 +154,7 @@ def test_weights_of_another_shape_are_refused(tmp_path, load) -> None:
 
 
 def test_quantization_to_float8_rounds_only_what_is_not_in_it() -> None:
-    placement = Placement(torch.bfloat16, CPU, "fp8", frozenset({"x.a", "x.b"})).within("x.")
+    placement = ParameterPlacement(torch.bfloat16, CPU, "fp8", frozenset({"x.a", "x.b"})).within("x.")
     kept = Linear(32, {"a": 48, "b": 16}, False, placement)
     rounded = Linear(32, {"c": 48}, False, placement)
     bits, scales = float8_rows(torch.randn(64, 32))

@@ -10,14 +10,15 @@ from baton.core.errors import StartupError
 from baton.core.kv_layout import KVLayout
 from baton.core.plan import SampleTask, ScheduledRow, StepPlan
 from baton.core.sampling import SampledToken, SamplingParams
-from baton.engine import devices, factory, runner
-from baton.engine.device_logprobs import add_logprobs, logprobs_on_device
-from baton.engine.device_sampler import sample_on_device
+from baton.engine import devices, factory
+from baton.engine.cpu import runner
 from baton.engine.factory import load_engine
-from baton.engine.gpu_runner import largest_step
-from baton.engine.graphs import graph_batch_sizes, graph_for
-from baton.engine.host_copies import HostCopies
-from baton.engine.memory import kv_cache_bytes_on_gpu, num_blocks_for, require_page_size
+from baton.engine.gpu.device_logprobs import add_logprobs, logprobs_on_device
+from baton.engine.gpu.device_sampler import sample_on_device
+from baton.engine.gpu.graphs import graph_batch_sizes, graph_for
+from baton.engine.gpu.host_copies import HostCopies
+from baton.engine.gpu.runner import largest_step
+from baton.engine.pages.memory import kv_cache_bytes_on_gpu, num_blocks_for, require_page_size
 from baton.engine.sampler import sample
 from tests.engine.driver import Driver, Request, make_prompt
 from tests.engine.gpu.runners import gpu_runner

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from baton.core.errors import StartupError, TransferRefused
-from baton.engine import ipc_memory
-from baton.engine.ipc_memory import CudaIpc
-from baton.engine.ipc_memory import ipc_memory as ipc_memory_of
+from baton.engine.pages import ipc_memory
+from baton.engine.pages.ipc_memory import CudaIpc
+from baton.engine.pages.ipc_memory import ipc_memory as ipc_memory_of
 
 CUDA = torch.device("cuda", 0)
 INVALID = 1

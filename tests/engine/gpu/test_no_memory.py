@@ -9,7 +9,7 @@ from baton.engine import factory
 from baton.engine.attention import cuda
 from baton.engine.attention.cuda import cuda_attention
 from baton.engine.factory import load_engine
-from baton.engine.memory import room_for
+from baton.engine.pages.memory import room_for
 
 OPTIONS = EngineConfig(kv_cache_bytes=4 << 20, device="cpu")
 NO_MEMORY = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore words.")

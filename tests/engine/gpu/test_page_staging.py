@@ -7,7 +7,7 @@ import torch
 from crc32c import crc32c
 
 from baton.core.kv_layout import KVLayout
-from baton.engine.page_staging import PageStaging
+from baton.engine.pages.page_staging import PageStaging
 from tests.same_process_ipc import SameProcessIpc
 
 RUNS = (([8, 0, 3], [1, 2, 7]), ([5], [0]))

@@ -5,10 +5,18 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from baton.config import EngineConfig
-from baton.engine import layers
 from baton.engine.factory import load_engine
-from kernels.gpu import one_row, row_functions
+from baton.engine.layers import gate, linear
+from baton.engine.layers.gate import Gate
+from baton.engine.layers.linear import Linear, ResidualStream
+from baton.engine.layers.placement import ParameterPlacement
+from baton_kernels.gpu import one_row, row_functions
 from tests.engine.driver import Driver, Request, make_prompt
+
+
+def use_gpu_kernels(monkeypatch):
+    for module in (gate, linear):
+        monkeypatch.setattr(module, "has_gpu_kernels", lambda states: True)
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen3"])
@@ -16,7 +24,7 @@ def test_the_sum_is_added_where_it_is_normalised(checkpoint, device, monkeypatch
     """Interpreted on the CPU: the kernels' tokens, of a prompt and of decode steps, are torch's."""
     if device.type == "cuda":
         pytest.skip("kernels are interpreted only where there is no GPU")
-    monkeypatch.setattr(layers, "pack", lambda *_: None)
+    monkeypatch.setattr(linear, "pack", lambda *_: None)
     options = EngineConfig(kv_cache_bytes=1 << 20, dtype="float32", device="cpu")
     outputs, num_sums = [], []
     add_rms_norm = row_functions.add_rms_norm
@@ -29,7 +37,7 @@ def test_the_sum_is_added_where_it_is_normalised(checkpoint, device, monkeypatch
     for with_kernels in (False, True):
         with monkeypatch.context() as patch:
             if with_kernels:
-                patch.setattr(layers, "has_gpu_kernels", lambda states: True)
+                use_gpu_kernels(patch)
             engine = load_engine(checkpoint(name), options)
             num_sums.clear()
             requests = [Request(make_prompt(length)) for length in (5, 12)]
@@ -45,12 +53,12 @@ def test_one_row_goes_through_products_alone(checkpoint, device, monkeypatch, na
     """As above, of a single sequence's decode steps: nothing else normalises, gates or adds."""
     if device.type == "cuda":
         pytest.skip("kernels are interpreted only where there is no GPU")
-    monkeypatch.setattr(layers, "pack", lambda *_: None)
+    monkeypatch.setattr(linear, "pack", lambda *_: None)
     options = EngineConfig(kv_cache_bytes=1 << 20, dtype="float32", device="cpu")
     engine = load_engine(checkpoint(name), options)
     expected, found = Request(make_prompt(12)), Request(make_prompt(12))
     Driver(engine).generate([expected], 3)
-    monkeypatch.setattr(layers, "has_gpu_kernels", lambda states: True)
+    use_gpu_kernels(monkeypatch)
     driver = Driver(engine)
     driver.generate([found], 1)
     products = []
@@ -69,21 +77,21 @@ def test_one_row_goes_through_products_alone(checkpoint, device, monkeypatch, na
 
 
 def test_one_row_of_a_gate_that_the_kernel_does_not_know(device, monkeypatch):
-    monkeypatch.setattr(layers, "has_gpu_kernels", lambda states: True)
-    placement = layers.Placement(torch.float32, device)
-    linear = layers.Linear(8, {"down": 3}, True, placement, reads=layers.Gate("gelu"))
-    for tensor in (linear.weight, linear.bias):
+    use_gpu_kernels(monkeypatch)
+    placement = ParameterPlacement(torch.float32, device)
+    down = Linear(8, {"down": 3}, True, placement, reads=Gate("gelu"))
+    for tensor in (down.weight, down.bias):
         tensor.normal_()
     states, residual = torch.randn(1, 16, device=device), torch.randn(1, 3, device=device)
-    gate, up = states.chunk(2, -1)
-    expected = F.linear(F.gelu(gate) * up, linear.weight, linear.bias) + residual
-    torch.testing.assert_close(linear(states, residual), expected)
+    gated, up = states.chunk(2, -1)
+    expected = F.linear(F.gelu(gated) * up, down.weight, down.bias) + residual
+    torch.testing.assert_close(down(states, residual), expected)
 
 
 def test_states_are_there_before_anybody_normalises_them(device):
     """After the last layer."""
     states = torch.arange(6.0, device=device).view(2, 3)
-    stream = layers.ResidualStream(states.clone())
+    stream = ResidualStream(states.clone())
     stream._added = torch.ones_like(states)
     assert torch.equal(stream.states(), states + 1)
     assert torch.equal(stream.states(), states + 1)

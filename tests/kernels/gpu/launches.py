@@ -2,7 +2,7 @@
 
 import torch
 
-from kernels.gpu import (
+from baton_kernels.gpu import (
     checksum,
     float8,
     one_row,
@@ -14,7 +14,7 @@ from kernels.gpu import (
     row_functions,
     sample_tokens,
 )
-from kernels.reads import Normalise, SiluGate
+from baton_kernels.reads import Normalise, SiluGate
 
 _LLAMA = (torch.bfloat16, 128, 4, {})
 _OTHERS = (

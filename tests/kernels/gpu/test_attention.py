@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from kernels.gpu.paged_decode import attend_one_token_rows, splits_for
-from kernels.gpu.paged_prefill import attend_long_rows
+from baton_kernels.gpu.paged_decode import attend_one_token_rows, splits_for
+from baton_kernels.gpu.paged_prefill import attend_long_rows
 from tests.kernels.gpu.paged import TOLERANCE, expected, problem, relative_error
 
 F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16

@@ -5,7 +5,7 @@ import pytest
 import torch
 from crc32c import crc32c
 
-from kernels.gpu.checksum import crc32c_of, crc32c_remainder
+from baton_kernels.gpu.checksum import crc32c_of, crc32c_remainder
 
 
 def on_device(payload: bytes, device: torch.device) -> int:

@@ -9,9 +9,9 @@ from baton.core.plan import SampleTask
 from baton.core.sampling import SamplingParams, uniform
 from baton.engine.logit_rules import apply_rules
 from baton.engine.sampler import draw, filtered_probabilities, sample
-from kernels.gpu.penalties import penalise
-from kernels.gpu.random_numbers import uniform_bits
-from kernels.gpu.sample_tokens import SamplingRows, sample_tokens
+from baton_kernels.gpu.penalties import penalise
+from baton_kernels.gpu.random_numbers import uniform_bits
+from baton_kernels.gpu.sample_tokens import SamplingRows, sample_tokens
 
 
 def rows_of(params, device, lines=None, position=10):

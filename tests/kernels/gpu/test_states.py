@@ -4,10 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 
-from kernels import reference
-from kernels.gpu import float8, one_row, page_copies, rotary_store, row_functions
-from kernels.quantization import float8_rows
-from kernels.reads import Normalise, SiluGate
+from baton_kernels import reference
+from baton_kernels.gpu import float8, one_row, page_copies, rotary_store, row_functions
+from baton_kernels.quantization import float8_rows
+from baton_kernels.reads import Normalise, SiluGate
 from tests.kernels.gpu.paged import TOLERANCE, relative_error
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]

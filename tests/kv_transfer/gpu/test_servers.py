@@ -13,7 +13,7 @@ httpx = pytest.importorskip("httpx", reason=WHY)
 
 from baton.config import EngineConfig  # noqa: E402
 from baton.core.sampling import SamplingParams  # noqa: E402
-from kv_transfer.transports import nixl_library  # noqa: E402
+from baton_kv_transfer.transports.nixl import library as nixl_library  # noqa: E402
 from tests.colocated import ColocatedEngine  # noqa: E402
 from tests.e2e.processes import DEMO_MODEL, Cluster, running_cluster  # noqa: E402
 

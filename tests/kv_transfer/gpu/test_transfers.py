@@ -5,8 +5,8 @@ import pytest
 for package in ("crc32c", "grpc_health", "grpc_reflection"):
     pytest.importorskip(package, reason="transfers need what Baton's servers do: pip install .")
 
+from baton_kv_transfer.transports.nixl import library as nixl_library  # noqa: E402
 from bench import page_to_page  # noqa: E402
-from kv_transfer.transports import nixl_library  # noqa: E402
 
 NIXL = pytest.param(
     "nixl", marks=pytest.mark.skipif(not nixl_library.is_available(), reason="NIXL is not installed")

@@ -1,0 +1,148 @@
+"""Runs the steps of one model on the CPU, one at a time."""
+
+from dataclasses import dataclass
+
+import torch
+
+from baton.core.kv_layout import KVLayout
+from baton.core.plan import StepPlan, StepResult
+from baton.core.ports import LayersDone
+from baton.core.sampling import SampledToken
+from baton.engine.attention.base import AttentionBackend
+from baton.engine.cpu.recorded_step import StepLogits, recorded_step
+from baton.engine.cpu.shared_cores import SharedCores
+from baton.engine.inputs import StepArrays, build_arrays, to_tensors
+from baton.engine.models.decoder import Decoder
+from baton.engine.pages.kv_cache import KVCache
+from baton.engine.sampler import Task, sample, takes_likeliest
+
+# The pages that a prompt's last step completes leave in groups of layers while it goes on: more groups leave
+# less to wait for, and cost a message or more each.
+_MAX_LAYER_GROUPS = 4
+_MIN_GROUP_BYTES = 256 << 10
+# Steps of more tokens look after each layer which cores they may have, others after some.
+_LONG_STEP = 64
+_SHORT_STEP_LAYERS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedStep:
+    """Implements `core.ports.SubmittedStep`; nothing is computed before `collect`."""
+
+    runner: "ModelRunner"
+    plan: StepPlan
+    layers_done: LayersDone | None
+
+    def collect(self) -> StepResult:
+        """See SubmittedStep."""
+        return self.runner.compute(self.plan, self.layers_done)
+
+
+class ModelRunner:
+    """Implements `core.ports.Runner`; not thread-safe, it belongs to the engine loop's thread.
+
+    It computes on the cores that would prepare the next step, so that there is nothing to overlap.
+    """
+
+    depth = 1
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        cache: KVCache,
+        attention: AttentionBackend,
+        max_num_tokens: int,
+        max_num_rows: int,
+        cores: SharedCores | None = None,
+    ) -> None:
+        """`max_num_tokens`, `max_num_rows`: of steps; larger ones take longer than they need.
+
+        `cores`: that it shares with other workers; None: it has its own.
+        """
+        self._decoder = decoder
+        self._cache = cache
+        self._attention = attention
+        self._recorded = recorded_step(decoder, attention, max_num_tokens, max_num_rows)
+        self._cores = cores
+
+    def submit(self, plan: StepPlan, layers_done: LayersDone | None = None) -> PlannedStep:
+        """See Runner."""
+        return PlannedStep(self, plan, layers_done)
+
+    @torch.inference_mode()
+    def compute(self, plan: StepPlan, layers_done: LayersDone | None = None) -> StepResult:
+        """Copy pages, compute all rows in one forward pass, sample. Token ids must be below vocab_size.
+
+        `layers_done` hears of groups of layers that are worth a transfer of their own.
+        """
+        if self._cores is not None:
+            self._cores.working()
+        self._cache.copy_blocks(plan.block_copies)
+        cache = self._cache
+        arrays = build_arrays(plan, cache.layout.block_size, cache.padding_block)
+        tasks = [
+            (line, task) for line, row in enumerate(arrays.sampled_rows) for task in plan.rows[row].samples
+        ]
+        found = self._logits(arrays, plan, tasks, layers_done)
+        tokens = sample(found.logits, tasks, found.likeliest) if tasks else []
+        return _result(plan, arrays.sampled_rows, tasks, tokens)
+
+    def idle(self) -> None:
+        """See Runner."""
+        if self._cores is not None:
+            self._cores.waiting()
+
+    def _logits(
+        self, arrays: StepArrays, plan: StepPlan, tasks: list[Task], layers_done: LayersDone | None
+    ) -> StepLogits:
+        """Of the sampled rows; tells `layers_done` after every group of layers but the last one."""
+        cores = self._cores
+        ends = set() if layers_done is None else layer_group_ends(plan, self._cache.layout)
+
+        def after_layer(end_layer: int) -> None:
+            if cores is not None:
+                cores.working()
+            if layers_done is not None and end_layer in ends:
+                layers_done(end_layer)
+
+        if self._recorded is not None and self._recorded.takes(arrays):
+            stops = ends if cores is None else ends | self._core_stops(plan)
+            return self._recorded.run(arrays, stops, after_layer, takes_likeliest(tasks))
+        inputs = to_tensors(arrays, self._cache.pool.device)
+        step = self._attention.begin_step(inputs.attention)
+        hidden = self._decoder.forward(inputs.token_ids, inputs.positions, step, after_layer)
+        if not tasks:  # as in most chunks of a prompt: of no rows nobody looks at V
+            return StepLogits(hidden[:0], None)
+        return StepLogits(self._decoder.logits(hidden[inputs.sampled_tokens]), None)
+
+    def _core_stops(self, plan: StepPlan) -> set[int]:
+        """Layers after which to look who else computes: the shorter the step, the fewer."""
+        every = 1 if plan.num_tokens > _LONG_STEP else _SHORT_STEP_LAYERS
+        return set(range(every, self._cache.layout.num_layers, every))
+
+
+def layer_group_ends(plan: StepPlan, layout: KVLayout) -> set[int]:
+    """Layers before which a step's pages leave in groups; the last group's end is not among them.
+
+    Each group has half of the layers that are left: a request waits for the last one alone.
+    """
+    ends: set[int] = set()
+    num_left = layout.num_layers
+    while len(ends) < _MAX_LAYER_GROUPS - 1:
+        num_left //= 2
+        if num_left * plan.num_leaving_blocks * layout.bytes_per_layer < _MIN_GROUP_BYTES or not num_left:
+            break
+        ends.add(layout.num_layers - num_left)
+    return ends
+
+
+def _result(
+    plan: StepPlan,
+    sampled_rows: tuple[int, ...],
+    tasks: list[Task],
+    tokens: list[SampledToken],
+) -> StepResult:
+    samples: list[list[SampledToken]] = [[] for _ in plan.rows]
+    for (line, _), token in zip(tasks, tokens, strict=True):
+        samples[sampled_rows[line]].append(token)
+    return StepResult(samples=tuple(tuple(row) for row in samples))

@@ -1,0 +1,70 @@
+"""Entry point of the `baton` command.
+
+Commands import what they need when they run, so that `baton --help` is quick and only workers load torch.
+"""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from baton.core.errors import BatonError, StartupError
+from baton_launch.chat import chat
+from baton_launch.router_command import router
+from baton_launch.serve import serve
+from baton_launch.worker_command import worker_command
+
+app = typer.Typer(
+    help="Serves large language models with prefill and decode on separate servers.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command()(serve)
+app.command()(chat)
+app.command()(router)
+app.command("prefill", help="Run one prefill server: it computes prompts.")(worker_command("prefill"))
+app.command("decode", help="Run one decode server: it continues prompts.")(worker_command("decode"))
+app.command("worker", help="Run one worker of both roles, or of the one that --role names.")(worker_command())
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(f"baton {version('baton-serve')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    _: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Run the command line; an error of ours ends as one line on standard error (StartupError: code 2)."""
+    try:
+        app(prog_name="baton")
+    except (BatonError, BaseExceptionGroup) as raised:
+        error = _only_error(raised)
+        if not isinstance(error, BatonError):
+            raise
+        print(f"baton: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, StartupError) else 1)
+    except KeyboardInterrupt:  # before a service has its own signal handlers, while it loads
+        sys.exit(130)
+
+
+def _only_error(error: BaseException) -> BaseException:
+    """What task groups have wrapped, where it is one error alone."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,185 @@
+"""The public gRPC service, over the same functions as HTTP. Errors leave through ErrorInterceptor."""
+
+import asyncio
+import uuid
+from contextlib import aclosing
+from typing import Any
+
+import grpc
+
+from baton.core.errors import InvalidRequest, RequestFailed
+from baton.core.sampling import SampledToken
+from baton.v1 import inference_pb2 as pb
+from baton.v1 import inference_pb2_grpc
+from baton_router.served_model import ServedModel
+from baton_router.text.chat_template import require_few_messages
+from baton_router.text.stop_strings import StopStrings
+from baton_router.text_request import CompletionOptions, TextRequest, build_request, check_token_ids
+from baton_router.text_stream import TextDelta, generate_text
+
+WRITE_TIMEOUT_S = 60.0  # a client that reads nothing for so long must not keep its place on the workers
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+_PLAIN_FIELDS = (
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "presence_penalty",
+    "frequency_penalty",
+    "repetition_penalty",
+    "seed",
+    "max_tokens",
+    "min_tokens",
+    "n",
+)
+
+
+class InferenceServicer(inference_pb2_grpc.InferenceServicer):
+    """One model over one backend; serve it behind `baton.rpc.errors.ErrorInterceptor`."""
+
+    def __init__(self, served: ServedModel) -> None:
+        self._served = served
+
+    # The names are the service's, so ruff's rule for functions does not apply.
+    async def Generate(self, request: pb.GenerateRequest, context: Context) -> None:  # noqa: N802
+        """Complete one prompt. A cancelled call closes the generator, which aborts the request."""
+        self._served.check_model(request.model)
+        completion = await self._completion_request(request)
+        assembler = _StreamedResponses(completion) if request.stream else _WholeResponses(completion)
+        async with aclosing(generate_text(self._served, completion)) as deltas:
+            async for delta in deltas:
+                for response in assembler.push(delta):
+                    await _write(context, response)
+
+    async def Tokenize(self, request: pb.TokenizeRequest, context: Context) -> pb.TokenizeResponse:  # noqa: N802
+        """Token ids of a text or of a rendered conversation."""
+        self._served.check_model(request.model)
+        has_chat = request.WhichOneof("input") == "chat"
+        text = self._render(request.chat) if has_chat else request.text
+        add_special_tokens = (
+            request.add_special_tokens if request.HasField("add_special_tokens") else not has_chat
+        )
+        token_ids = await self._served.tokenizer.encode(
+            text, max_tokens=self._served.max_counted_tokens, add_special_tokens=add_special_tokens
+        )
+        return pb.TokenizeResponse(token_ids=token_ids, max_model_len=self._served.backend.max_model_len)
+
+    async def Detokenize(self, request: pb.DetokenizeRequest, context: Context) -> pb.DetokenizeResponse:  # noqa: N802
+        """Text of token ids, special tokens included."""
+        self._served.check_model(request.model)
+        check_token_ids("token_ids", request.token_ids, self._served.vocab_size)
+        text = self._served.tokenizer.decode(request.token_ids, skip_special_tokens=False)
+        return pb.DetokenizeResponse(text=text)
+
+    async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:  # noqa: N802
+        """The model that is served."""
+        model = pb.Model(id=self._served.model, max_model_len=self._served.backend.max_model_len)
+        return pb.ListModelsResponse(models=[model])
+
+    async def _completion_request(self, request: pb.GenerateRequest) -> TextRequest:
+        kind = request.WhichOneof("prompt")
+        if kind is None:
+            raise InvalidRequest("The request has no prompt.", param="prompt", code="empty_prompt")
+        prompt: Any
+        if kind == "token_ids":
+            prompt = request.token_ids.ids
+        else:
+            prompt = self._render(request.chat) if kind == "chat" else request.text
+        return await build_request(
+            self._served,
+            prompt,
+            _options(request),
+            request_id=f"gen-{uuid.uuid4().hex}",
+            add_special_tokens=kind == "text",
+        )
+
+    def _render(self, chat: pb.ChatMessages) -> str:
+        if not chat.messages:
+            raise InvalidRequest("messages must hold at least one message.", param="messages")
+        require_few_messages(len(chat.messages))
+        messages = [{"role": message.role, "content": message.content} for message in chat.messages]
+        return self._served.tokenizer.render_chat(messages)
+
+
+class _StreamedResponses:
+    """One message per delta."""
+
+    def __init__(self, request: TextRequest) -> None:
+        self._request = request
+        self._usage = pb.Usage(prompt_tokens=request.num_prompt_tokens)
+        self._num_running = request.generation.sampling.n
+
+    def push(self, delta: TextDelta) -> list[pb.GenerateResponse]:
+        """The messages that this delta makes complete; usage is on the call's last."""
+        self._count(delta)
+        return [self._response(delta)]
+
+    def _count(self, delta: TextDelta) -> None:
+        self._usage.completion_tokens += len(delta.tokens)
+        self._usage.cached_prompt_tokens += delta.num_cached_prompt_tokens
+        self._num_running -= delta.finish_reason is not None
+
+    def _response(self, delta: TextDelta) -> pb.GenerateResponse:
+        return pb.GenerateResponse(
+            request_id=self._request.generation.request_id,
+            choice=delta.choice,
+            text=delta.text,
+            token_ids=[token.token_id for token in delta.tokens],
+            logprobs=[_logprob(token) for token in delta.tokens if token.logprob is not None],
+            finish_reason=delta.finish_reason.value if delta.finish_reason else None,
+            usage=None if self._num_running else self._usage,
+        )
+
+
+class _WholeResponses(_StreamedResponses):
+    """One message per choice."""
+
+    def __init__(self, request: TextRequest) -> None:
+        super().__init__(request)
+        self._deltas: list[list[TextDelta]] = [[] for _ in range(self._num_running)]
+
+    def push(self, delta: TextDelta) -> list[pb.GenerateResponse]:
+        """See _StreamedResponses."""
+        self._count(delta)
+        deltas = self._deltas[delta.choice]
+        deltas.append(delta)
+        if delta.finish_reason is None:
+            return []
+        tokens = tuple(token for part in deltas for token in part.tokens)
+        text = "".join(part.text for part in deltas)
+        return [self._response(TextDelta(delta.choice, text, tokens, delta.finish_reason))]
+
+
+async def _write(context: Context, response: pb.GenerateResponse) -> None:
+    """Send one message. Raises RequestFailed where the client's flow control holds it for a minute.
+
+    It is raised, not sent with `context.abort`: a status waits behind the message that is stuck, and the
+    workers must be free before.
+    """
+    try:
+        async with asyncio.timeout(WRITE_TIMEOUT_S):
+            await context.write(response)
+    except TimeoutError as error:
+        raise RequestFailed(f"The client has read nothing for {WRITE_TIMEOUT_S:.0f} s.") from error
+
+
+def _options(request: pb.GenerateRequest) -> CompletionOptions:
+    sampling = request.sampling
+    given = {name: getattr(sampling, name) for name in _PLAIN_FIELDS if sampling.HasField(name)}
+    return CompletionOptions(
+        **given,
+        stop=StopStrings(sampling.stop),
+        stop_token_ids=tuple(sampling.stop_token_ids),
+        ignore_eos=sampling.ignore_eos,
+        logit_bias=tuple(sampling.logit_bias.items()),
+        num_logprobs=sampling.logprobs if sampling.HasField("logprobs") else None,
+        priority=request.priority,
+        cache_salt=request.cache_salt,
+    )
+
+
+def _logprob(token: SampledToken) -> pb.Logprob:
+    top = [pb.TopLogprob(token_id=token_id, logprob=logprob) for token_id, logprob in token.top_logprobs]
+    return pb.Logprob(token_id=token.token_id, logprob=token.logprob, top=top)

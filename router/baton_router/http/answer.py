@@ -1,0 +1,163 @@
+"""One answer to a completion of either kind, streamed or whole; what it looks like is the shape's."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from fastapi.responses import JSONResponse
+from starlette.types import Receive, Scope, Send
+
+from baton_router.http.errors import error_body, log_unless_expected
+from baton_router.http.event_stream import EventStream
+from baton_router.http.guarded_work import ClientDisconnected, GuardedResponse
+from baton_router.http.schemas import GenerationBody
+from baton_router.served_model import ServedModel
+from baton_router.text_request import TextRequest
+from baton_router.text_stream import TextDelta, run_prompts
+
+
+class Shape(Protocol):
+    """OpenAI's objects for completions or for chat; remembers what it has told about each choice."""
+
+    whole_object: str
+    chunk_object: str
+
+    def opening(self, num_choices: int) -> list[dict[str, Any]]:
+        """Choices of the chunks that come before the first token."""
+        ...
+
+    def chunk_choice(self, index: int, delta: TextDelta) -> dict[str, Any]:
+        """A choice of a chunk."""
+        ...
+
+    def whole_choice(self, index: int, delta: TextDelta) -> dict[str, Any]:
+        """A choice of a whole answer; the delta is all of it."""
+        ...
+
+    def top_level(self) -> dict[str, Any]:
+        """What the first chunk, or the whole answer, holds beside its choices."""
+        ...
+
+
+@dataclass(slots=True)
+class _Usage:
+    prompt_tokens: int
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+
+    def count(self, delta: TextDelta) -> None:
+        self.completion_tokens += len(delta.tokens)
+        self.cached_tokens += delta.num_cached_prompt_tokens
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "total_tokens": self.prompt_tokens + self.completion_tokens,
+            "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
+        }
+
+
+@dataclass(slots=True)
+class _Parts:
+    """All that has come of one choice."""
+
+    deltas: list[TextDelta] = field(default_factory=list)
+
+    def joined(self) -> TextDelta:
+        """As one delta."""
+        last = self.deltas[-1]
+        text = "".join(delta.text for delta in self.deltas)
+        tokens = tuple(token for delta in self.deltas for token in delta.tokens)
+        return TextDelta(last.choice, text, tokens, last.finish_reason)
+
+
+def respond(
+    served: ServedModel, body: GenerationBody, requests: Sequence[TextRequest], answer_id: str, shape: Shape
+) -> GuardedResponse:
+    """The response that runs the requests, in the way that the body asks for."""
+    answer = _Answer(served, body, requests, answer_id, shape)
+    return GuardedResponse(answer.streamed if body.stream else answer.whole)
+
+
+class _Answer:
+    def __init__(
+        self,
+        served: ServedModel,
+        body: GenerationBody,
+        requests: Sequence[TextRequest],
+        answer_id: str,
+        shape: Shape,
+    ) -> None:
+        self._served = served
+        self._requests = requests
+        self._shape = shape
+        self._num_choices_each = requests[0].generation.sampling.n
+        self._num_choices = self._num_choices_each * len(requests)
+        self._usage = _Usage(sum(request.num_prompt_tokens for request in requests))
+        stream_options = body.stream_options
+        self._usage_at_end = bool(stream_options and stream_options.include_usage)
+        self._usage_always = bool(stream_options and stream_options.continuous_usage_stats)
+        self._head = {"id": answer_id, "created": int(time.time()), "model": served.model}
+
+    async def whole(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send one JSON object when all is generated."""
+        parts = [_Parts() for _ in range(self._num_choices)]
+
+        async def collect(request: int, delta: TextDelta) -> None:
+            self._usage.count(delta)
+            parts[self._index(request, delta)].deltas.append(delta)
+
+        await run_prompts(self._served, self._requests, collect)
+        content = {
+            **self._head,
+            "object": self._shape.whole_object,
+            **self._shape.top_level(),
+            "choices": [self._shape.whole_choice(index, part.joined()) for index, part in enumerate(parts)],
+            "usage": self._usage.as_json(),
+        }
+        await JSONResponse(content)(scope, receive, send)
+
+    async def streamed(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send server-sent events; an error before the first token is raised, a later one is an event.
+
+        Tokens whose text is held back, or that have none, are an event too: clients time tokens by them.
+        """
+        stream = EventStream(send)
+
+        async def forward(request: int, delta: TextDelta) -> None:
+            if not stream.is_started:
+                await self._open(stream)
+            self._usage.count(delta)
+            await stream.event(self._chunk([self._shape.chunk_choice(self._index(request, delta), delta)]))
+
+        try:
+            await run_prompts(self._served, self._requests, forward)
+            if self._usage_at_end:
+                await stream.event({**self._chunk([]), "usage": self._usage.as_json()})
+            await stream.done()
+        except Exception as error:
+            if not stream.is_started or isinstance(error, ClientDisconnected):
+                raise
+            log_unless_expected(error)
+            await stream.event(error_body(error))
+        await stream.end()
+
+    async def _open(self, stream: EventStream) -> None:
+        await stream.start()
+        top_level = self._shape.top_level()
+        for choice in self._shape.opening(self._num_choices):
+            await stream.event({**self._chunk([choice]), **top_level})
+            top_level = {}
+
+    def _index(self, request: int, delta: TextDelta) -> int:
+        return request * self._num_choices_each + delta.choice
+
+    def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        chunk: dict[str, Any] = {**self._head, "object": self._shape.chunk_object, "choices": choices}
+        if self._usage_always:
+            chunk["usage"] = self._usage.as_json()
+        elif self._usage_at_end:
+            chunk["usage"] = None
+        return chunk

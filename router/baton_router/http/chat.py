@@ -1,0 +1,136 @@
+"""POST /v1/chat/completions, and how a conversation becomes a prompt."""
+
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fastapi import APIRouter
+from fastapi.responses import Response
+
+from baton.core.errors import InvalidRequest
+from baton.core.sampling import MAX_LOGPROBS
+from baton_router.http.answer import respond
+from baton_router.http.logprobs import chat_logprobs
+from baton_router.http.schemas import ChatBody, ChatMessage
+from baton_router.http.unsupported import CHAT, refuse_unsupported
+from baton_router.served_model import ServedModel
+from baton_router.text_request import TextRequest, build_request
+from baton_router.text_stream import TextDelta
+
+
+def chat_routes(served: ServedModel) -> APIRouter:
+    """The routes of chat."""
+    router = APIRouter()
+
+    @router.post("/v1/chat/completions", response_model=None)
+    async def create_chat_completion(body: ChatBody) -> Response:
+        served.check_model(body.model)
+        body.check_stream_options()
+        refuse_unsupported(body.unknown_fields, CHAT)
+        answer_id = f"chatcmpl-{uuid.uuid4().hex}"
+        request = await _request(served, body, answer_id)
+        return respond(served, body, [request], answer_id, _ChatShape(served, body, request))
+
+    return router
+
+
+def render(
+    served: ServedModel,
+    messages: Sequence[ChatMessage],
+    *,
+    add_generation_prompt: bool,
+    variables: Mapping[str, Any] | None,
+) -> str:
+    """The prompt of a conversation. Raises InvalidRequest where it has none."""
+    if not messages:
+        raise InvalidRequest("messages must hold at least one message.", param="messages")
+    plain = [message.for_template() for message in messages]
+    return served.tokenizer.render_chat(
+        plain, add_generation_prompt=add_generation_prompt, variables=variables
+    )
+
+
+async def _request(served: ServedModel, body: ChatBody, answer_id: str) -> TextRequest:
+    is_new_name = body.max_completion_tokens is not None
+    options = body.options(
+        num_logprobs=_num_logprobs(body),
+        max_tokens=body.max_completion_tokens if is_new_name else body.max_tokens,
+        max_tokens_name="max_completion_tokens" if is_new_name else "max_tokens",
+    )
+    prompt = render(
+        served,
+        body.messages,
+        add_generation_prompt=body.add_generation_prompt is not False,
+        variables=body.chat_template_kwargs,
+    )
+    return await build_request(
+        served,
+        prompt,
+        options,
+        request_id=f"{answer_id}-0",
+        add_special_tokens=bool(body.add_special_tokens),
+    )
+
+
+def _num_logprobs(body: ChatBody) -> int | None:
+    """Chat says in two fields what SamplingParams says in one."""
+    if not body.logprobs:
+        if body.top_logprobs:
+            raise InvalidRequest("top_logprobs needs logprobs: true.", param="top_logprobs")
+        return None
+    num_logprobs = body.top_logprobs or 0
+    if not 0 <= num_logprobs <= MAX_LOGPROBS:
+        raise InvalidRequest(
+            f"top_logprobs must be between 0 and {MAX_LOGPROBS}, but is {num_logprobs}.",
+            param="top_logprobs",
+            code="out_of_range",
+        )
+    return num_logprobs
+
+
+class _ChatShape:
+    """See baton_router.http.answer.Shape."""
+
+    whole_object = "chat.completion"
+    chunk_object = "chat.completion.chunk"
+
+    def __init__(self, served: ServedModel, body: ChatBody, request: TextRequest) -> None:
+        self._served = served
+        self._has_logprobs = bool(body.logprobs)
+        self._has_token_ids = bool(body.return_token_ids)
+        self._prompt_token_ids = request.generation.token_ids
+
+    def opening(self, num_choices: int) -> list[dict[str, Any]]:
+        """The role of every choice."""
+        return [
+            {
+                "index": index,
+                "delta": {"role": "assistant", "content": ""},
+                "logprobs": None,
+                "finish_reason": None,
+            }
+            for index in range(num_choices)
+        ]
+
+    def top_level(self) -> dict[str, Any]:
+        """The prompt's tokens, where they were asked for."""
+        return {"prompt_token_ids": list(self._prompt_token_ids)} if self._has_token_ids else {}
+
+    def chunk_choice(self, index: int, delta: TextDelta) -> dict[str, Any]:
+        """See Shape."""
+        content = {"content": delta.text} if delta.text else {}
+        return {"index": index, "delta": content, **self._ending(delta)}
+
+    def whole_choice(self, index: int, delta: TextDelta) -> dict[str, Any]:
+        """See Shape."""
+        message = {"role": "assistant", "content": delta.text, "refusal": None}
+        return {"index": index, "message": message, **self._ending(delta)}
+
+    def _ending(self, delta: TextDelta) -> dict[str, Any]:
+        ending: dict[str, Any] = {
+            "logprobs": chat_logprobs(self._served.tokenizer, delta.tokens) if self._has_logprobs else None,
+            "finish_reason": delta.finish_reason.value if delta.finish_reason else None,
+        }
+        if self._has_token_ids:
+            ending["token_ids"] = [token.token_id for token in delta.tokens]
+        return ending

@@ -1,0 +1,130 @@
+"""POST /v1/completions."""
+
+import asyncio
+import uuid
+from typing import Any
+
+from fastapi import APIRouter
+from fastapi.responses import Response
+
+from baton.core.errors import InvalidRequest
+from baton_router.http.answer import respond
+from baton_router.http.logprobs import CompletionLogprobs
+from baton_router.http.schemas import CompletionBody, Prompt
+from baton_router.http.unsupported import COMPLETIONS, refuse_unsupported, unsupported
+from baton_router.served_model import ServedModel
+from baton_router.text_request import TextRequest, build_request
+from baton_router.text_stream import TextDelta
+
+_DEFAULT_MAX_TOKENS = 16  # OpenAI's
+
+
+def completion_routes(served: ServedModel) -> APIRouter:
+    """The routes of text completions."""
+    router = APIRouter()
+
+    @router.post("/v1/completions", response_model=None)
+    async def create_completion(body: CompletionBody) -> Response:
+        served.check_model(body.model)
+        _check(body)
+        answer_id = f"cmpl-{uuid.uuid4().hex}"
+        requests = await _requests(served, body, answer_id)
+        return respond(served, body, requests, answer_id, _CompletionShape(served, body, requests))
+
+    return router
+
+
+def _check(body: CompletionBody) -> None:
+    """Raises InvalidRequest for what can't be served."""
+    body.check_stream_options()
+    refuse_unsupported(body.unknown_fields, COMPLETIONS)
+    num_choices = body.n or 1
+    if body.best_of is not None and body.best_of < num_choices:
+        raise InvalidRequest(
+            f"best_of must be at least n, which is {num_choices}, but is {body.best_of}.", param="best_of"
+        )
+    if body.best_of is not None and body.best_of > num_choices:
+        raise unsupported("best_of")
+    if body.echo and body.logprobs is not None:
+        raise InvalidRequest(
+            "echo with logprobs is not supported.", param="echo", code="unsupported_parameter"
+        )
+
+
+async def _requests(served: ServedModel, body: CompletionBody, answer_id: str) -> list[TextRequest]:
+    options = body.options(
+        num_logprobs=body.logprobs, max_tokens=body.max_tokens, default_max_tokens=_DEFAULT_MAX_TOKENS
+    )
+    requests = []
+    for index, prompt in enumerate(body.prompt):
+        requests.append(
+            await build_request(
+                served,
+                prompt,
+                options,
+                request_id=f"{answer_id}-{index}",
+                add_special_tokens=body.add_special_tokens is not False,
+            )
+        )
+        if len(body.prompt) > 1:  # many short prompts are as much work for the event loop as a long one
+            await asyncio.sleep(0)
+    return requests
+
+
+class _CompletionShape:
+    """See baton_router.http.answer.Shape."""
+
+    whole_object = "text_completion"
+    chunk_object = "text_completion"
+
+    def __init__(self, served: ServedModel, body: CompletionBody, requests: list[TextRequest]) -> None:
+        self._served = served
+        self._body = body
+        self._requests = requests
+        self._num_choices_each = requests[0].generation.sampling.n
+        self._logprobs: dict[int, CompletionLogprobs] = {}
+        self._begun: set[int] = set()
+
+    def opening(self, num_choices: int) -> list[dict[str, Any]]:
+        """Nothing comes before the text."""
+        return []
+
+    def top_level(self) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+    def whole_choice(self, index: int, delta: TextDelta) -> dict[str, Any]:
+        """A whole choice is its only chunk."""
+        return self.chunk_choice(index, delta)
+
+    def chunk_choice(self, index: int, delta: TextDelta) -> dict[str, Any]:
+        """See Shape; the first of a choice also holds what belongs to its prompt."""
+        is_first = index not in self._begun
+        self._begun.add(index)
+        prompt_index = index // self._num_choices_each
+        text = self._prompt_text(self._body.prompt[prompt_index]) if is_first and self._body.echo else ""
+        choice: dict[str, Any] = {
+            "index": index,
+            "text": text + delta.text,
+            "logprobs": self._choice_logprobs(index, delta),
+            "finish_reason": delta.finish_reason.value if delta.finish_reason else None,
+        }
+        if self._body.return_token_ids:
+            choice["token_ids"] = [token.token_id for token in delta.tokens]
+            if is_first:
+                choice["prompt_token_ids"] = list(self._requests[prompt_index].generation.token_ids)
+        return choice
+
+    def _prompt_text(self, prompt: Prompt) -> str:
+        return prompt if isinstance(prompt, str) else self._served.tokenizer.decode(prompt)
+
+    def _choice_logprobs(self, index: int, delta: TextDelta) -> dict[str, Any] | None:
+        if self._body.logprobs is None:
+            return None
+        if index not in self._logprobs:
+            skip = self._body.skip_special_tokens is not False
+            prompt = self._requests[index // self._num_choices_each].generation.token_ids
+            self._logprobs[index] = CompletionLogprobs(
+                self._served.tokenizer, skip_special_tokens=skip, prompt=prompt
+            )
+        return self._logprobs[index].push(delta.tokens)

@@ -1,0 +1,104 @@
+"""Everything that is not a completion: models, tokens, health, version and metrics."""
+
+from typing import Any
+
+from fastapi import APIRouter
+from fastapi.responses import Response
+
+from baton.core.errors import InvalidRequest
+from baton_router.http.chat import render
+from baton_router.http.schemas import DetokenizeBody, TokenizeBody
+from baton_router.served_model import ServedModel
+from baton_router.text_request import check_token_ids
+
+
+def service_routes(served: ServedModel) -> APIRouter:
+    """The routes about the server itself."""
+    router = APIRouter()
+
+    @router.head("/health", response_model=None)
+    @router.get("/health", response_model=None)
+    async def health() -> Response:
+        return Response(status_code=200 if served.backend.is_ready else 503)
+
+    @router.head("/ping", response_model=None)
+    @router.get("/ping", response_model=None)
+    @router.post("/ping", response_model=None)
+    async def ping() -> Response:
+        return await health()
+
+    @router.get("/version")
+    async def version() -> dict[str, str]:
+        return {"version": served.version}
+
+    @router.get("/metrics", response_model=None)
+    async def metrics() -> Response:
+        content, content_type = served.metrics.exposition()
+        return Response(content, headers={"Content-Type": content_type})
+
+    return router
+
+
+def model_routes(served: ServedModel) -> APIRouter:
+    """The routes about the model and its tokens."""
+    router = APIRouter()
+
+    @router.get("/v1/models")
+    async def list_models() -> dict[str, Any]:
+        return {"object": "list", "data": [_model(served)]}
+
+    @router.get("/v1/models/{name:path}")
+    async def retrieve_model(name: str) -> dict[str, Any]:
+        served.check_model(name)
+        return _model(served)
+
+    @router.post("/tokenize")
+    async def tokenize(body: TokenizeBody) -> dict[str, Any]:
+        served.check_model(body.model)
+        text, is_chat = _text(served, body)
+        add_special_tokens = not is_chat if body.add_special_tokens is None else body.add_special_tokens
+        tokens = await served.tokenizer.encode(
+            text, max_tokens=served.max_counted_tokens, add_special_tokens=add_special_tokens
+        )
+        names = [served.tokenizer.token_name(token) for token in tokens] if body.return_token_strs else None
+        return {
+            "count": len(tokens),
+            "max_model_len": served.backend.max_model_len,
+            "tokens": tokens,
+            "token_strs": names,
+        }
+
+    @router.post("/detokenize")
+    async def detokenize(body: DetokenizeBody) -> dict[str, str]:
+        served.check_model(body.model)
+        check_token_ids("tokens", body.tokens, served.vocab_size)
+        return {"prompt": served.tokenizer.decode(body.tokens, skip_special_tokens=False)}
+
+    return router
+
+
+def _text(served: ServedModel, body: TokenizeBody) -> tuple[str, bool]:
+    """The text to encode, and whether it came from a conversation."""
+    if (body.prompt is None) == (body.messages is None):
+        raise InvalidRequest("Send either prompt or messages.", param="prompt")
+    if body.messages is None:
+        return body.prompt or "", False
+    text = render(
+        served,
+        body.messages,
+        add_generation_prompt=body.add_generation_prompt is not False,
+        variables=body.chat_template_kwargs,
+    )
+    return text, True
+
+
+def _model(served: ServedModel) -> dict[str, Any]:
+    return {
+        "id": served.model,
+        "object": "model",
+        "created": served.created,
+        "owned_by": "baton",
+        "root": served.root,
+        "parent": None,
+        "max_model_len": served.backend.max_model_len,
+    }

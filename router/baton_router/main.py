@@ -1,0 +1,114 @@
+"""The router's process: HTTP and gRPC front doors over one pool of workers."""
+
+import asyncio
+import gc
+import logging
+import socket
+import time
+from importlib.metadata import version
+
+from prometheus_client import CollectorRegistry
+
+from baton.config import RouterConfig
+from baton.core.errors import StartupError
+from baton.model_files import (
+    eos_token_ids,
+    max_position_embeddings,
+    model_fingerprint,
+    read_config,
+    vocab_size,
+)
+from baton.rpc import lifecycle
+from baton.rpc.lifecycle import DRAIN_TIMEOUT_S, StopSignals
+from baton.rpc.server import RpcServer
+from baton.v1 import inference_pb2_grpc
+from baton_router.grpc_front import InferenceServicer
+from baton_router.http.app import create_app
+from baton_router.http.server import HttpServer
+from baton_router.metrics import FrontMetrics
+from baton_router.pool_metrics import PoolCollector
+from baton_router.requests.admission import Admission
+from baton_router.requests.worker_backend import WorkerBackend
+from baton_router.served_model import ServedModel
+from baton_router.text.tokenizer import Tokenizer
+from baton_router.workers.pool import WorkerPool
+
+logger = logging.getLogger(__name__)
+
+
+def run(config: RouterConfig) -> None:
+    """Serve until a signal. Raises StartupError."""
+    lifecycle.run(_main(config))
+
+
+async def _main(config: RouterConfig) -> None:
+    signals = StopSignals()
+    fingerprint = model_fingerprint(config.model_dir)
+    pool = WorkerPool(config, fingerprint)
+    admission = Admission(config.max_queue, lambda: pool.capacity)
+    served = _served_model(config, pool, admission, fingerprint)
+    listener = _listen(config.host, config.http_port)
+    rpc = RpcServer()
+    inference_pb2_grpc.add_InferenceServicer_to_server(InferenceServicer(served), rpc.grpc)
+    await rpc.start(_address(config.host, config.grpc_port), ("baton.v1.Inference",), "--grpc-port")
+    http = HttpServer(create_app(served))
+    gc.freeze()  # what start-up made lives as long as the process: collections need not walk it
+    async with asyncio.TaskGroup() as tasks:
+        sessions = tasks.create_task(pool.run(admission.update))
+        serving = tasks.create_task(http.serve([listener]))
+        logger.info("serving '%s' at http://%s", served.model, _address(config.host, config.http_port))
+
+        async def drain() -> None:
+            http.should_exit = True
+            async with asyncio.TaskGroup() as draining:
+                draining.create_task(rpc.stop(DRAIN_TIMEOUT_S))
+                draining.create_task(_ended(serving))
+
+        await signals.drain_then_stop(drain)
+        http.should_exit = http.force_exit = True
+        await rpc.stop()
+        await asyncio.wait((serving,))
+        sessions.cancel()
+
+
+async def _ended(task: asyncio.Task[None]) -> None:
+    """Wait for a task without cancelling it or raising what it raises."""
+    await asyncio.wait((task,))
+
+
+def _served_model(
+    config: RouterConfig, pool: WorkerPool, admission: Admission, fingerprint: bytes
+) -> ServedModel:
+    model_config = read_config(config.model_dir)
+    longest = max_position_embeddings(model_config)
+    registry = CollectorRegistry()
+    registry.register(PoolCollector(pool, admission))
+    metrics = FrontMetrics(registry)
+    max_model_len = min(longest, config.max_model_len or longest)
+    tokenizer = Tokenizer.load(config.model_dir)
+    return ServedModel(
+        backend=WorkerBackend(pool, admission, fingerprint, max_model_len, metrics),
+        tokenizer=tokenizer,
+        model=config.served_model_name,
+        root=str(config.model_dir),
+        version=version("baton-serve"),
+        created=int(time.time()),
+        vocab_size=vocab_size(model_config),
+        # Without any, every answer would go on to its greatest length.
+        eos_token_ids=eos_token_ids(config.model_dir) or tokenizer.eos_token_ids,
+        metrics=metrics,
+    )
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        raise StartupError(
+            f"port {port} on {host} can't be had ({error.strerror}): choose another with --port"
+        ) from None
+
+
+def _address(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

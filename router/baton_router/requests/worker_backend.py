@@ -1,0 +1,60 @@
+"""The workers as the front doors see them: requests queue, are let in, and fly."""
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+from baton_router.backend import GenerationRequest, TokenDelta
+from baton_router.metrics import FrontMetrics
+from baton_router.requests.admission import Admission
+from baton_router.requests.flight import Flight
+from baton_router.workers.pool import WorkerPool
+
+
+class WorkerBackend:
+    """The workers behind the front doors; see baton_router.backend.Backend."""
+
+    def __init__(
+        self,
+        pool: WorkerPool,
+        admission: Admission,
+        fingerprint: bytes,
+        max_model_len: int,
+        metrics: FrontMetrics,
+    ) -> None:
+        self._pool = pool
+        self._admission = admission
+        self._fingerprint = fingerprint
+        self._max_model_len = max_model_len
+        self._metrics = metrics
+        self._flights: dict[str, Flight] = {}
+
+    @property
+    def max_model_len(self) -> int:
+        """Most tokens of a request that every worker takes; the model's own length while there are none."""
+        return min(self._max_model_len, self._pool.max_model_len or self._max_model_len)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether a request sent now has workers to run on."""
+        return self._pool.is_ready
+
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[TokenDelta]:
+        """See baton_router.backend.Backend."""
+        self._pool.place()  # without workers nothing waits in the queue
+        num_slots = request.sampling.n
+        await self._admission.enter(num_slots, request.priority)
+        try:
+            flight = Flight(request, self._pool, self._fingerprint, self._metrics)
+            self._flights[request.request_id] = flight
+            async with aclosing(flight.run()) as deltas:
+                async for delta in deltas:
+                    yield delta
+        finally:
+            self._flights.pop(request.request_id, None)
+            self._admission.leave(num_slots)
+
+    def abort_choice(self, request_id: str, choice: int) -> None:
+        """See baton_router.backend.Backend."""
+        flight = self._flights.get(request_id)
+        if flight is not None:
+            flight.abort_choice(choice)

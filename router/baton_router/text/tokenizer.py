@@ -1,0 +1,214 @@
+"""The model's tokenizer, read from its files with the `tokenizers` library alone."""
+
+import asyncio
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from baton.core.errors import InvalidRequest, StartupError
+from baton_router.text.chat_template import ChatTemplate
+from baton_router.text.detokenizer import (
+    ByteDetokenizer,
+    Detokenizer,
+    WindowDetokenizer,
+    byte_rules,
+    decoder_of,
+)
+
+# Up to so many characters an encode takes a few milliseconds; a thread's round trip costs one itself.
+_MAX_CHARACTERS_ON_LOOP = 8192
+_CHARACTERS_A_SLICE = 65_536
+_CHARACTERS_A_TOKEN = 8  # more than texts have on average
+_SPECIAL_TOKEN_NAMES = (
+    "bos_token",
+    "eos_token",
+    "unk_token",
+    "sep_token",
+    "pad_token",
+    "cls_token",
+    "mask_token",
+)
+
+
+class Tokenizer:
+    """Text to token ids and back. Safe to share between requests and threads."""
+
+    def __init__(
+        self, backend: tokenizers.Tokenizer, config: Mapping[str, Any], template: str | None
+    ) -> None:
+        """`config` is tokenizer_config.json; raises StartupError if the chat template is broken."""
+        self._backend = backend
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        self.vocab_size = backend.get_vocab_size(with_added_tokens=True)
+        special_tokens = _special_tokens(config)
+        self.eos_token_ids = self._ids_of(special_tokens.get("eos_token"))
+        self._chat_template = ChatTemplate(template, special_tokens) if template is not None else None
+        added = backend.get_added_tokens_decoder()
+        self._special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
+        self._rules = byte_rules(decoder_of(backend.to_str()))
+        self._bytes: dict[int, bytes] = {}
+
+    @classmethod
+    def load(cls, model_dir: Path) -> "Tokenizer":
+        """Read tokenizer.json and what lies beside it.
+
+        Raises StartupError where tokenizer.json is missing or a file can't be read.
+        """
+        path = model_dir / "tokenizer.json"
+        if not path.is_file():
+            raise StartupError(f"{path} is missing: Baton needs the model's fast tokenizer file.")
+        try:
+            backend = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises Exception itself
+            raise StartupError(f"{path} can't be read: {error}") from error
+        config = _read_config(model_dir / "tokenizer_config.json")
+        return cls(backend, config, _read_template(model_dir, config))
+
+    async def encode(self, text: str, *, max_tokens: int, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of a text; long texts are encoded on a thread, so that the event loop goes on.
+
+        Raises InvalidRequest as `encode_now` does, and for a long text of more than twice `max_tokens`.
+        """
+        if len(text) <= _MAX_CHARACTERS_ON_LOOP:
+            return self.encode_now(text, add_special_tokens=add_special_tokens)
+        if len(text) > _CHARACTERS_A_TOKEN * max_tokens:
+            await asyncio.to_thread(self._require_few_tokens, text, max_tokens)
+        return await asyncio.to_thread(self.encode_now, text, add_special_tokens=add_special_tokens)
+
+    def encode_now(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of a text, computed on the calling thread.
+
+        The batch call is the one that releases the GIL while it works; `encode` holds it. Raises
+        InvalidRequest where the text holds half a surrogate pair, which JSON can write and UTF-8 can't.
+        """
+        check_unicode("prompt", text)
+        [encoding] = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+        return encoding.ids
+
+    def _require_few_tokens(self, text: str, max_tokens: int) -> None:
+        """Raises InvalidRequest if the text has more than twice `max_tokens`, encoding no more to find out.
+
+        `tokenizers` takes about 250 bytes for each token of a text: gigabytes for what one request may hold.
+        Slices may have a few tokens more than the whole has; hence twice.
+        """
+        check_unicode("prompt", text)
+        num_tokens = 0
+        for start in range(0, len(text), _CHARACTERS_A_SLICE):
+            part = text[start : start + _CHARACTERS_A_SLICE]
+            num_tokens += len(self.encode_now(part, add_special_tokens=False))
+            if num_tokens > 2 * max_tokens:
+                raise InvalidRequest(
+                    f"The prompt's {len(text)} characters are more than {2 * max_tokens} tokens, and at most "
+                    f"{max_tokens} are allowed.",
+                    param="prompt",
+                    code="context_length_exceeded",
+                )
+
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """Text of token ids; ids without a token are left out."""
+        return self._backend.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
+
+    def render_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+        variables: Mapping[str, Any] | None = None,
+    ) -> str:
+        """The prompt of a conversation. Raises InvalidRequest if the model has no template or it refuses."""
+        if self._chat_template is None:
+            raise InvalidRequest(
+                "This model has no chat template: use completions with a prompt instead.",
+                param="messages",
+                code="no_chat_template",
+            )
+        return self._chat_template.render(
+            messages, add_generation_prompt=add_generation_prompt, variables=variables
+        )
+
+    def detokenizer(self, *, skip_special_tokens: bool = True, after: Sequence[int] = ()) -> Detokenizer:
+        """A new incremental decoder, for one choice, of a text that goes on from the tokens `after`."""
+        skipped = self._special_ids if skip_special_tokens else frozenset()
+        if self._rules is not None:
+            return ByteDetokenizer(lambda i: b"" if i in skipped else self.token_bytes(i), self._rules, after)
+        return WindowDetokenizer(
+            lambda ids: self.decode(ids, skip_special_tokens=False),
+            lambda i: i not in skipped and self._backend.id_to_token(i) is not None,
+            after,
+        )
+
+    def token_name(self, token_id: int) -> str:
+        """A token as the vocabulary spells it; empty if there is none of this id."""
+        return self._backend.id_to_token(token_id) or ""
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes that a token adds to the text; a character may be spread over several tokens."""
+        known = self._bytes.get(token_id)
+        if known is None:
+            known = self._bytes[token_id] = self._compute_bytes(token_id)
+        return known
+
+    def _compute_bytes(self, token_id: int) -> bytes:
+        if self._rules is None:
+            return self.decode([token_id], skip_special_tokens=False).encode()
+        return self._rules.token_bytes(self.token_name(token_id))
+
+    def _ids_of(self, token: str | None) -> tuple[int, ...]:
+        token_id = self._backend.token_to_id(token) if token is not None else None
+        return () if token_id is None else (token_id,)
+
+
+def check_unicode(name: str, text: str) -> None:
+    """Raises InvalidRequest if the field `name` can't be written as UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidRequest(
+            f"{name} holds half a surrogate pair at character {error.start}.",
+            param=name,
+        ) from error
+
+
+def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
+    """Texts of the named special tokens; a file writes each as a string or as an object with `content`."""
+    found = {}
+    for name in _SPECIAL_TOKEN_NAMES:
+        token = config.get(name)
+        content = token.get("content") if isinstance(token, dict) else token
+        if isinstance(content, str):
+            found[name] = content
+    return found
+
+
+def _read_config(path: Path) -> Mapping[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise StartupError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise StartupError(f"{path} must hold a JSON object.")
+    return config
+
+
+def _read_template(model_dir: Path, config: Mapping[str, Any]) -> str | None:
+    """The file of its own wins over the config, as in transformers; of named templates, `default`.
+
+    Raises StartupError where there is one that can't be read.
+    """
+    path = model_dir / "chat_template.jinja"
+    try:
+        if path.is_file():
+            return path.read_text(encoding="utf-8")
+        template = config.get("chat_template")
+        if isinstance(template, list):
+            named = {entry["name"]: entry["template"] for entry in template}
+            return named.get("default") or next(iter(named.values()), None)
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise StartupError(f"The chat template of '{model_dir}' can't be read: {error!r}") from error
+    return template
