@@ -5,26 +5,36 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
 
+# Tests of one file share servers and compiled kernels, so a file stays with one process.
+PYTEST := $(BIN)/pytest --numprocesses=auto --maxprocesses=8 --dist=loadfile
+
 # Installing also generates the gRPC stubs, so it is done again when one of these changes.
 SETUP_INPUTS := pyproject.toml constraints.txt $(wildcard protos/baton/v1/*.proto)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test clean
+.PHONY: help run check test clean
 
 help:
 	@echo "make run     set up if need be, then serve the shipped model (ARGS='--port 9000' for options)"
-	@echo "make test    set up if need be, then check style and types and run the tests"
+	@echo "make check   style, types and the fast tests, for while you work: a minute or so"
+	@echo "make test    style, types and all tests, as CI runs them"
 	@echo "make clean   remove what the targets above have made"
 	@echo "Set PYTHON to choose another Python: make run PYTHON=python3.12"
 
 run: $(VENV)/ready-to-run
 	@exec $(BIN)/baton serve $(ARGS)
 
+check: $(VENV)/ready-to-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(PYTEST) --quiet -m 'not slow' --schedules=2000
+
 test: $(VENV)/ready-to-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest
+	$(PYTEST) --durations=20
 
 clean:
 	rm -rf $(VENV) build dist baton/v1/*_pb2*.py baton/v1/*_pb2.pyi .*_cache .hypothesis

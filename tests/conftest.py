@@ -3,6 +3,7 @@
 import os
 import signal
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
@@ -24,16 +25,26 @@ if find_spec("triton") is None:  # there is none for this system
     ]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--schedules", type=int, default=20_000, help="schedules that the simulation tries")
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if find_spec("triton") is None:
         terminalreporter.write_line("Triton is not installed: the tests of GPU kernels were left out")
 
 
+# Folders whose tests start many processes, compile kernels or interpret them.
+SLOW_FOLDERS = ("bench", "e2e", "engine/gpu", "faults", "kernels/gpu", "kv_transfer/gpu", "parity")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if HAS_CUDA:
-        return
+    here = Path(__file__).parent
+    slow = tuple(here / folder for folder in SLOW_FOLDERS)
     for item in items:
-        if item.get_closest_marker("gpu") is not None:
+        if any(item.path.is_relative_to(folder) for folder in slow):
+            item.add_marker(pytest.mark.slow)
+        if not HAS_CUDA and item.get_closest_marker("gpu") is not None:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device, and this machine has none"))
 
 

@@ -1,10 +1,11 @@
 """A model directory that is none, and free ports."""
 
 import json
-import socket
 from pathlib import Path
 
 import pytest
+
+from tests.free_ports import free_port
 
 
 @pytest.fixture
@@ -19,5 +20,4 @@ def model_dir(tmp_path: Path) -> Path:
 @pytest.fixture
 def free_ports() -> tuple[int, int]:
     """Two ports that nothing listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as first, socket.create_server(("127.0.0.1", 0)) as second:
-        return first.getsockname()[1], second.getsockname()[1]
+    return free_port(), free_port()

@@ -10,6 +10,7 @@ import pytest
 
 from baton.core.errors import StartupError
 from baton_launch import main
+from tests.free_ports import free_port
 
 
 def baton(*arguments: str, token: str = "") -> subprocess.CompletedProcess[str]:
@@ -26,21 +27,25 @@ def error_line(*arguments: str) -> str:
     return done.stderr.strip()
 
 
+def serve_error(model: str) -> str:
+    return error_line("serve", model, f"--port={free_port()}", f"--grpc-port={free_port()}")
+
+
 @pytest.mark.parametrize("model", ["./no-such-model", "/no/such/model", "~/no-such-model"])
 def test_a_path_is_never_looked_up_on_the_hub(model: str) -> None:
-    assert error_line("serve", model).startswith("baton: there is no model directory /")
+    assert serve_error(model).startswith("baton: there is no model directory /")
 
 
 def test_a_directory_that_holds_no_model(tmp_path: Path) -> None:
-    assert "holds no config.json" in error_line("serve", str(tmp_path))
+    assert "holds no config.json" in serve_error(str(tmp_path))
 
 
 def test_what_can_be_no_model() -> None:
-    assert "neither a directory nor a Hugging Face model id" in error_line("serve", "a/b/c")
+    assert "neither a directory nor a Hugging Face model id" in serve_error("a/b/c")
 
 
 def test_an_unreachable_hub() -> None:
-    line = error_line("serve", "baton-test/no-such-model")
+    line = serve_error("baton-test/no-such-model")
     assert line.startswith("baton: could not reach the Hugging Face hub to fetch 'baton-test/no-such-model'")
 
 

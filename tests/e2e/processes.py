@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -14,17 +13,12 @@ from pathlib import Path
 
 import httpx
 
+from tests.free_ports import free_port
+
 ROOT = Path(__file__).parents[2]
 DEMO_MODEL = ROOT / "baton" / "demo_model"
 START_TIMEOUT_S = 90.0
 TOKEN = "the token of the tests' cluster"
-
-
-def free_port() -> int:
-    """A port that nobody listens on now."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def wait_until(is_true: Callable[[], bool], what: str, timeout_s: float) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.processes import free_port
+from tests.free_ports import free_port
 
 
 @pytest.fixture

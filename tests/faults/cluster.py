@@ -8,8 +8,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.e2e.processes import DEMO_MODEL, Cluster, free_port
+from tests.e2e.processes import DEMO_MODEL, Cluster
 from tests.faults.proxy import HOST, FaultProxy
+from tests.free_ports import free_port
 
 # The deadlines that the servers run with here, in seconds. Below 5: then HTTP/2's pings find a silence too.
 STALL_TIMEOUT_S = 2.0

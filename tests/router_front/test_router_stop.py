@@ -3,7 +3,6 @@
 import asyncio
 import os
 import signal
-import socket
 from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
@@ -18,14 +17,10 @@ from baton.v1 import inference_pb2_grpc
 from baton_router import main as router_main
 from baton_router.served_model import ServedModel
 from baton_router.workers.pool import WorkerPool
+from tests.free_ports import free_port
 from tests.router_front.fake_backend import FakeBackend
 
 DEADLINE_S = 10
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
 
 
 @pytest.fixture

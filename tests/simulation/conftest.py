@@ -6,14 +6,7 @@ from functools import partial
 
 import pytest
 
-NUM_SCHEDULES = 20_000
 _SLOWEST_SCHEDULE_S = 0.02  # on a machine that has other things to do
-
-
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption(
-        "--schedules", type=int, default=NUM_SCHEDULES, help="schedules that the simulation tries"
-    )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -50,7 +43,7 @@ def say(record_property: Callable[[str, object], None]) -> Callable[[str], None]
 
 
 def _num_schedules(config: pytest.Config) -> int:
-    return int(config.getoption("--schedules", default=NUM_SCHEDULES))
+    return int(config.getoption("--schedules"))
 
 
 _SAID = "said in the end"
