@@ -13,13 +13,14 @@ from typing import cast
 
 import torch
 
-import baton_decode_service.main
-import baton_prefill_service.main
+from baton import worker_process
 from baton.config import EngineConfig, Role, WorkerConfig
 from baton.core.ports import PageStore, Runner
 from baton.engine.models.decoder import DecoderConfig
 from baton.rpc import lifecycle
+from baton_decode_service.service import DecodeService
 from baton_launch.logging_setup import set_up_logging
+from baton_prefill_service.service import PrefillService
 from bench.gpu_model import BLOCK_SIZE, LLAMA_8B, random_decoder, runner_for
 
 NUM_BLOCKS = 4 * 4096 // BLOCK_SIZE + 64  # four prompts that no cache shares
@@ -57,8 +58,7 @@ def worker_config(role: str, address: str, transport: str) -> WorkerConfig:
 
 async def serve(config: WorkerConfig, loaded: RandomEngine) -> None:
     """What `baton prefill` or `baton decode` runs, with this engine."""
-    service = baton_prefill_service.main if config.role == "prefill" else baton_decode_service.main
-    await service.serve(config, loaded)
+    await worker_process.serve(config, loaded, PrefillService if config.role == "prefill" else DecodeService)
 
 
 if __name__ == "__main__":

@@ -45,6 +45,7 @@ class Rule:
 
 SETTINGS = ("baton.core", "baton.config")
 SHARED = (*SETTINGS, "baton.model_files", "baton.rpc", GENERATED)
+WORKER = ("baton.engine", "baton.worker_process")
 ROLES = ("baton_prefill_service", "baton_decode_service")
 SERVICES = ("baton_router", *ROLES, "baton_both_service")
 # Imported where a pair is made, and nowhere else.
@@ -61,9 +62,10 @@ RULES = (
     Rule("baton.engine",          ours=(*SHARED, "baton_kernels")),
     *(Rule(module,                ours=(*SHARED, "baton_kv_transfer")) for module in TORCH_TRANSPORTS),
     Rule("baton_kv_transfer",     ours=SHARED, never=TENSORS),
-    Rule("baton_prefill_service", ours=(*SHARED, "baton_kv_transfer", "baton.engine")),
-    Rule("baton_decode_service",  ours=(*SHARED, "baton_kv_transfer", "baton.engine")),
-    Rule("baton_both_service",    ours=(*SHARED, "baton.engine", *ROLES)),
+    Rule("baton.worker_process",  ours=(*SHARED, "baton.engine")),
+    Rule("baton_prefill_service", ours=(*SHARED, "baton_kv_transfer", *WORKER)),
+    Rule("baton_decode_service",  ours=(*SHARED, "baton_kv_transfer", *WORKER)),
+    Rule("baton_both_service",    ours=(*SHARED, *WORKER, *ROLES)),
     Rule("baton_router",          ours=SHARED, never=TENSORS),
     Rule("baton_launch",          ours=SETTINGS, ours_in_functions=SERVICES, never=TENSORS),
     Rule("baton",                 ours=()),

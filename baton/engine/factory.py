@@ -28,7 +28,7 @@ from baton.engine.layers.placement import ParameterPlacement
 from baton.engine.models.decoder import Decoder, DecoderConfig
 from baton.engine.models.registry import decoder_config
 from baton.engine.pages.kv_cache import KVCache
-from baton.engine.pages.memory import num_blocks_for, require_page_size, room_for
+from baton.engine.pages.memory import PoolSize, num_blocks_for, require_page_size, room_for
 from baton.engine.quantization.checkpoint_scales import float8_matrices, kv_cache_scales
 from baton.engine.weights import load_weights, progress, resolve_dtype
 from baton.model_files import eos_token_ids, model_fingerprint, read_config, safetensors_files
@@ -73,26 +73,17 @@ def load_engine(model_dir: Path, options: EngineConfig) -> Engine:
         require_float8(device)
     layout = _layout(config, options, dtype, model_dir)
     require_page_size(layout)
-    kv_cache_bytes, sized_by = options.kv_cache_bytes, "--kv-cache-memory"
-    if kv_cache_bytes is None and device.type == "cpu":
-        kv_cache_bytes = DEFAULT_KV_CACHE_BYTES
-    if kv_cache_bytes is not None:
-        num_blocks_for(layout, kv_cache_bytes, max_model_len)  # refuses
+    asked_size = _asked_size(options, device)
+    if asked_size is not None:
+        num_blocks_for(layout, asked_size, max_model_len)  # refuses
     if multiplies_float8(device) and dtype == torch.bfloat16:  # which is what its products give
         placement = replace(placement, float8=float8_matrices(safetensors_files(model_dir)))
     with room_for("the weights", device, _MORE_ROOM):
         decoder = Decoder(config, placement)
         load_weights(model_dir, decoder.checkpoint_tensors())
         decoder.pack()
-    if kv_cache_bytes is None:
-        from baton.engine.gpu.runner import size_pool
-
-        sized_by = "--gpu-memory-utilization"
-        kv_cache_bytes = size_pool(
-            decoder, layout, options.max_num_batched_tokens, options.max_num_seqs,
-            options.gpu_memory_utilization, config.windows, placement.device,
-        )  # fmt: skip
-    num_blocks = num_blocks_for(layout, kv_cache_bytes, max_model_len, sized_by)
+    size = asked_size or _size_on_gpu(decoder, layout, options, device)
+    num_blocks = num_blocks_for(layout, size, max_model_len)
     page_store = KVCache(layout, num_blocks, placement.device)
     with room_for("graphs and a first step", device, _LESS_CACHE):
         runner = _runner(decoder, page_store, options, max_model_len)
@@ -107,6 +98,23 @@ def load_engine(model_dir: Path, options: EngineConfig) -> Engine:
     return Engine(
         runner, page_store, config, max_model_len, config.vocab_size, fingerprint, eos_token_ids(model_dir)
     )
+
+
+def _asked_size(options: EngineConfig, device: torch.device) -> PoolSize | None:
+    """None: a GPU has as many pages as fit beside the weights."""
+    if options.kv_cache_bytes is None and device.type != "cpu":
+        return None
+    return PoolSize(options.kv_cache_bytes or DEFAULT_KV_CACHE_BYTES)
+
+
+def _size_on_gpu(decoder: Decoder, layout: KVLayout, options: EngineConfig, device: torch.device) -> PoolSize:
+    from baton.engine.gpu.runner import size_pool
+
+    num_bytes = size_pool(
+        decoder, layout, options.max_num_batched_tokens, options.max_num_seqs,
+        options.gpu_memory_utilization, decoder.config.windows, device,
+    )  # fmt: skip
+    return PoolSize(num_bytes, "--gpu-memory-utilization")
 
 
 def _max_model_len(config: DecoderConfig, asked: int | None) -> int:

@@ -2,6 +2,8 @@
 
 import asyncio
 
+import grpc
+
 from baton.config import WorkerConfig
 from baton.core.commands import EngineOutput
 from baton.core.request import EngineRequest
@@ -20,15 +22,21 @@ class BothService:
     """
 
     def __init__(
-        self,
-        config: WorkerConfig,
-        engine: AsyncEngine,
-        worker: Worker,
-        tasks: asyncio.TaskGroup,
+        self, config: WorkerConfig, engine: AsyncEngine, worker: Worker, tasks: asyncio.TaskGroup
     ) -> None:
         self._worker = worker
         self.prefill_role = PrefillService(config, engine, worker, tasks)
-        self.decode_role = DecodeService(config, engine, worker)
+        self.decode_role = DecodeService(config, engine, worker, tasks)
+        self.grpc_services = self.decode_role.grpc_services
+
+    def add_to(self, server: grpc.aio.Server) -> None:
+        """Let prefill servers send pages."""
+        self.decode_role.add_to(server)
+
+    async def close(self) -> None:
+        """Let go of connections to other workers."""
+        await self.prefill_role.close()
+        await self.decode_role.close()
 
     # --- from routers -------------------------------------------------------------------------------
 

@@ -4,6 +4,8 @@ import asyncio
 import secrets
 import time
 
+import grpc
+
 from baton.config import WorkerConfig, available_cores, host_of
 from baton.core.commands import EngineCommand, EngineOutput, FailureReason
 from baton.core.errors import InvalidRequest
@@ -15,7 +17,7 @@ from baton.rpc import codec
 from baton.rpc.worker_server import Worker
 from baton.v1 import transfer_pb2, worker_pb2
 from baton_decode_service.handover import DecodeHandover
-from baton_kv_transfer.receiver import TransferReceiver
+from baton_kv_transfer.receiver import SERVICE, TransferReceiver
 from baton_kv_transfer.transfers.pace import InboundPace
 from baton_kv_transfer.transports.registry import ReceivingTransports
 
@@ -26,7 +28,11 @@ _NO_PROMPTS = "this is a decode server: send prompts to a prefill server"
 class DecodeService:
     """Joins sessions, the handover, transfers and the engine; all of it on the event loop's thread."""
 
-    def __init__(self, config: WorkerConfig, engine: AsyncEngine, worker: Worker) -> None:
+    grpc_services = (SERVICE,)
+
+    def __init__(
+        self, config: WorkerConfig, engine: AsyncEngine, worker: Worker, _: asyncio.TaskGroup
+    ) -> None:
         self._engine = engine
         self._worker = worker
         self._role = config.role
@@ -47,6 +53,14 @@ class DecodeService:
             host=host_of(config.advertise_address) or "127.0.0.1",
             stall_timeout_s=config.transfer_stall_timeout_s,
         )
+
+    def add_to(self, server: grpc.aio.Server) -> None:
+        """Let prefill servers send pages."""
+        self.receiver.add_to(server)
+
+    async def close(self) -> None:
+        """Let go of what reads other servers' pages."""
+        await self.transports.close()
 
     def _computes_beside_transfers(self) -> bool:
         """Whether tokens come later where cores are busy with pages; a device computes beside that."""

@@ -3,6 +3,8 @@
 import asyncio
 import logging
 
+import grpc
+
 from baton.config import WorkerConfig
 from baton.core.commands import EngineCommand, EngineOutput, FailureReason, ReleasePages
 from baton.core.errors import InvalidRequest, TransferRefused
@@ -22,6 +24,8 @@ logger = logging.getLogger(__name__)
 class PrefillService:
     """Joins sessions, the handover, the engine and transfers; all of it on the event loop's thread."""
 
+    grpc_services = ()
+
     def __init__(
         self, config: WorkerConfig, engine: AsyncEngine, worker: Worker, tasks: asyncio.TaskGroup
     ) -> None:
@@ -39,6 +43,13 @@ class PrefillService:
             asked_transport=config.asked_kv_transport,
             stall_timeout_s=config.transfer_stall_timeout_s,
         )
+
+    def add_to(self, server: grpc.aio.Server) -> None:
+        """Nothing: nobody sends pages here."""
+
+    async def close(self) -> None:
+        """Close the connections to decode servers."""
+        await self.sender.close()
 
     # --- from routers -------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ import typer
 
 from baton.config import DEFAULT_KV_CACHE_BYTES
 from baton.core.kv_layout import KVLayout
-from baton.engine.pages.memory import num_blocks_for
+from baton.engine.pages.memory import PoolSize, num_blocks_for
 from baton_launch.main import app
 
 ROOT = Path(__file__).parents[2]
@@ -40,4 +40,4 @@ def test_the_model_of_the_readme_fits() -> None:
     [arguments] = [arguments for _, arguments in COMMANDS if "Qwen/Qwen3-0.6B" in arguments]
     [longest] = re.findall(r"--max-model-len (\d+)", arguments) or ["40960"]
     layout = KVLayout(block_size=16, num_layers=28, num_kv_heads=8, head_dim=128, dtype="bfloat16")
-    num_blocks_for(layout, DEFAULT_KV_CACHE_BYTES, int(longest))
+    num_blocks_for(layout, PoolSize(DEFAULT_KV_CACHE_BYTES), int(longest))

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from baton.core.kv_layout import KVLayout
-from baton.engine.cpu.runner import layer_group_ends
+from baton.engine.layer_groups import layer_group_ends
 
 KIB = 1 << 10
 

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from baton_kernels import reference
 from baton_kernels.cpu.argmax import argmax
-from baton_kernels.cpu.attention import PagedAttention, Rotation
+from baton_kernels.cpu.attention import PagedAttention
 from baton_kernels.cpu.linear import PackedInt8Linear, PackedLinear
 from baton_kernels.quantization import INT8_GROUP, int8_groups, to_float8
 from baton_kernels.reads import Normalise
+from baton_kernels.rotation import Rotation
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # Of one rounding to the dtype; sums are in float32.

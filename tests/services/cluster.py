@@ -173,7 +173,7 @@ class Worker:
         if self.config.role == "prefill":
             self.prefill_role = PrefillService(self.config, self.host, worker, tasks)
             return self.prefill_role
-        self.decode_role = DecodeService(self.config, self.host, worker)
+        self.decode_role = DecodeService(self.config, self.host, worker, tasks)
         return self.decode_role
 
     @property

@@ -1,11 +1,12 @@
 """What a decoder and an attention backend say to each other."""
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
 
-from baton_kernels.cpu.attention import Rotation
+from baton_kernels.rotation import Rotation
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,19 +43,19 @@ class AttentionStep(Protocol):
         ...
 
 
-class RotatingAttentionStep:
+class RotatingAttentionStep(ABC):
     """An AttentionStep that also rotates queries and keys, where a kernel does all of it at once."""
 
+    @abstractmethod
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """See `AttentionStep`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def rotate_and_attend(self, layer: int, states: Tensor, rotation: Rotation) -> Tensor:
         """As `attend`, with each token's queries, keys and values in `[T, H + 2 * K, D]`, not rotated yet.
 
         The queries in `states` are overwritten.
         """
-        raise NotImplementedError
 
 
 class AttentionBackend(Protocol):

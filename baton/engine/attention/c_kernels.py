@@ -9,8 +9,9 @@ from torch import Tensor
 from baton.engine.attention.base import AttentionBackend, AttentionMetadata, RotatingAttentionStep
 from baton.engine.attention.plain_torch import CpuAttention
 from baton.engine.inputs import StepArrays
-from baton_kernels.cpu.attention import PagedAttention, Rotation
+from baton_kernels.cpu.attention import PagedAttention
 from baton_kernels.cpu.library import cpu_kernels
+from baton_kernels.rotation import Rotation
 
 
 def cpu_attention(

@@ -9,8 +9,8 @@ from torch import Tensor
 from baton.core.errors import StartupError
 from baton.engine.attention.base import AttentionBackend, AttentionMetadata
 from baton.engine.attention.flash_kernels import (
+    BackendUnavailable,
     LibraryAttention,
-    Unavailable,
     VarlenAttention,
     flash_attention_2,
     flash_attention_3,
@@ -37,12 +37,12 @@ def cuda_attention(pool: Tensor, windows: Windows, scales: tuple[float, ...] = (
     for name, make in (*_LIBRARIES, (_OWN, None)):
         try:
             if make is not None and pool.dtype == torch.float8_e4m3fn:
-                raise Unavailable("its pages in 8 bits have another meaning")
+                raise BackendUnavailable("its pages in 8 bits have another meaning")
             backend = _backend(name, make)
             error = _trial_error(backend, pool)
             if not error < _TRIAL_ERROR:  # NaN is not
-                raise Unavailable(f"it is off by {error:.1e} of the norm in a trial")
-        except Unavailable as obstacle:
+                raise BackendUnavailable(f"it is off by {error:.1e} of the norm in a trial")
+        except BackendUnavailable as obstacle:
             reasons.append(f"{name}: {obstacle}")
             continue
         except torch.OutOfMemoryError:
@@ -67,7 +67,7 @@ def _backend(name: str, make: Callable[[], VarlenAttention] | None) -> Callable[
     try:
         from baton.engine.attention.triton_kernels import KernelAttention
     except ImportError as error:
-        raise Unavailable(f"it can't be imported ({error})") from error
+        raise BackendUnavailable(f"it can't be imported ({error})") from error
     return KernelAttention
 
 

@@ -20,7 +20,7 @@ from baton_kernels.gpu import rotary_store
 VarlenAttention = Callable[[Tensor, LayerPages, PagedRows, int | None], Tensor]
 
 
-class Unavailable(Exception):
+class BackendUnavailable(Exception):
     """A backend can't be used here; the text says why, for the log."""
 
 
@@ -58,7 +58,7 @@ class _LibraryStep:
 
 
 def flash_attention_3() -> VarlenAttention:
-    """flash-attn 3 (package `flash_attn_interface`). Raises Unavailable."""
+    """flash-attn 3 (package `flash_attn_interface`). Raises BackendUnavailable."""
     function = _function(
         "flash_attn_interface", "flash_attn_with_kvcache", ("page_table", "cache_seqlens", "cu_seqlens_q")
     )
@@ -78,7 +78,7 @@ def flash_attention_3() -> VarlenAttention:
 
 
 def flash_attention_2() -> VarlenAttention:
-    """flash-attn 2 (package `flash_attn`), whose pages are a multiple of 256 tokens. Raises Unavailable."""
+    """flash-attn 2 (package `flash_attn`), pages of a multiple of 256 tokens. Raises BackendUnavailable."""
     function = _function("flash_attn", "flash_attn_varlen_func", ("block_table",))
 
     def attend(query: Tensor, pages: LayerPages, rows: PagedRows, window: int | None) -> Tensor:
@@ -96,7 +96,7 @@ def flash_attention_2() -> VarlenAttention:
 
 
 def torch_varlen() -> VarlenAttention:
-    """`torch.nn.attention.varlen.varlen_attn`, where this torch's takes a block table. Raises Unavailable."""
+    """`torch.nn.attention.varlen.varlen_attn`, that takes a block table. Raises BackendUnavailable."""
     function = _function("torch.nn.attention.varlen", "varlen_attn", ("block_table", "seqused_k"))
     # It says at every call, so in every layer of every step, which kernels it uses.
     logging.getLogger("torch.nn.attention.varlen").setLevel(logging.WARNING)
@@ -124,9 +124,9 @@ def _function(module: str, name: str, parameters: tuple[str, ...]) -> Callable[.
     try:
         function: Callable[..., Any] = getattr(import_module(module), name)
     except Exception as error:  # a package built for another torch fails in ways of its own
-        raise Unavailable(f"{module} can't be imported ({type(error).__name__}: {error})") from error
+        raise BackendUnavailable(f"{module} can't be imported ({type(error).__name__}: {error})") from error
     known = inspect.signature(function).parameters
     missing = [parameter for parameter in parameters if parameter not in known]
     if missing:
-        raise Unavailable(f"{module}.{name} of this version has no {', '.join(missing)}")
+        raise BackendUnavailable(f"{module}.{name} of this version has no {', '.join(missing)}")
     return function

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from baton.engine.attention.base import AttentionMetadata, AttentionStep, RotatingAttentionStep
 from baton.engine.attention.paged import PagedRows, layer_pages
-from baton_kernels.cpu.attention import Rotation
 from baton_kernels.gpu import paged_decode, paged_prefill, rotary_store
 from baton_kernels.quantization import layer_scales
+from baton_kernels.rotation import Rotation
 
 _INTERPRETED_MULTIPROCESSORS = 1  # programs run one after the other; a few rows are split all the same
 

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 import torch
 
-from baton.core.kv_layout import KVLayout
 from baton.core.plan import StepPlan, StepResult
 from baton.core.ports import LayersDone
 from baton.core.sampling import SampledToken
@@ -12,14 +11,11 @@ from baton.engine.attention.base import AttentionBackend
 from baton.engine.cpu.recorded_step import StepLogits, recorded_step
 from baton.engine.cpu.shared_cores import SharedCores
 from baton.engine.inputs import StepArrays, build_arrays, to_tensors
+from baton.engine.layer_groups import layer_group_ends
 from baton.engine.models.decoder import Decoder
 from baton.engine.pages.kv_cache import KVCache
 from baton.engine.sampler import Task, sample, takes_likeliest
 
-# The pages that a prompt's last step completes leave in groups of layers while it goes on: more groups leave
-# less to wait for, and cost a message or more each.
-_MAX_LAYER_GROUPS = 4
-_MIN_GROUP_BYTES = 256 << 10
 # Steps of more tokens look after each layer which cores they may have, others after some.
 _LONG_STEP = 64
 _SHORT_STEP_LAYERS = 4
@@ -119,21 +115,6 @@ class ModelRunner:
         """Layers after which to look who else computes: the shorter the step, the fewer."""
         every = 1 if plan.num_tokens > _LONG_STEP else _SHORT_STEP_LAYERS
         return set(range(every, self._cache.layout.num_layers, every))
-
-
-def layer_group_ends(plan: StepPlan, layout: KVLayout) -> set[int]:
-    """Layers before which a step's pages leave in groups; the last group's end is not among them.
-
-    Each group has half of the layers that are left: a request waits for the last one alone.
-    """
-    ends: set[int] = set()
-    num_left = layout.num_layers
-    while len(ends) < _MAX_LAYER_GROUPS - 1:
-        num_left //= 2
-        if num_left * plan.num_leaving_blocks * layout.bytes_per_layer < _MIN_GROUP_BYTES or not num_left:
-            break
-        ends.add(layout.num_layers - num_left)
-    return ends
 
 
 def _result(

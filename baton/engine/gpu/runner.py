@@ -14,13 +14,13 @@ from baton.core.ports import LayersDone
 from baton.core.sampling import SampledToken, SamplingParams
 from baton.engine.attention.base import AttentionBackend
 from baton.engine.attention.registry import attention_backend
-from baton.engine.cpu.runner import layer_group_ends
 from baton.engine.gpu.device_logprobs import Logprobs, add_logprobs, logprobs_on_device
 from baton.engine.gpu.device_sampler import sample_again_with_rules, sample_on_device
 from baton.engine.gpu.graphs import DecodeGraphs
 from baton.engine.gpu.host_copies import HostCopies, all_to_device, to_device
 from baton.engine.gpu.token_feed import TokenFeed
 from baton.engine.inputs import StepInputs, build_inputs
+from baton.engine.layer_groups import layer_group_ends
 from baton.engine.models.decoder import Decoder
 from baton.engine.pages.kv_cache import KVCache
 from baton.engine.pages.memory import kv_cache_bytes_on_gpu, room_for

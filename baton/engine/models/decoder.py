@@ -17,9 +17,9 @@ from baton.engine.layers.norm import RMSNorm
 from baton.engine.layers.placement import Layer, ParameterPlacement
 from baton.engine.layers.rope import RopeConfig, RotaryEmbedding, rotate
 from baton.engine.quantization.packing import embedding_table
-from baton_kernels.cpu.attention import Rotation
 from baton_kernels.cpu.calls import ChosenRows
 from baton_kernels.cpu.embedding import EmbeddingTable
+from baton_kernels.rotation import Rotation
 
 
 @dataclass(frozen=True, slots=True)

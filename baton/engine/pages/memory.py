@@ -2,12 +2,14 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 
 from baton.core.errors import StartupError
 from baton.core.kv_layout import KVLayout
 
+KV_CACHE_MEMORY = "--kv-cache-memory"
 # Of what other programs leave of a GPU's memory, an engine takes at most so much.
 _FREE_SHARE = 0.9
 # Of one page. A message of a transfer has room for twice as much of a layer, a launch that copies pages for
@@ -28,24 +30,30 @@ def require_page_size(layout: KVLayout) -> None:
     )
 
 
-def num_blocks_for(
-    layout: KVLayout, kv_cache_bytes: int, max_model_len: int, option: str = "--kv-cache-memory"
-) -> int:
-    """Pages that fit in `kv_cache_bytes`, which `option` sets, besides the one that is reserved for padding.
+@dataclass(frozen=True, slots=True)
+class PoolSize:
+    """Memory for KV pages, and the option that sets it."""
+
+    num_bytes: int
+    option: str = KV_CACHE_MEMORY
+
+
+def num_blocks_for(layout: KVLayout, size: PoolSize, max_model_len: int) -> int:
+    """Pages that there is room for besides the one that is reserved for padding.
 
     Raises StartupError unless one request of `max_model_len` tokens fits.
     """
-    num_blocks = kv_cache_bytes // layout.bytes_per_block - 1
+    num_blocks = size.num_bytes // layout.bytes_per_block - 1
     needed = layout.blocks_for(max_model_len)
     if num_blocks >= needed:
         return num_blocks
     needed_bytes = (needed + 1) * layout.bytes_per_block
     longest = max(0, num_blocks) * layout.block_size
     # A share of a GPU's memory says nothing in MiB.
-    how_far = f" to {_in_words(needed_bytes)}" if option == "--kv-cache-memory" else ""
+    how_far = f" to {_in_words(needed_bytes)}" if size.option == KV_CACHE_MEMORY else ""
     raise StartupError(
         f"One request of {max_model_len} tokens needs {_in_words(needed_bytes)} of KV cache, but there are "
-        f"{_in_words(kv_cache_bytes)} (room for {longest} tokens); raise {option}"
+        f"{_in_words(size.num_bytes)} (room for {longest} tokens); raise {size.option}"
         f"{how_far} or lower --max-model-len{f' to {longest}' if longest else ''}."
     )
 

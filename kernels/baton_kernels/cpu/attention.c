@@ -1,5 +1,5 @@
 /* One layer's attention of a step: rotate queries and keys, store keys and values, attend; one team of threads. */
-#include "attention.h"
+#include "paged_rows.h"
 
 #define SPLITS_A_THREAD 4
 

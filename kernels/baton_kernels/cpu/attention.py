@@ -1,7 +1,6 @@
 """Attention over the paged pool in C (attention.c); shapes as in `baton_kernels.reference`."""
 
 import ctypes
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,6 +9,7 @@ from torch import Tensor
 from baton_kernels.cpu.calls import Kernel, make_call, new_tensor
 from baton_kernels.cpu.library import DTYPES, PAGE_DTYPES
 from baton_kernels.quantization import layer_scales
+from baton_kernels.rotation import Rotation
 
 Integers = np.ndarray[Any, np.dtype[np.int64]]
 
@@ -57,18 +57,6 @@ class _Attention(ctypes.Structure):
         ("value_scale", ctypes.c_float),
         ("output", ctypes.c_void_p),
     ]
-
-
-@dataclass(frozen=True, slots=True)
-class Rotation:
-    """How queries and keys are rotated: cosines and signed sines `[T, 1, D]` in the dtype of states.
-
-    norms: float32 `[D]` weights of RMSNorms of each head of the query and of the key before that, and eps.
-    """
-
-    cosines: Tensor
-    sines: Tensor
-    norms: tuple[Tensor, Tensor, float] | None = None
 
 
 class PagedAttention:

@@ -7,7 +7,7 @@
  * Weights are relative to a base that follows the greatest score only where that has left it far behind, so that sums
  * are seldom rescaled (as in FlashAttention-4: Zadouri et al., 2026).
  */
-#include "attention.h"
+#include "paged_rows.h"
 
 #if AMX
 

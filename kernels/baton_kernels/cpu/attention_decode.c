@@ -6,7 +6,7 @@
  *
  * Numbers go from the pages into registers; queries and sums are in the order in which `load_pair` has them.
  */
-#include "attention.h"
+#include "paged_rows.h"
 
 #include <stdbool.h>
 

@@ -3,7 +3,7 @@
  * The queries of all heads of a kv head stand side by side as columns, so that a block of K and V, converted to
  * float32 once, serves them all, and softmax, kept up to date block by block, takes a vector of queries at a time.
  */
-#include "attention.h"
+#include "paged_rows.h"
 
 #define SLOTS 48         /* at a time; a multiple of TILE_ROWS */
 #define QUERIES 192      /* of a block: query tokens times heads of a kv head; a multiple of TILE_COLUMNS */

@@ -12,8 +12,8 @@ from baton.core.errors import StartupError
 from baton.engine.attention import cuda
 from baton.engine.attention.cuda import cuda_attention
 from baton.engine.attention.flash_kernels import (
+    BackendUnavailable,
     LibraryAttention,
-    Unavailable,
     flash_attention_3,
     torch_varlen,
 )
@@ -51,7 +51,7 @@ def test_the_first_that_computes_right_is_taken(device, monkeypatch, caplog):
         return dense_library(query, pages, rows, None)
 
     def missing():
-        raise Unavailable("it is not installed")
+        raise BackendUnavailable("it is not installed")
 
     def picky():
         def refuse(*_):
@@ -91,13 +91,13 @@ def test_none_says_what_to_do(device, monkeypatch):
 
 def test_what_is_not_installed_says_so(monkeypatch):
     monkeypatch.setitem(sys.modules, "flash_attn_interface", None)
-    with pytest.raises(Unavailable, match="flash_attn_interface can't be imported"):
+    with pytest.raises(BackendUnavailable, match="flash_attn_interface can't be imported"):
         flash_attention_3()
 
 
 def test_a_version_without_block_tables_says_so(monkeypatch):
     monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", lambda query, key, value: query)
-    with pytest.raises(Unavailable, match="varlen_attn of this version has no block_table, seqused_k"):
+    with pytest.raises(BackendUnavailable, match="varlen_attn of this version has no block_table, seqused_k"):
         torch_varlen()
 
 
@@ -107,7 +107,7 @@ def test_libraries_on_the_device(device, name, make):
     """Every library that this machine has computes the trial right, with pages that it can take."""
     try:
         attention = make()
-    except Unavailable as obstacle:
+    except BackendUnavailable as obstacle:
         pytest.skip(str(obstacle))
     block_size = 256 if name == "flash-attn 2" else 16
     pool = torch.zeros(9, 2, 2, 2, block_size, 128, dtype=torch.bfloat16, device=device)

@@ -10,15 +10,14 @@ from baton.core.errors import StartupError
 from baton.core.kv_layout import KVLayout
 from baton.core.plan import SampleTask, ScheduledRow, StepPlan
 from baton.core.sampling import SampledToken, SamplingParams
-from baton.engine import devices, factory
-from baton.engine.cpu import runner
+from baton.engine import devices, factory, layer_groups
 from baton.engine.factory import load_engine
 from baton.engine.gpu.device_logprobs import add_logprobs, logprobs_on_device
 from baton.engine.gpu.device_sampler import sample_on_device
 from baton.engine.gpu.graphs import graph_batch_sizes, graph_for
 from baton.engine.gpu.host_copies import HostCopies
 from baton.engine.gpu.runner import largest_step
-from baton.engine.pages.memory import kv_cache_bytes_on_gpu, num_blocks_for, require_page_size
+from baton.engine.pages.memory import PoolSize, kv_cache_bytes_on_gpu, num_blocks_for, require_page_size
 from baton.engine.sampler import sample
 from tests.engine.driver import Driver, Request, make_prompt
 from tests.engine.gpu.runners import gpu_runner
@@ -125,9 +124,9 @@ def test_a_pool_too_small_names_the_option_that_set_it():
     with pytest.raises(
         StartupError, match=r"raise --gpu-memory-utilization or lower --max-model-len to 32\."
     ):
-        num_blocks_for(layout, 3 * layout.bytes_per_block, 4096, "--gpu-memory-utilization")
+        num_blocks_for(layout, PoolSize(3 * layout.bytes_per_block, "--gpu-memory-utilization"), 4096)
     with pytest.raises(StartupError, match="raise --kv-cache-memory to 1028KiB or lower"):
-        num_blocks_for(layout, 3 * layout.bytes_per_block, 4096)
+        num_blocks_for(layout, PoolSize(3 * layout.bytes_per_block), 4096)
 
 
 @pytest.mark.parametrize(("num_layers", "most"), [(1, 8192), (32, 4096)])
@@ -193,7 +192,7 @@ def test_tells_of_layers_as_they_are_queued(device, checkpoint, monkeypatch):
     """In groups, as the CPU's runner does when it has computed them, and never of the last one."""
     if device.type == "cuda":
         pytest.skip("one engine's weights and pages lie on one device")
-    monkeypatch.setattr(runner, "_MIN_GROUP_BYTES", 1)
+    monkeypatch.setattr(layer_groups, "_MIN_GROUP_BYTES", 1)
     engine = load_engine(checkpoint("llama"), EngineConfig(kv_cache_bytes=4 * MIB, device="cpu"))
     row = ScheduledRow(list(range(20)), 0, [0, 1])
     told, before_collect = ([], []), []

@@ -3,8 +3,8 @@
  * The pool is [pages][layers][2][kv heads][slots a page][head_dim]. A slot that a request has not filled may hold
  * anything, NaN of another request among it, so that no slot outside a row's context is ever read.
  */
-#ifndef BATON_ATTENTION_H
-#define BATON_ATTENTION_H
+#ifndef BATON_PAGED_ROWS_H
+#define BATON_PAGED_ROWS_H
 
 #include "amx.h"
 #include "calls.h"
