@@ -1,9 +1,8 @@
-"""What can be read from a model directory without torch: configuration, end tokens, fingerprint.
+"""What can be read from a model directory without torch: configuration, end tokens, files of weights.
 
 The router needs these as much as the workers do, so nothing here imports torch.
 """
 
-import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -12,7 +11,6 @@ from typing import Any
 
 from baton.core.errors import StartupError
 
-FINGERPRINT_BYTES = 16
 _SINGLE_FILE = "model.safetensors"
 _INDEX_FILE = "model.safetensors.index.json"
 _MAX_HEADER_BYTES = 100 * 2**20  # the safetensors format's own limit
@@ -115,21 +113,19 @@ def safetensors_files(model_dir: Path) -> tuple[Path, ...]:
     return files
 
 
-def model_fingerprint(model_dir: Path) -> bytes:
-    """16 bytes that are equal on every machine that has the same model files.
+def require_complete(file: Path) -> None:
+    """Raise StartupError where a safetensors file can't be read, or ends within its header.
 
-    BLAKE2b over config.json and, for each weights file in name order, its name, size and safetensors header
-    (names, dtypes, shapes and offsets of all tensors); the tensors' bytes are not read, so it takes
-    milliseconds. Raises StartupError as `safetensors_files` does, and for a corrupt header.
+    The file starts with its JSON header's length, unsigned 64 bits little endian.
     """
-    read_config(model_dir)
-    digest = hashlib.blake2b(digest_size=FINGERPRINT_BYTES)
-    _add_field(digest, (model_dir / "config.json").read_bytes())
-    for file in safetensors_files(model_dir):
-        _add_field(digest, file.name.encode())
-        _add_field(digest, file.stat().st_size.to_bytes(8, "little"))
-        _add_field(digest, _safetensors_header(file))
-    return digest.digest()
+    try:
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            header = stream.read(length) if length <= _MAX_HEADER_BYTES else b""
+    except OSError as error:
+        raise StartupError(f"'{file}' can't be read: {error.strerror}") from error
+    if not header or len(header) != length:
+        raise StartupError(f"'{file}' is not a complete safetensors file; download it again.")
 
 
 def _indexed_files(model_dir: Path) -> tuple[Path, ...]:
@@ -145,25 +141,6 @@ def _indexed_files(model_dir: Path) -> tuple[Path, ...]:
             "download the checkpoint again."
         )
     return files
-
-
-def _safetensors_header(file: Path) -> bytes:
-    """The file starts with its JSON header's length, unsigned 64 bits little endian."""
-    try:
-        with file.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            header = stream.read(length) if length <= _MAX_HEADER_BYTES else b""
-    except OSError as error:
-        raise StartupError(f"'{file}' can't be read: {error.strerror}") from error
-    if not header or len(header) != length:
-        raise StartupError(f"'{file}' is not a complete safetensors file; download it again.")
-    return header
-
-
-def _add_field(digest: hashlib.blake2b, field: bytes) -> None:
-    # With its length in front, so that bytes can't move from one field to the next unnoticed.
-    digest.update(len(field).to_bytes(8, "little"))
-    digest.update(field)
 
 
 def _read_json_object(file: Path) -> dict[str, Any]:

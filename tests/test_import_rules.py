@@ -44,7 +44,7 @@ class Rule:
 
 
 SETTINGS = ("baton.core", "baton.config")
-SHARED = (*SETTINGS, "baton.model_files", "baton.rpc", GENERATED)
+SHARED = (*SETTINGS, "baton.fingerprint", "baton.model_files", "baton.rpc", GENERATED)
 WORKER = ("baton.engine", "baton.worker_process")
 ROLES = ("baton_prefill_service", "baton_decode_service")
 SERVICES = ("baton_router", *ROLES, "baton_both_service")
@@ -57,6 +57,7 @@ RULES = (
     Rule("baton.core",            ours=(), never=IMPURE, stdlib_only=True),
     Rule("baton.config",          ours=("baton.core",), stdlib_only=True),
     Rule("baton.model_files",     ours=("baton.core",), stdlib_only=True),
+    Rule("baton.fingerprint",     ours=("baton.core", "baton.config", "baton.model_files"), stdlib_only=True),
     Rule("baton_kernels",         ours=()),
     Rule("baton.rpc",             ours=("baton.core", "baton.config", GENERATED), never=TENSORS),
     Rule("baton.engine",          ours=(*SHARED, "baton_kernels")),

@@ -31,7 +31,8 @@ from baton.engine.pages.kv_cache import KVCache
 from baton.engine.pages.memory import PoolSize, num_blocks_for, require_page_size, room_for
 from baton.engine.quantization.checkpoint_scales import float8_matrices, kv_cache_scales
 from baton.engine.weights import load_weights, progress, resolve_dtype
-from baton.model_files import eos_token_ids, model_fingerprint, read_config, safetensors_files
+from baton.fingerprint import fingerprint_beside
+from baton.model_files import eos_token_ids, read_config, safetensors_files
 
 if TYPE_CHECKING:
     from baton.engine.gpu.graphs import DecodeGraphs
@@ -51,7 +52,7 @@ class Engine:
     config: DecoderConfig
     max_model_len: int
     vocab_size: int
-    fingerprint: bytes  # 16 bytes, see model_files.model_fingerprint
+    fingerprint: bytes  # 16 bytes, see baton.fingerprint
     eos_token_ids: tuple[int, ...]
 
 
@@ -78,10 +79,11 @@ def load_engine(model_dir: Path, options: EngineConfig) -> Engine:
         num_blocks_for(layout, asked_size, max_model_len)  # refuses
     if multiplies_float8(device) and dtype == torch.bfloat16:  # which is what its products give
         placement = replace(placement, float8=float8_matrices(safetensors_files(model_dir)))
-    with room_for("the weights", device, _MORE_ROOM):
+    with room_for("the weights", device, _MORE_ROOM), fingerprint_beside(model_dir) as await_fingerprint:
         decoder = Decoder(config, placement)
         load_weights(model_dir, decoder.checkpoint_tensors())
         decoder.pack()
+        fingerprint = await_fingerprint()
     size = asked_size or _size_on_gpu(decoder, layout, options, device)
     num_blocks = num_blocks_for(layout, size, max_model_len)
     page_store = KVCache(layout, num_blocks, placement.device)
@@ -94,7 +96,6 @@ def load_engine(model_dir: Path, options: EngineConfig) -> Engine:
         time.monotonic() - started, model_dir, layout.dtype, num_blocks, layout.block_size,
         num_blocks / layout.blocks_for(max_model_len), max_model_len,
     )  # fmt: skip
-    fingerprint = model_fingerprint(model_dir)
     return Engine(
         runner, page_store, config, max_model_len, config.vocab_size, fingerprint, eos_token_ids(model_dir)
     )
