@@ -12,6 +12,7 @@
     └── StartupError        the process can't start: one line on stderr, exit code 2
 
 `router/baton_router/http/errors.py` maps them to HTTP and `baton/rpc/errors.py` to gRPC; nothing else does.
+The router makes them again of what workers say of failures: `router/baton_router/workers/worker_link.py`.
 """
 
 

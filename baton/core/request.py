@@ -1,6 +1,7 @@
 """One request as an engine sees it, and what is said about it to and from the engine."""
 
 from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -24,12 +25,13 @@ class EngineRequest:
     sampling: SamplingParams
     priority: int = 0  # lower first; equal ones in order of arrival
     answered_token_ids: tuple[int, ...] = ()
-    # The prompt as memory that a sampler reads as it is, at every step; None without a repetition penalty.
-    packed_prompt: "array[int] | None" = field(init=False, compare=False, repr=False)
+    # The prompt as samplers get it: memory that they read as it is, where they read it at every step.
+    prompt_for_sampler: Sequence[int] = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         is_read = self.sampling.repetition_penalty != 1.0
-        object.__setattr__(self, "packed_prompt", array("q", self.prompt_token_ids) if is_read else None)
+        prompt = array("q", self.prompt_token_ids) if is_read else self.prompt_token_ids
+        object.__setattr__(self, "prompt_for_sampler", prompt)
 
     @property
     def num_tokens(self) -> int:

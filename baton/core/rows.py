@@ -50,12 +50,11 @@ def choices_to_sample(sequence: SequenceState) -> tuple[int, ...]:
 
 
 def _sample_task(sequence: SequenceState, choice: int, position: int) -> SampleTask:
-    request = sequence.request
-    params = request.sampling
+    params = sequence.request.sampling
     return SampleTask(
         params=params,
         seed=sequence.seed if choice == sequence.choice else choice_seed(params.seed, choice),
         position=position,
-        prompt_token_ids=request.prompt_token_ids if request.packed_prompt is None else request.packed_prompt,
+        prompt_token_ids=sequence.request.prompt_for_sampler,
         output_token_ids=sequence.output_token_ids,
     )

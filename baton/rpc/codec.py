@@ -1,8 +1,10 @@
 """Protobuf to dataclasses and back: the one place that knows both."""
 
 from collections.abc import Iterable
+from typing import Any
 
 from baton.core.commands import FailureReason, StepTimes
+from baton.core.fields import Row, TokenBiases, TokenIds, rows
 from baton.core.kv_layout import KVLayout
 from baton.core.prefix import HASH_BYTES, pack_token_ids, unpack_token_ids
 from baton.core.request import EngineRequest, LoadSnapshot, TokenEvent
@@ -66,42 +68,27 @@ def work_from_proto(work: worker_pb2.Work, block_size: int) -> EngineRequest:
 
 
 def _sampling_to_proto(params: SamplingParams) -> worker_pb2.WorkerSampling:
-    return worker_pb2.WorkerSampling(
-        temperature=params.temperature,
-        top_k=params.top_k,
-        top_p=params.top_p,
-        min_p=params.min_p,
-        presence_penalty=params.presence_penalty,
-        frequency_penalty=params.frequency_penalty,
-        repetition_penalty=params.repetition_penalty,
-        seed=params.seed,
-        max_tokens=params.max_tokens,
-        min_tokens=params.min_tokens,
-        stop_token_ids=params.stop_token_ids,
-        logit_bias_ids=[token_id for token_id, _ in params.logit_bias],
-        logit_bias_values=[bias for _, bias in params.logit_bias],
-        num_logprobs=params.num_logprobs,
-        n=params.n,
-    )
+    fields = {row.name: _to_field(row, getattr(params, row.name)) for row in rows(SamplingParams)}
+    return worker_pb2.WorkerSampling(**fields)
 
 
 def _sampling_from_proto(message: worker_pb2.WorkerSampling) -> SamplingParams:
+    sent = {field.name: value for field, value in message.ListFields()}
     return SamplingParams(
-        temperature=message.temperature,
-        top_k=message.top_k,
-        top_p=message.top_p,
-        min_p=message.min_p,
-        presence_penalty=message.presence_penalty,
-        frequency_penalty=message.frequency_penalty,
-        repetition_penalty=message.repetition_penalty,
-        seed=message.seed,
-        max_tokens=message.max_tokens,
-        min_tokens=message.min_tokens,
-        stop_token_ids=tuple(message.stop_token_ids),
-        logit_bias=tuple(zip(message.logit_bias_ids, message.logit_bias_values, strict=True)),
-        num_logprobs=message.num_logprobs if message.HasField("num_logprobs") else None,
-        n=message.n,
+        **{row.name: _from_field(row, sent[row.name]) for row in rows(SamplingParams) if row.name in sent}
     )
+
+
+def _to_field(row: Row, value: Any) -> Any:
+    if row.type == TokenBiases:
+        return [worker_pb2.TokenBias(token_id=token_id, bias=bias) for token_id, bias in value]
+    return value
+
+
+def _from_field(row: Row, value: Any) -> Any:
+    if row.type == TokenBiases:
+        return tuple((entry.token_id, entry.bias) for entry in value)
+    return tuple(value) if row.type == TokenIds else value
 
 
 def layout_to_proto(layout: KVLayout) -> transfer_pb2.KVLayout:

@@ -1,22 +1,34 @@
 """One generation as the front doors ask for it, before and after tokens; the back of the router fills it."""
 
+import time
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from baton.core.sampling import SampledToken, SamplingParams
 from baton.core.stopping import FinishReason
+from baton_router.text.stop_strings import StopStrings
+
+
+@dataclass(frozen=True, slots=True)
+class TextOptions:
+    """How tokens become the client's text; nothing to the workers."""
+
+    stop_strings: StopStrings = field(default_factory=StopStrings)
+    skip_special_tokens: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
-    """One prompt and what is to come after it, in token ids."""
+    """One prompt and what is to come after it, checked."""
 
     request_id: str
-    token_ids: tuple[int, ...]
+    token_ids: tuple[int, ...]  # the prompt
     sampling: SamplingParams
     priority: int = 0  # lower first
     cache_salt: str = ""  # requests with different salts never share cached prefixes
+    text: TextOptions = field(default_factory=TextOptions)
+    arrived_s: float = field(default_factory=time.monotonic)
 
 
 @dataclass(frozen=True, slots=True)

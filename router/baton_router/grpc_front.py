@@ -2,38 +2,32 @@
 
 import asyncio
 import uuid
+from collections.abc import Callable
 from contextlib import aclosing
 from typing import Any
 
 import grpc
 
 from baton.core.errors import InvalidRequest, RequestFailed
-from baton.core.sampling import SampledToken
+from baton.core.fields import TokenBiases, TokenIds, rows
+from baton.core.sampling import SampledToken, SamplingParams
 from baton.v1 import inference_pb2 as pb
 from baton.v1 import inference_pb2_grpc
+from baton_router.backend import GenerationRequest, TextOptions
+from baton_router.request_checks import build_request, check_token_ids
 from baton_router.served_model import ServedModel
 from baton_router.text.chat_template import require_few_messages
 from baton_router.text.stop_strings import StopStrings
-from baton_router.text_request import CompletionOptions, TextRequest, build_request, check_token_ids
-from baton_router.text_stream import TextDelta, generate_text
+from baton_router.text_stream import TextDelta, generate_text, joined
 
 WRITE_TIMEOUT_S = 60.0  # a client that reads nothing for so long must not keep its place on the workers
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
-_PLAIN_FIELDS = (
-    "temperature",
-    "top_k",
-    "top_p",
-    "min_p",
-    "presence_penalty",
-    "frequency_penalty",
-    "repetition_penalty",
-    "seed",
-    "max_tokens",
-    "min_tokens",
-    "n",
-)
+_FROM_PROTO: dict[Any, Callable[[Any], Any]] = {
+    TokenIds: tuple,
+    TokenBiases: lambda biases: tuple(biases.items()),
+}
 
 
 class InferenceServicer(inference_pb2_grpc.InferenceServicer):
@@ -78,7 +72,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServicer):
         model = pb.Model(id=self._served.model, max_model_len=self._served.backend.max_model_len)
         return pb.ListModelsResponse(models=[model])
 
-    async def _completion_request(self, request: pb.GenerateRequest) -> TextRequest:
+    async def _completion_request(self, request: pb.GenerateRequest) -> GenerationRequest:
         kind = request.WhichOneof("prompt")
         if kind is None:
             raise InvalidRequest("The request has no prompt.", param="prompt", code="empty_prompt")
@@ -90,8 +84,11 @@ class InferenceServicer(inference_pb2_grpc.InferenceServicer):
         return await build_request(
             self._served,
             prompt,
-            _options(request),
+            _sampling_fields(request.sampling),
+            TextOptions(StopStrings(request.sampling.stop)),
             request_id=f"gen-{uuid.uuid4().hex}",
+            priority=request.priority,
+            cache_salt=request.cache_salt,
             add_special_tokens=kind == "text",
         )
 
@@ -106,10 +103,10 @@ class InferenceServicer(inference_pb2_grpc.InferenceServicer):
 class _StreamedResponses:
     """One message per delta."""
 
-    def __init__(self, request: TextRequest) -> None:
+    def __init__(self, request: GenerationRequest) -> None:
         self._request = request
-        self._usage = pb.Usage(prompt_tokens=request.num_prompt_tokens)
-        self._num_running = request.generation.sampling.n
+        self._usage = pb.Usage(prompt_tokens=len(request.token_ids))
+        self._num_running = request.sampling.n
 
     def push(self, delta: TextDelta) -> list[pb.GenerateResponse]:
         """The messages that this delta makes complete; usage is on the call's last."""
@@ -123,7 +120,7 @@ class _StreamedResponses:
 
     def _response(self, delta: TextDelta) -> pb.GenerateResponse:
         return pb.GenerateResponse(
-            request_id=self._request.generation.request_id,
+            request_id=self._request.request_id,
             choice=delta.choice,
             text=delta.text,
             token_ids=[token.token_id for token in delta.tokens],
@@ -136,7 +133,7 @@ class _StreamedResponses:
 class _WholeResponses(_StreamedResponses):
     """One message per choice."""
 
-    def __init__(self, request: TextRequest) -> None:
+    def __init__(self, request: GenerationRequest) -> None:
         super().__init__(request)
         self._deltas: list[list[TextDelta]] = [[] for _ in range(self._num_running)]
 
@@ -145,11 +142,7 @@ class _WholeResponses(_StreamedResponses):
         self._count(delta)
         deltas = self._deltas[delta.choice]
         deltas.append(delta)
-        if delta.finish_reason is None:
-            return []
-        tokens = tuple(token for part in deltas for token in part.tokens)
-        text = "".join(part.text for part in deltas)
-        return [self._response(TextDelta(delta.choice, text, tokens, delta.finish_reason))]
+        return [] if delta.finish_reason is None else [self._response(joined(deltas))]
 
 
 async def _write(context: Context, response: pb.GenerateResponse) -> None:
@@ -165,19 +158,13 @@ async def _write(context: Context, response: pb.GenerateResponse) -> None:
         raise RequestFailed(f"The client has read nothing for {WRITE_TIMEOUT_S:.0f} s.") from error
 
 
-def _options(request: pb.GenerateRequest) -> CompletionOptions:
-    sampling = request.sampling
-    given = {name: getattr(sampling, name) for name in _PLAIN_FIELDS if sampling.HasField(name)}
-    return CompletionOptions(
-        **given,
-        stop=StopStrings(sampling.stop),
-        stop_token_ids=tuple(sampling.stop_token_ids),
-        ignore_eos=sampling.ignore_eos,
-        logit_bias=tuple(sampling.logit_bias.items()),
-        num_logprobs=sampling.logprobs if sampling.HasField("logprobs") else None,
-        priority=request.priority,
-        cache_salt=request.cache_salt,
-    )
+def _sampling_fields(sampling: pb.Sampling) -> dict[str, Any]:
+    """What the client has sent, as `build_request` takes it."""
+    fields = {field.name: value for field, value in sampling.ListFields()}
+    for row in rows(SamplingParams):
+        if row.public_name in fields and row.type in _FROM_PROTO:
+            fields[row.public_name] = _FROM_PROTO[row.type](fields[row.public_name])
+    return fields
 
 
 def _logprob(token: SampledToken) -> pb.Logprob:

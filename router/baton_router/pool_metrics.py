@@ -9,23 +9,32 @@ from prometheus_client.registry import Collector
 from baton.v1 import worker_pb2
 from baton_router.requests.admission import Admission
 from baton_router.workers.pool import WorkerPool
-from baton_router.workers.worker_link import WorkerLink
 
 _LABELS = ("role", "worker")
-# Fields of worker.proto's Load, and what they are.
-_GAUGES = {
-    "num_running": "Sequences in the worker's batch.",
-    "num_waiting": "Requests that wait on the worker.",
-    "num_reserved": "Requests whose pages wait for their KV.",
-    "num_blocks": "KV pages of the worker.",
-    "num_free_blocks": "KV pages that no request holds, cached ones included.",
+# Of worker.proto's Load: a metric's name, what it is, and its value.
+_LoadMetrics = dict[str, tuple[str, Callable[[worker_pb2.Load], float]]]
+_GAUGES: _LoadMetrics = {
+    "num_running": ("Sequences in the worker's batch.", lambda load: load.num_running),
+    "num_waiting": ("Requests that wait on the worker.", lambda load: load.num_waiting),
+    "num_reserved": ("Requests whose pages wait for their KV.", lambda load: load.num_reserved),
+    "num_blocks": ("KV pages of the worker.", lambda load: load.num_blocks),
+    "num_free_blocks": (
+        "KV pages that no request holds, cached ones included.",
+        lambda load: load.num_free_blocks,
+    ),
 }
-_COUNTERS = {
-    "num_preemptions": "Sequences that lost their pages and computed them again.",
-    "prefix_queries": "KV pages looked up in the prefix cache.",
-    "prefix_hits": "KV pages found in the prefix cache.",
-    "transfer_bytes": "KV bytes sent or received.",
-    "delta_bytes_saved": "KV bytes of prompts that decode's prefix cache held and that did not travel.",
+_COUNTERS: _LoadMetrics = {
+    "num_preemptions": (
+        "Sequences that lost their pages and computed them again.",
+        lambda load: load.num_preemptions,
+    ),
+    "prefix_queries": ("KV pages looked up in the prefix cache.", lambda load: load.prefix_queries),
+    "prefix_hits": ("KV pages found in the prefix cache.", lambda load: load.prefix_hits),
+    "transfer_bytes": ("KV bytes sent or received.", lambda load: load.transfer_bytes),
+    "delta_bytes_saved": (
+        "KV bytes of prompts that decode's prefix cache held and that did not travel.",
+        lambda load: load.delta_bytes_saved,
+    ),
 }
 # Of worker.proto's TransportLoad.
 _TRANSPORT_COUNTERS: dict[str, tuple[str, Callable[[worker_pb2.TransportLoad], float]]] = {
@@ -66,40 +75,39 @@ class PoolCollector(Collector):
         for link in self._pool.links:
             up.add_metric((link.role_name, link.address), float(link.worker is not None))
         yield up
-        for name, text in _GAUGES.items():
-            yield self._family(GaugeMetricFamily(f"baton_worker_{name}", text, labels=_LABELS), name)
-        for name, text in _COUNTERS.items():
-            yield self._family(CounterMetricFamily(f"baton_worker_{name}", text, labels=_LABELS), name)
+        for name, (text, value) in _GAUGES.items():
+            yield self._load(GaugeMetricFamily(f"baton_worker_{name}", text, labels=_LABELS), value)
+        for name, (text, value) in _COUNTERS.items():
+            yield self._load(CounterMetricFamily(f"baton_worker_{name}", text, labels=_LABELS), value)
         yield self._transfers()
-        for name, (text, value) in _TRANSPORT_COUNTERS.items():
-            yield self._transports(name, text, value)
+        for name, (text, of_transport) in _TRANSPORT_COUNTERS.items():
+            yield self._transports(name, text, of_transport)
 
-    def _family(
-        self, family: GaugeMetricFamily | CounterMetricFamily, field: str
-    ) -> GaugeMetricFamily | CounterMetricFamily:
+    def _loads(self) -> Iterator[tuple[tuple[str, str], worker_pb2.Load]]:
+        """The labels and the load of each connected worker."""
         for link in self._pool.links:
             if link.worker is not None:
-                family.add_metric(_labels(link), float(getattr(link.worker.load, field)))
+                yield (link.role_name, link.address), link.worker.load
+
+    def _load(
+        self, family: GaugeMetricFamily | CounterMetricFamily, value: Callable[[worker_pb2.Load], float]
+    ) -> Metric:
+        for labels, load in self._loads():
+            family.add_metric(labels, value(load))
         return family
 
     def _transfers(self) -> Metric:
         family = CounterMetricFamily(
             "baton_worker_transfers", "KV transfers by outcome.", labels=(*_LABELS, "outcome")
         )
-        for link in self._pool.links:
-            if link.worker is not None:
-                for outcome, count in sorted(link.worker.load.transfers.items()):
-                    family.add_metric((*_labels(link), outcome), float(count))
+        for labels, load in self._loads():
+            for outcome, count in sorted(load.transfers.items()):
+                family.add_metric((*labels, outcome), count)
         return family
 
     def _transports(self, name: str, text: str, value: Callable[[worker_pb2.TransportLoad], float]) -> Metric:
         family = CounterMetricFamily(f"baton_worker_transport_{name}", text, labels=(*_LABELS, "transport"))
-        for link in self._pool.links:
-            if link.worker is not None:
-                for transport in link.worker.load.transports:
-                    family.add_metric((*_labels(link), transport.name), value(transport))
+        for labels, load in self._loads():
+            for transport in load.transports:
+                family.add_metric((*labels, transport.name), value(transport))
         return family
-
-
-def _labels(link: WorkerLink) -> tuple[str, str]:
-    return (link.role_name, link.address)

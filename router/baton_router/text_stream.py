@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from baton.core.errors import RequestFailed
 from baton.core.sampling import SampledToken
 from baton.core.stopping import FinishReason
-from baton_router.backend import TokenDelta
+from baton_router.backend import GenerationRequest, TokenDelta
 from baton_router.served_model import ServedModel
 from baton_router.text.stop_strings import StopMatcher
-from baton_router.text_request import TextRequest
 
 _MAX_CONCURRENT_PROMPTS = 64  # of one request; the others wait for a place
 
@@ -29,16 +28,23 @@ class TextDelta:
     num_cached_prompt_tokens: int = 0
 
 
+def joined(deltas: Sequence[TextDelta]) -> TextDelta:
+    """All that has come of one choice, as one delta."""
+    text = "".join(delta.text for delta in deltas)
+    tokens = tuple(token for delta in deltas for token in delta.tokens)
+    return TextDelta(deltas[-1].choice, text, tokens, deltas[-1].finish_reason)
+
+
 class _ChoiceText:
     """The text of one choice so far."""
 
-    def __init__(self, served: ServedModel, request: TextRequest) -> None:
+    def __init__(self, served: ServedModel, request: GenerationRequest) -> None:
         self._detokenizer = served.tokenizer.detokenizer(
-            skip_special_tokens=request.skip_special_tokens, after=request.generation.token_ids
+            skip_special_tokens=request.text.skip_special_tokens, after=request.token_ids
         )
-        self._matcher = StopMatcher(request.stop_strings)
-        self._min_tokens = request.generation.sampling.min_tokens
-        self._stop_token_ids = request.generation.sampling.stop_token_ids
+        self._matcher = StopMatcher(request.text.stop_strings)
+        self._min_tokens = request.sampling.min_tokens
+        self._stop_token_ids = request.sampling.stop_token_ids
         self._num_tokens = 0
         self.is_finished = False
         self.last_delta_s: float | None = None
@@ -86,15 +92,15 @@ class _ChoiceText:
         return TextDelta(delta.choice, text, tokens, reason, delta.num_cached_prompt_tokens)
 
 
-async def generate_text(served: ServedModel, request: TextRequest) -> AsyncGenerator[TextDelta]:
+async def generate_text(served: ServedModel, request: GenerationRequest) -> AsyncGenerator[TextDelta]:
     """Stream the text of every choice, interleaved; closing it aborts the request on the workers.
 
     Raises what Backend.generate raises, and RequestFailed if that ends before every choice has.
     """
-    choices = [_ChoiceText(served, request) for _ in range(request.generation.sampling.n)]
+    choices = [_ChoiceText(served, request) for _ in range(request.sampling.n)]
     num_running = len(choices)
     observer = _Observer(served, request)
-    async with aclosing(served.backend.generate(request.generation)) as deltas:
+    async with aclosing(served.backend.generate(request)) as deltas:
         async for delta in deltas:
             choice = choices[delta.choice]
             if choice.is_finished:
@@ -104,7 +110,7 @@ async def generate_text(served: ServedModel, request: TextRequest) -> AsyncGener
             if choice.is_finished:
                 num_running -= 1
                 if delta.finish_reason is None:
-                    served.backend.abort_choice(request.generation.request_id, delta.choice)
+                    served.backend.abort_choice(request.request_id, delta.choice)
             yield text_delta
             if not num_running:
                 break
@@ -116,7 +122,7 @@ async def generate_text(served: ServedModel, request: TextRequest) -> AsyncGener
 class _Observer:
     """Feeds the metrics of one request."""
 
-    def __init__(self, served: ServedModel, request: TextRequest) -> None:
+    def __init__(self, served: ServedModel, request: GenerationRequest) -> None:
         self._metrics = served.metrics
         self._request = request
         self._is_first = True
@@ -127,7 +133,7 @@ class _Observer:
         if self._is_first:
             self._is_first = False
             self._metrics.time_to_first_token.observe(now - self._request.arrived_s)
-            self._metrics.prompt_tokens.inc(self._request.num_prompt_tokens)
+            self._metrics.prompt_tokens.inc(len(self._request.token_ids))
         if delta.num_cached_prompt_tokens:
             self._metrics.cached_prompt_tokens.inc(delta.num_cached_prompt_tokens)
         self._metrics.generation_tokens.inc(len(delta.tokens))
@@ -143,7 +149,7 @@ class _Observer:
 Sink = Callable[[int, TextDelta], Awaitable[None]]
 
 
-async def run_prompts(served: ServedModel, requests: Sequence[TextRequest], sink: Sink) -> None:
+async def run_prompts(served: ServedModel, requests: Sequence[GenerationRequest], sink: Sink) -> None:
     """Run requests at the same time and give their deltas to `sink(request's index, delta)`, one at a time.
 
     Returns when all are complete. The first error cancels the others and is raised, as is the sink's own.
@@ -156,7 +162,7 @@ async def run_prompts(served: ServedModel, requests: Sequence[TextRequest], sink
     places = asyncio.Semaphore(_MAX_CONCURRENT_PROMPTS)
     turn = asyncio.Lock()
 
-    async def run(index: int, request: TextRequest) -> None:
+    async def run(index: int, request: GenerationRequest) -> None:
         async with places, aclosing(generate_text(served, request)) as deltas:
             async for delta in deltas:
                 async with turn:

@@ -279,10 +279,10 @@ def test_logprobs_only_where_asked():
 def test_a_packed_prompt_is_penalised_as_any_other():
     params = SamplingParams(temperature=0.0, repetition_penalty=1.7)
     request = EngineRequest("a", (1, 2, 2, 60), b"", (), params)
-    assert EngineRequest("b", (1, 2), b"", (), SamplingParams()).packed_prompt is None
+    assert EngineRequest("b", (1, 2), b"", (), SamplingParams()).prompt_for_sampler == (1, 2)
     logits = random_logits(seed=7)[0]
     logits[2] = logits.max() * 1.1
-    packed = SampleTask(params, 1, 10, request.packed_prompt, [4])
+    packed = SampleTask(params, 1, 10, request.prompt_for_sampler, [4])
     plain = SampleTask(params, 1, 10, request.prompt_token_ids, [4])
     rows = [logits.clone(), logits.clone()]
     for row, each in zip(rows, (packed, plain), strict=True):

@@ -118,7 +118,7 @@ async def test_commands_that_do_not_hold_together_fail_alone(running: Cluster) -
         wrong[0].token_ids = b"\0" * 7
         wrong[1].block_hashes = b"short"
         wrong[2].sampling.temperature = float("nan")
-        wrong[3].sampling.logit_bias_ids.append(5)
+        wrong[3].sampling.logit_bias.add(token_id=5, bias=101.0)
         wrong[4].sampling.n = 0
         for message in wrong:
             await call.write(worker_pb2.Command(reserve=worker_pb2.Reserve(work=message)))

@@ -2,19 +2,19 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from fastapi.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
+from baton_router.backend import GenerationRequest
 from baton_router.http.errors import error_body, log_unless_expected
 from baton_router.http.event_stream import EventStream
+from baton_router.http.generation import GenerationBody
 from baton_router.http.guarded_work import ClientDisconnected, GuardedResponse
-from baton_router.http.schemas import GenerationBody
 from baton_router.served_model import ServedModel
-from baton_router.text_request import TextRequest
-from baton_router.text_stream import TextDelta, run_prompts
+from baton_router.text_stream import TextDelta, joined, run_prompts
 
 
 class Shape(Protocol):
@@ -59,67 +59,52 @@ class _Usage:
         }
 
 
-@dataclass(slots=True)
-class _Parts:
-    """All that has come of one choice."""
+class Answer:
+    """The answer to one call, which may have several prompts."""
 
-    deltas: list[TextDelta] = field(default_factory=list)
-
-    def joined(self) -> TextDelta:
-        """As one delta."""
-        last = self.deltas[-1]
-        text = "".join(delta.text for delta in self.deltas)
-        tokens = tuple(token for delta in self.deltas for token in delta.tokens)
-        return TextDelta(last.choice, text, tokens, last.finish_reason)
-
-
-def respond(
-    served: ServedModel, body: GenerationBody, requests: Sequence[TextRequest], answer_id: str, shape: Shape
-) -> GuardedResponse:
-    """The response that runs the requests, in the way that the body asks for."""
-    answer = _Answer(served, body, requests, answer_id, shape)
-    return GuardedResponse(answer.streamed if body.stream else answer.whole)
-
-
-class _Answer:
     def __init__(
         self,
         served: ServedModel,
         body: GenerationBody,
-        requests: Sequence[TextRequest],
+        requests: Sequence[GenerationRequest],
         answer_id: str,
         shape: Shape,
     ) -> None:
         self._served = served
         self._requests = requests
         self._shape = shape
-        self._num_choices_each = requests[0].generation.sampling.n
+        self._num_choices_each = requests[0].sampling.n
         self._num_choices = self._num_choices_each * len(requests)
-        self._usage = _Usage(sum(request.num_prompt_tokens for request in requests))
+        self._usage = _Usage(sum(len(request.token_ids) for request in requests))
+        self._is_streamed = bool(body.stream)
         stream_options = body.stream_options
         self._usage_at_end = bool(stream_options and stream_options.include_usage)
         self._usage_always = bool(stream_options and stream_options.continuous_usage_stats)
         self._head = {"id": answer_id, "created": int(time.time()), "model": served.model}
 
-    async def whole(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def response(self) -> GuardedResponse:
+        """What runs the requests, and sends their answer in the way that the body asks for."""
+        return GuardedResponse(self._streamed if self._is_streamed else self._whole)
+
+    async def _whole(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send one JSON object when all is generated."""
-        parts = [_Parts() for _ in range(self._num_choices)]
+        deltas: list[list[TextDelta]] = [[] for _ in range(self._num_choices)]
 
         async def collect(request: int, delta: TextDelta) -> None:
             self._usage.count(delta)
-            parts[self._index(request, delta)].deltas.append(delta)
+            deltas[self._index(request, delta)].append(delta)
 
         await run_prompts(self._served, self._requests, collect)
         content = {
             **self._head,
             "object": self._shape.whole_object,
             **self._shape.top_level(),
-            "choices": [self._shape.whole_choice(index, part.joined()) for index, part in enumerate(parts)],
+            "choices": [self._shape.whole_choice(index, joined(parts)) for index, parts in enumerate(deltas)],
             "usage": self._usage.as_json(),
         }
         await JSONResponse(content)(scope, receive, send)
 
-    async def streamed(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _streamed(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send server-sent events; an error before the first token is raised, a later one is an event.
 
         Tokens whose text is held back, or that have none, are an event too: clients time tokens by them.

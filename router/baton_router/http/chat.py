@@ -1,21 +1,31 @@
-"""POST /v1/chat/completions, and how a conversation becomes a prompt."""
+"""POST /v1/chat/completions."""
 
 import uuid
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi import APIRouter
 from fastapi.responses import Response
 
 from baton.core.errors import InvalidRequest
+from baton.core.fields import Between
 from baton.core.sampling import MAX_LOGPROBS
-from baton_router.http.answer import respond
+from baton_router.backend import GenerationRequest
+from baton_router.http.answer import Answer
+from baton_router.http.conversation import ConversationBody
+from baton_router.http.generation import GenerationBody
 from baton_router.http.logprobs import chat_logprobs
-from baton_router.http.schemas import ChatBody, ChatMessage
 from baton_router.http.unsupported import CHAT, refuse_unsupported
+from baton_router.request_checks import build_request
 from baton_router.served_model import ServedModel
-from baton_router.text_request import TextRequest, build_request
 from baton_router.text_stream import TextDelta
+
+
+class ChatBody(GenerationBody, ConversationBody):
+    """POST /v1/chat/completions."""
+
+    max_completion_tokens: int | None = None
+    logprobs: bool | None = False
+    top_logprobs: int | None = None
 
 
 def chat_routes(served: ServedModel) -> APIRouter:
@@ -29,45 +39,26 @@ def chat_routes(served: ServedModel) -> APIRouter:
         refuse_unsupported(body.unknown_fields, CHAT)
         answer_id = f"chatcmpl-{uuid.uuid4().hex}"
         request = await _request(served, body, answer_id)
-        return respond(served, body, [request], answer_id, _ChatShape(served, body, request))
+        shape = _ChatShape(served, body, request)
+        return Answer(served, body, [request], answer_id, shape).response()
 
     return router
 
 
-def render(
-    served: ServedModel,
-    messages: Sequence[ChatMessage],
-    *,
-    add_generation_prompt: bool,
-    variables: Mapping[str, Any] | None,
-) -> str:
-    """The prompt of a conversation. Raises InvalidRequest where it has none."""
-    if not messages:
-        raise InvalidRequest("messages must hold at least one message.", param="messages")
-    plain = [message.for_template() for message in messages]
-    return served.tokenizer.render_chat(
-        plain, add_generation_prompt=add_generation_prompt, variables=variables
-    )
-
-
-async def _request(served: ServedModel, body: ChatBody, answer_id: str) -> TextRequest:
-    is_new_name = body.max_completion_tokens is not None
-    options = body.options(
-        num_logprobs=_num_logprobs(body),
-        max_tokens=body.max_completion_tokens if is_new_name else body.max_tokens,
-        max_tokens_name="max_completion_tokens" if is_new_name else "max_tokens",
-    )
-    prompt = render(
-        served,
-        body.messages,
-        add_generation_prompt=body.add_generation_prompt is not False,
-        variables=body.chat_template_kwargs,
-    )
+async def _request(served: ServedModel, body: ChatBody, answer_id: str) -> GenerationRequest:
+    fields = body.sampling_fields() | {
+        "logprobs": _num_logprobs(body),
+        "max_completion_tokens": body.max_completion_tokens,
+    }
+    text = body.text_options()
     return await build_request(
         served,
-        prompt,
-        options,
+        body.render(served, body.messages),
+        fields,
+        text,
         request_id=f"{answer_id}-0",
+        priority=body.priority or 0,
+        cache_salt=body.cache_salt or "",
         add_special_tokens=bool(body.add_special_tokens),
     )
 
@@ -79,12 +70,7 @@ def _num_logprobs(body: ChatBody) -> int | None:
             raise InvalidRequest("top_logprobs needs logprobs: true.", param="top_logprobs")
         return None
     num_logprobs = body.top_logprobs or 0
-    if not 0 <= num_logprobs <= MAX_LOGPROBS:
-        raise InvalidRequest(
-            f"top_logprobs must be between 0 and {MAX_LOGPROBS}, but is {num_logprobs}.",
-            param="top_logprobs",
-            code="out_of_range",
-        )
+    Between(0, MAX_LOGPROBS).check("top_logprobs", num_logprobs)
     return num_logprobs
 
 
@@ -94,11 +80,11 @@ class _ChatShape:
     whole_object = "chat.completion"
     chunk_object = "chat.completion.chunk"
 
-    def __init__(self, served: ServedModel, body: ChatBody, request: TextRequest) -> None:
+    def __init__(self, served: ServedModel, body: ChatBody, request: GenerationRequest) -> None:
         self._served = served
         self._has_logprobs = bool(body.logprobs)
         self._has_token_ids = bool(body.return_token_ids)
-        self._prompt_token_ids = request.generation.token_ids
+        self._prompt_token_ids = request.token_ids
 
     def opening(self, num_choices: int) -> list[dict[str, Any]]:
         """The role of every choice."""

@@ -2,21 +2,62 @@
 
 import asyncio
 import uuid
-from typing import Any
+from typing import Annotated, Any
 
 from fastapi import APIRouter
 from fastapi.responses import Response
+from pydantic import PlainValidator
 
 from baton.core.errors import InvalidRequest
-from baton_router.http.answer import respond
+from baton_router.backend import GenerationRequest
+from baton_router.http.answer import Answer
+from baton_router.http.generation import GenerationBody
 from baton_router.http.logprobs import CompletionLogprobs
-from baton_router.http.schemas import CompletionBody, Prompt
 from baton_router.http.unsupported import COMPLETIONS, refuse_unsupported, unsupported
+from baton_router.request_checks import build_request
 from baton_router.served_model import ServedModel
-from baton_router.text_request import TextRequest, build_request
 from baton_router.text_stream import TextDelta
 
+MAX_PROMPTS = 1024
 _DEFAULT_MAX_TOKENS = 16  # OpenAI's
+
+Prompt = str | list[int]
+
+
+def _is_token_ids(value: Any) -> bool:
+    return isinstance(value, list) and all(type(token_id) is int for token_id in value)
+
+
+def _prompts(value: Any) -> list[Prompt]:
+    """One text, one list of token ids, or a list of either, as a list."""
+    if isinstance(value, str) or (value and _is_token_ids(value)):
+        return [value]
+    if not isinstance(value, list):
+        raise InvalidRequest("prompt must be a text, token ids, or a list of either.", param="prompt")
+    if not value:
+        raise InvalidRequest("The prompt is empty.", param="prompt", code="empty_prompt")
+    if len(value) > MAX_PROMPTS:
+        raise InvalidRequest(
+            f"A request has at most {MAX_PROMPTS} prompts, but this has {len(value)}.", param="prompt"
+        )
+    for index, prompt in enumerate(value):
+        if not isinstance(prompt, str) and not _is_token_ids(prompt):
+            raise InvalidRequest(
+                f"prompt[{index}] is neither a text nor a list of token ids.", param="prompt"
+            )
+    return value
+
+
+class CompletionBody(GenerationBody):
+    """POST /v1/completions."""
+
+    prompt: Annotated[
+        list[Prompt],
+        PlainValidator(_prompts, json_schema_input_type=str | list[int] | list[str] | list[list[int]]),
+    ]
+    echo: bool | None = False
+    best_of: int | None = None
+    add_special_tokens: bool | None = True
 
 
 def completion_routes(served: ServedModel) -> APIRouter:
@@ -29,7 +70,8 @@ def completion_routes(served: ServedModel) -> APIRouter:
         _check(body)
         answer_id = f"cmpl-{uuid.uuid4().hex}"
         requests = await _requests(served, body, answer_id)
-        return respond(served, body, requests, answer_id, _CompletionShape(served, body, requests))
+        shape = _CompletionShape(served, body, requests)
+        return Answer(served, body, requests, answer_id, shape).response()
 
     return router
 
@@ -38,32 +80,35 @@ def _check(body: CompletionBody) -> None:
     """Raises InvalidRequest for what can't be served."""
     body.check_stream_options()
     refuse_unsupported(body.unknown_fields, COMPLETIONS)
-    num_choices = body.n or 1
+    fields = body.sampling_fields()
+    num_choices = fields["n"] or 1
     if body.best_of is not None and body.best_of < num_choices:
         raise InvalidRequest(
             f"best_of must be at least n, which is {num_choices}, but is {body.best_of}.", param="best_of"
         )
     if body.best_of is not None and body.best_of > num_choices:
         raise unsupported("best_of")
-    if body.echo and body.logprobs is not None:
+    if body.echo and fields["logprobs"] is not None:
         raise InvalidRequest(
             "echo with logprobs is not supported.", param="echo", code="unsupported_parameter"
         )
 
 
-async def _requests(served: ServedModel, body: CompletionBody, answer_id: str) -> list[TextRequest]:
-    options = body.options(
-        num_logprobs=body.logprobs, max_tokens=body.max_tokens, default_max_tokens=_DEFAULT_MAX_TOKENS
-    )
+async def _requests(served: ServedModel, body: CompletionBody, answer_id: str) -> list[GenerationRequest]:
+    fields, text = body.sampling_fields(), body.text_options()
     requests = []
     for index, prompt in enumerate(body.prompt):
         requests.append(
             await build_request(
                 served,
                 prompt,
-                options,
+                fields,
+                text,
                 request_id=f"{answer_id}-{index}",
+                priority=body.priority or 0,
+                cache_salt=body.cache_salt or "",
                 add_special_tokens=body.add_special_tokens is not False,
+                default_max_tokens=_DEFAULT_MAX_TOKENS,
             )
         )
         if len(body.prompt) > 1:  # many short prompts are as much work for the event loop as a long one
@@ -77,11 +122,11 @@ class _CompletionShape:
     whole_object = "text_completion"
     chunk_object = "text_completion"
 
-    def __init__(self, served: ServedModel, body: CompletionBody, requests: list[TextRequest]) -> None:
+    def __init__(self, served: ServedModel, body: CompletionBody, requests: list[GenerationRequest]) -> None:
         self._served = served
         self._body = body
         self._requests = requests
-        self._num_choices_each = requests[0].generation.sampling.n
+        self._num_choices_each = requests[0].sampling.n
         self._logprobs: dict[int, CompletionLogprobs] = {}
         self._begun: set[int] = set()
 
@@ -112,18 +157,18 @@ class _CompletionShape:
         if self._body.return_token_ids:
             choice["token_ids"] = [token.token_id for token in delta.tokens]
             if is_first:
-                choice["prompt_token_ids"] = list(self._requests[prompt_index].generation.token_ids)
+                choice["prompt_token_ids"] = list(self._requests[prompt_index].token_ids)
         return choice
 
     def _prompt_text(self, prompt: Prompt) -> str:
         return prompt if isinstance(prompt, str) else self._served.tokenizer.decode(prompt)
 
     def _choice_logprobs(self, index: int, delta: TextDelta) -> dict[str, Any] | None:
-        if self._body.logprobs is None:
+        if self._requests[0].sampling.num_logprobs is None:
             return None
         if index not in self._logprobs:
             skip = self._body.skip_special_tokens is not False
-            prompt = self._requests[index // self._num_choices_each].generation.token_ids
+            prompt = self._requests[index // self._num_choices_each].token_ids
             self._logprobs[index] = CompletionLogprobs(
                 self._served.tokenizer, skip_special_tokens=skip, prompt=prompt
             )

@@ -6,10 +6,25 @@ from fastapi import APIRouter
 from fastapi.responses import Response
 
 from baton.core.errors import InvalidRequest
-from baton_router.http.chat import render
-from baton_router.http.schemas import DetokenizeBody, TokenizeBody
+from baton_router.http.body import Body
+from baton_router.http.conversation import Messages, TemplateBody
+from baton_router.request_checks import check_token_ids
 from baton_router.served_model import ServedModel
-from baton_router.text_request import check_token_ids
+
+
+class TokenizeBody(TemplateBody):
+    """POST /tokenize: a prompt or a conversation."""
+
+    prompt: str | None = None
+    messages: Messages | None = None
+    add_special_tokens: bool | None = None
+    return_token_strs: bool | None = False
+
+
+class DetokenizeBody(Body):
+    """POST /detokenize."""
+
+    tokens: list[int]
 
 
 def service_routes(served: ServedModel) -> APIRouter:
@@ -83,13 +98,7 @@ def _text(served: ServedModel, body: TokenizeBody) -> tuple[str, bool]:
         raise InvalidRequest("Send either prompt or messages.", param="prompt")
     if body.messages is None:
         return body.prompt or "", False
-    text = render(
-        served,
-        body.messages,
-        add_generation_prompt=body.add_generation_prompt is not False,
-        variables=body.chat_template_kwargs,
-    )
-    return text, True
+    return body.render(served, body.messages), True
 
 
 def _model(served: ServedModel) -> dict[str, Any]:

@@ -39,7 +39,7 @@ class Admission:
         Raises Overloaded when the queue is full, or no place came in time; Unavailable when the workers
         went away meanwhile.
         """
-        if not self._waiters and self._fits(num_slots):
+        if not self._waiters and self._fits(num_slots, self._capacity()):
             self._num_slots_taken += num_slots
             return
         if len(self._waiters) >= self._max_queue:
@@ -57,11 +57,14 @@ class Admission:
 
     def update(self) -> None:
         """Let in whom there is room for now; call it when the capacity changed."""
-        while self._waiters and (self._capacity() == 0 or self._fits(self._waiters[0].num_slots)):
+        if not self._waiters:
+            return
+        capacity = self._capacity()
+        while self._waiters and (capacity == 0 or self._fits(self._waiters[0].num_slots, capacity)):
             waiter = self._waiters.pop(0)
             if waiter.admitted.done():  # cancelled in this instant
                 continue
-            if self._capacity() == 0:
+            if capacity == 0:
                 waiter.admitted.set_exception(Unavailable("The workers went away. Try again later."))
             else:
                 self._num_slots_taken += waiter.num_slots
@@ -83,7 +86,6 @@ class Admission:
                 raise Overloaded(f"No worker had room within {QUEUE_TIMEOUT_S:.0f} s.") from None
             raise
 
-    def _fits(self, num_slots: int) -> bool:
+    def _fits(self, num_slots: int, capacity: int) -> bool:
         """A request with more choices than all places together goes alone; a worker says what is wrong."""
-        capacity = self._capacity()
         return capacity > 0 and self._num_slots_taken + min(num_slots, capacity) <= capacity

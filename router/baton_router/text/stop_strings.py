@@ -26,7 +26,7 @@ class _Node:
 class StopStrings:
     """The stop strings of a request, built once and shared by its choices."""
 
-    def __init__(self, strings: Sequence[str]) -> None:
+    def __init__(self, strings: Sequence[str] = ()) -> None:
         """Raises InvalidRequest for more than 16 strings, an empty one or one above 4096 characters."""
         if len(strings) > MAX_STOP_STRINGS:
             raise InvalidRequest(

@@ -66,7 +66,7 @@ class WorkerLink:
     """One worker of the router's list; `worker` is None while it is away."""
 
     def __init__(
-        self, address: str, role: "worker_pb2.Role", router_id: str, cluster_token: str, fingerprint: bytes
+        self, address: str, role: worker_pb2.Role, router_id: str, cluster_token: str, fingerprint: bytes
     ) -> None:
         self.address = address
         self.role = role
@@ -162,7 +162,7 @@ class WorkerLink:
 
     # --- the session --------------------------------------------------------------------------------
 
-    async def run(self, on_change: "asyncio.Event") -> None:
+    async def run(self, on_change: asyncio.Event) -> None:
         """Keep a session with the worker for ever; sets `on_change` whenever it comes or goes."""
         logger.info("looking for a %s at %s", self.noun, self.address)
         while True:
@@ -175,7 +175,7 @@ class WorkerLink:
             on_change.set()
             await asyncio.sleep(RECONNECT_DELAY_S)
 
-    async def _session(self, channel: grpc.aio.Channel, on_change: "asyncio.Event") -> None:
+    async def _session(self, channel: grpc.aio.Channel, on_change: asyncio.Event) -> None:
         # Bounded by the requests under way: each costs at most a start and its aborts.
         outbox: Outbox = asyncio.Queue()
         stub = worker_pb2_grpc.WorkerStub(channel)
@@ -217,7 +217,7 @@ class WorkerLink:
             outbox=outbox,
         )
 
-    def _dispatch(self, event: worker_pb2.Event, on_change: "asyncio.Event") -> None:
+    def _dispatch(self, event: worker_pb2.Event, on_change: asyncio.Event) -> None:
         assert self.worker is not None
         match event.WhichOneof("event"):
             case "step_output":

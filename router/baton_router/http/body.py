@@ -1,0 +1,59 @@
+"""Bodies of requests, strict: a value of the wrong type is an error, not a guess."""
+
+from collections.abc import Callable
+from typing import Annotated, Any, TypeVar
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, PlainValidator, ValidationInfo, create_model
+
+from baton.core.errors import InvalidRequest
+from baton.core.fields import TokenBiases, TokenIds, rows
+
+
+class Body(BaseModel):
+    """What every body has in common."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    model: str | None = None
+
+    @property
+    def unknown_fields(self) -> dict[str, Any]:
+        """Fields that the body has and the schema has not."""
+        return self.model_extra or {}
+
+
+def _token_biases(value: Any, info: ValidationInfo) -> TokenBiases:
+    """JSON has no integer keys, so token ids come as strings."""
+    name = info.field_name
+    if not isinstance(value, dict):
+        raise InvalidRequest(f"{name} must map token ids to numbers.", param=name)
+    pairs = []
+    for key, bias in value.items():
+        if not key.isascii() or not key.isdigit() or type(bias) not in (int, float):
+            raise InvalidRequest(f"{name} must map token ids to numbers.", param=name)
+        try:
+            pairs.append((int(key), float(bias)))
+        except (OverflowError, ValueError):  # Python's limits: numbers of hundreds of digits
+            raise InvalidRequest(f"{name} holds a number of too many digits.", param=name) from None
+    return tuple(pairs)
+
+
+# The types of a table that JSON spells otherwise.
+_JSON_TYPES: dict[Any, Any] = {
+    TokenIds: Annotated[list[int], AfterValidator(tuple)],
+    TokenBiases: Annotated[Any, PlainValidator(_token_biases, json_schema_input_type=dict[str, float])],
+}
+AnyBody = TypeVar("AnyBody", bound=Body)
+
+
+def with_fields_of(table: type) -> Callable[[type[AnyBody]], type[AnyBody]]:
+    """Gives a body the fields of a table too; each may be left out. See baton/core/fields.py."""
+    fields: dict[str, Any] = {
+        row.public_name: (_JSON_TYPES.get(row.type, row.type) | None, None) for row in rows(table)
+    }
+
+    def derive(body: type[AnyBody]) -> type[AnyBody]:
+        name, module, doc = body.__name__, body.__module__, body.__doc__
+        return create_model(name, __base__=body, __module__=module, __doc__=doc, **fields)
+
+    return derive

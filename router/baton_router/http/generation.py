@@ -1,0 +1,57 @@
+"""What the bodies of completions and chat have in common."""
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, PlainValidator
+
+from baton.core.errors import InvalidRequest
+from baton.core.fields import rows
+from baton.core.sampling import SamplingParams
+from baton_router.backend import TextOptions
+from baton_router.http.body import Body, with_fields_of
+from baton_router.text.stop_strings import StopStrings
+
+
+def _stop(value: Any) -> tuple[str, ...]:
+    """None, one string or a list of them."""
+    strings = [] if value is None else [value] if isinstance(value, str) else value
+    if not isinstance(strings, list) or not all(isinstance(string, str) for string in strings):
+        raise InvalidRequest("stop must be a string or a list of strings.", param="stop")
+    return tuple(strings)
+
+
+class StreamOptions(BaseModel):
+    """OpenAI's `stream_options`, and vLLM's addition."""
+
+    model_config = ConfigDict(strict=True)
+
+    include_usage: bool | None = False
+    continuous_usage_stats: bool | None = False
+
+
+@with_fields_of(SamplingParams)
+class GenerationBody(Body):
+    """Fields that are not of sampling, and by the decorator those that are."""
+
+    stream: bool | None = False
+    stream_options: StreamOptions | None = None
+    stop: Annotated[tuple[str, ...], PlainValidator(_stop, json_schema_input_type=str | list[str])] = ()
+    ignore_eos: bool | None = False
+    priority: int | None = None
+    cache_salt: str | None = None
+    skip_special_tokens: bool | None = True
+    return_token_ids: bool | None = False
+
+    def check_stream_options(self) -> None:
+        """Raises InvalidRequest where they are given without `stream`."""
+        if self.stream_options is not None and not self.stream:
+            raise InvalidRequest("stream_options need stream: true.", param="stream_options")
+
+    def sampling_fields(self) -> dict[str, Any]:
+        """As `build_request` takes them; None: left out."""
+        fields = {row.public_name: getattr(self, row.public_name) for row in rows(SamplingParams)}
+        return {**fields, "ignore_eos": self.ignore_eos}
+
+    def text_options(self) -> TextOptions:
+        """How tokens become text."""
+        return TextOptions(StopStrings(self.stop), self.skip_special_tokens is not False)

@@ -1,0 +1,129 @@
+"""From what a client asks for to what the backend is asked for; one function for HTTP and gRPC."""
+
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from baton.core.errors import InvalidRequest
+from baton.core.fields import Between, rows
+from baton.core.sampling import MAX_SEED, SamplingParams
+from baton_router.backend import GenerationRequest, TextOptions
+from baton_router.served_model import ServedModel
+from baton_router.text.tokenizer import check_unicode
+
+_MAX_CACHE_SALT_LENGTH = 1024
+_PRIORITY = Between(-(2**31), 2**31 - 1)
+
+
+async def build_request(
+    served: ServedModel,
+    prompt: str | Sequence[int],
+    fields: Mapping[str, Any],
+    text: TextOptions,
+    *,
+    request_id: str,
+    priority: int = 0,
+    cache_salt: str = "",
+    add_special_tokens: bool = True,
+    default_max_tokens: int | None = None,
+) -> GenerationRequest:
+    """Encode the prompt (text) or check it (token ids), and check everything else.
+
+    `fields` are those of SamplingParams by public name, `ignore_eos` and `max_completion_tokens`, as the
+    client sent them; None: left out. Without `default_max_tokens` the default is what the prompt leaves of
+    the model's length. Raises InvalidRequest, with the public name of the field in `param`.
+    """
+    arrived_s = time.monotonic()
+    _check_routing(priority, cache_salt)
+    token_ids = await _prompt_token_ids(served, prompt, add_special_tokens)
+    max_tokens = _max_tokens(fields, len(token_ids), served.backend.max_model_len, default_max_tokens)
+    sampling = _sampling(served, fields, max_tokens)
+    return GenerationRequest(request_id, token_ids, sampling, priority, cache_salt, text, arrived_s)
+
+
+def check_token_ids(name: str, token_ids: Sequence[int], vocab_size: int) -> None:
+    """Raises InvalidRequest if an id of the field `name` is outside the model's vocabulary."""
+    if not token_ids:
+        return
+    smallest, largest = min(token_ids), max(token_ids)
+    if smallest < 0 or largest >= vocab_size:
+        wrong = smallest if smallest < 0 else largest
+        raise InvalidRequest(
+            f"{name} holds the token id {wrong}, but the model's ids are 0 to {vocab_size - 1}.",
+            param=name,
+            code="token_id_out_of_range",
+        )
+
+
+def _check_routing(priority: int, cache_salt: str) -> None:
+    _PRIORITY.check("priority", priority)
+    check_unicode("cache_salt", cache_salt)
+    if len(cache_salt) > _MAX_CACHE_SALT_LENGTH:
+        raise InvalidRequest(
+            f"cache_salt has at most {_MAX_CACHE_SALT_LENGTH} characters.",
+            param="cache_salt",
+            code="out_of_range",
+        )
+
+
+async def _prompt_token_ids(
+    served: ServedModel, prompt: str | Sequence[int], add_special_tokens: bool
+) -> tuple[int, ...]:
+    if isinstance(prompt, str):
+        encoded = await served.tokenizer.encode(
+            prompt, max_tokens=served.backend.max_model_len, add_special_tokens=add_special_tokens
+        )
+        token_ids = tuple(encoded)
+    else:
+        token_ids = tuple(prompt)
+        check_token_ids("prompt", token_ids, served.vocab_size)
+    if not token_ids:
+        raise InvalidRequest("The prompt is empty.", param="prompt", code="empty_prompt")
+    return token_ids
+
+
+def _max_tokens(
+    fields: Mapping[str, Any], num_prompt_tokens: int, max_model_len: int, default: int | None
+) -> int:
+    """What the client asks for, or the default cut to what is left of the model's length."""
+    num_left = max_model_len - num_prompt_tokens
+    if num_left < 1:
+        raise InvalidRequest(
+            f"This model's maximum context length is {max_model_len} tokens, prompt and completion together, "
+            f"but the prompt alone has {num_prompt_tokens}.",
+            param="prompt",
+            code="context_length_exceeded",
+        )
+    name = "max_tokens" if fields.get("max_completion_tokens") is None else "max_completion_tokens"
+    max_tokens: int | None = fields.get(name)
+    if max_tokens is None:
+        return num_left if default is None else min(default, num_left)
+    if max_tokens < 1:
+        raise InvalidRequest(
+            f"{name} must be at least 1, but is {max_tokens}.", param=name, code="out_of_range"
+        )
+    if max_tokens > num_left:
+        raise InvalidRequest(
+            f"This model's maximum context length is {max_model_len} tokens, but the request asks for "
+            f"{num_prompt_tokens + max_tokens} ({num_prompt_tokens} in the prompt, {max_tokens} for the "
+            f"completion). Shorten the prompt or lower {name}.",
+            param=name,
+            code="context_length_exceeded",
+        )
+    return max_tokens
+
+
+def _sampling(served: ServedModel, fields: Mapping[str, Any], max_tokens: int) -> SamplingParams:
+    values = {}
+    for row in rows(SamplingParams):
+        value = fields.get(row.public_name)
+        if value is not None and value != row.also_off:
+            check_token_ids(row.public_name, row.token_ids(value), served.vocab_size)
+            values[row.name] = value
+    eos_token_ids = () if fields.get("ignore_eos") else served.eos_token_ids
+    stop_token_ids = (*values.get("stop_token_ids", ()), *eos_token_ids)
+    values["stop_token_ids"] = tuple(dict.fromkeys(stop_token_ids))
+    values["seed"] = values.get("seed", secrets.randbits(64)) & MAX_SEED
+    values["max_tokens"] = max_tokens
+    return SamplingParams(**values)
