@@ -1,4 +1,4 @@
-"""What tells models apart: 16 bytes of the files that a model's KV pages depend on.
+"""What tells models apart: 32 bytes of the files that a model's KV pages depend on.
 
 Two fine-tunes of one model differ in the bytes of their weights alone, and pages must not pass between them.
 So all weights are read: in chunks, on several threads, while the model loads. What has been read once is kept
@@ -21,7 +21,8 @@ from baton.config import available_cores
 from baton.core.errors import StartupError
 from baton.model_files import read_config, require_complete, safetensors_files
 
-FINGERPRINT_BYTES = 16
+CONFIG_DIGEST_BYTES = 16
+FINGERPRINT_BYTES = 32
 _CHUNK_BYTES = 32 << 20
 _READ_BYTES = 1 << 20
 # More threads than that read faster than disks do.
@@ -34,7 +35,7 @@ def config_digest(model_dir: Path) -> bytes:
     """16 bytes of the model's config.json: equal for all weights of one shape. Raises StartupError."""
     read_config(model_dir)
     content = (model_dir / "config.json").read_bytes()
-    return hashlib.blake2b(content, digest_size=FINGERPRINT_BYTES).digest()
+    return hashlib.blake2b(content, digest_size=CONFIG_DIGEST_BYTES).digest()
 
 
 @contextmanager
@@ -54,21 +55,23 @@ def fingerprint_beside(model_dir: Path) -> Iterator[Callable[[], bytes]]:
 
 
 def model_fingerprint(model_dir: Path, stop: Event | None = None) -> bytes:
-    """16 bytes that are equal on every machine that has the same model files, and only there.
+    """32 bytes that are equal on every machine that has the same model files, and only there.
 
-    BLAKE2b over config.json and, for each weights file in name order, its name and the digest of its content.
-    Raises StartupError where a file is missing, can't be read or is cut off, and CancelledError soon after `stop`
-    is set.
+    The `config_digest`, and 16 bytes of BLAKE2b over the names, in order, and the contents' digests of the files
+    of weights.
+    Raises StartupError where a file is missing, can't be read or is cut off, and CancelledError soon after
+    `stop` is set.
     """
     stop = stop or Event()
-    digest = hashlib.blake2b(config_digest(model_dir), digest_size=FINGERPRINT_BYTES)
+    of_config = config_digest(model_dir)
+    digest = hashlib.blake2b(digest_size=FINGERPRINT_BYTES - CONFIG_DIGEST_BYTES)
     for file in safetensors_files(model_dir):
         require_complete(file)
         name = file.name.encode()
         digest.update(len(name).to_bytes(8, "little"))  # so that bytes can't move from one field to the next
         digest.update(name)
         digest.update(_content_digest(file, stop))
-    return digest.digest()
+    return of_config + digest.digest()
 
 
 def _content_digest(file: Path, stop: Event) -> bytes:

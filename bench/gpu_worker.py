@@ -43,7 +43,7 @@ def load(role: str, config: DecoderConfig, device: torch.device) -> RandomEngine
     decoder = random_decoder(config, device)
     batch_sizes = (1,) if role == "decode" and device.type == "cuda" else ()
     made = runner_for(decoder, device, num_blocks=NUM_BLOCKS, batch_sizes=batch_sizes)
-    return RandomEngine(made.runner, made.cache, config.max_position_embeddings, config.vocab_size, bytes(16))
+    return RandomEngine(made.runner, made.cache, config.max_position_embeddings, config.vocab_size, bytes(32))
 
 
 def worker_config(role: str, address: str, transport: str) -> WorkerConfig:

@@ -214,5 +214,5 @@ class LoadedEngine(Protocol):
 
     @property
     def fingerprint(self) -> bytes:
-        """16 bytes that differ between models."""
+        """32 bytes that differ between models, the first 16 between their configurations."""
         ...

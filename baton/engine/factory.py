@@ -52,7 +52,7 @@ class Engine:
     config: DecoderConfig
     max_model_len: int
     vocab_size: int
-    fingerprint: bytes  # 16 bytes, see baton.fingerprint
+    fingerprint: bytes  # see baton.fingerprint
     eos_token_ids: tuple[int, ...]
 
 

@@ -6,6 +6,7 @@ from typing import Protocol
 
 from baton.config import WorkerConfig
 from baton.core.commands import EngineOutput
+from baton.core.features import KNOWN_FEATURES
 from baton.core.ports import PageStore
 from baton.core.request import LoadSnapshot
 from baton.core.scheduler_limits import SchedulerConfig
@@ -42,7 +43,7 @@ class ServedEngine(Protocol):
 
     @property
     def fingerprint(self) -> bytes:
-        """16 bytes that differ between models."""
+        """See LoadedEngine."""
         ...
 
     @property
@@ -77,6 +78,7 @@ class Worker:
             max_num_seqs=limits.max_num_seqs,
             layout=codec.layout_to_proto(self._engine.store.layout),
             load=self._load(),
+            features=sorted(KNOWN_FEATURES),
         )
 
     def _load(self) -> worker_pb2.Load:

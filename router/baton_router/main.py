@@ -11,10 +11,10 @@ from prometheus_client import CollectorRegistry
 
 from baton.config import RouterConfig
 from baton.core.errors import StartupError
+from baton.fingerprint import config_digest
 from baton.model_files import (
     eos_token_ids,
     max_position_embeddings,
-    model_fingerprint,
     read_config,
     vocab_size,
 )
@@ -43,10 +43,9 @@ def run(config: RouterConfig) -> None:
 
 async def _main(config: RouterConfig) -> None:
     signals = StopSignals()
-    fingerprint = model_fingerprint(config.model_dir)
-    pool = WorkerPool(config, fingerprint)
+    pool = WorkerPool(config, config_digest(config.model_dir))
     admission = Admission(config.max_queue, lambda: pool.capacity)
-    served = _served_model(config, pool, admission, fingerprint)
+    served = _served_model(config, pool, admission)
     listener = _listen(config.host, config.http_port)
     rpc = RpcServer()
     inference_pb2_grpc.add_InferenceServicer_to_server(InferenceServicer(served), rpc.grpc)
@@ -76,9 +75,7 @@ async def _ended(task: asyncio.Task[None]) -> None:
     await asyncio.wait((task,))
 
 
-def _served_model(
-    config: RouterConfig, pool: WorkerPool, admission: Admission, fingerprint: bytes
-) -> ServedModel:
+def _served_model(config: RouterConfig, pool: WorkerPool, admission: Admission) -> ServedModel:
     model_config = read_config(config.model_dir)
     longest = max_position_embeddings(model_config)
     registry = CollectorRegistry()
@@ -87,7 +84,7 @@ def _served_model(
     max_model_len = min(longest, config.max_model_len or longest)
     tokenizer = Tokenizer.load(config.model_dir)
     return ServedModel(
-        backend=WorkerBackend(pool, admission, fingerprint, max_model_len, metrics),
+        backend=WorkerBackend(pool, admission, max_model_len, metrics),
         tokenizer=tokenizer,
         model=config.served_model_name,
         root=str(config.model_dir),

@@ -11,10 +11,10 @@ from baton.config import EngineConfig
 from baton.core.errors import StartupError
 from baton.engine.factory import load_engine
 from baton.engine.weights import resolve_dtype
+from baton.fingerprint import model_fingerprint
 from baton.model_files import (
     eos_token_ids,
     max_position_embeddings,
-    model_fingerprint,
     read_config,
     vocab_size,
 )
@@ -210,31 +210,6 @@ def test_progress_bar_only_on_a_terminal(model_dir, capsys, monkeypatch):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
     load_engine(model_dir, OPTIONS)
     assert "Loading weights" in capsys.readouterr().err
-
-
-def test_fingerprint(model_dir, tmp_path):
-    original = model_fingerprint(model_dir)
-    assert len(original) == 16
-    elsewhere = shutil.copytree(model_dir, tmp_path / "elsewhere")
-    (elsewhere / "README.md").write_text("not part of the model")
-    assert model_fingerprint(elsewhere) == original
-    edit_weights(elsewhere, lambda t: t.update({"more": torch.ones(1)}))
-    assert model_fingerprint(elsewhere) != original
-    edit_config(model_dir, rope_theta=5.0)
-    assert model_fingerprint(model_dir) != original
-
-
-def test_fingerprint_of_a_truncated_file(model_dir):
-    (model_dir / "model.safetensors").write_bytes(b"\x10")
-    with pytest.raises(StartupError, match=r"model\.safetensors"):
-        model_fingerprint(model_dir)
-
-
-def test_fingerprint_of_what_is_no_file(model_dir):
-    (model_dir / "model.safetensors").unlink()
-    (model_dir / "model-1.safetensors").mkdir()
-    with pytest.raises(StartupError, match=r"model-1\.safetensors' can't be read: Is a directory"):
-        model_fingerprint(model_dir)
 
 
 def test_vocab_size(model_dir):

@@ -31,7 +31,7 @@ def test_end_tokens(
     (tmp_path / "generation_config.json").write_text(json.dumps(generation))
     settings = RouterConfig(tmp_path, "tiny", ("unix:/p",), ("unix:/d",))
     pool = WorkerPool(settings, b"")
-    served = _served_model(settings, pool, Admission(1, lambda: 1), b"")
+    served = _served_model(settings, pool, Admission(1, lambda: 1))
     names = {token_id: str(token_id) for token_id in (7, 8, 9)}
     assert [
         names.get(token) or served.tokenizer.token_name(token) for token in served.eos_token_ids

@@ -35,7 +35,7 @@ async def call(
     backend.hang_after = 1
     monkeypatch.setattr(server, "_STOP_GRACE_S", 0.05)
     monkeypatch.setattr(router_main, "_served_model", lambda *_: served)
-    monkeypatch.setattr(router_main, "model_fingerprint", lambda _: b"x" * 16)
+    monkeypatch.setattr(router_main, "config_digest", lambda _: b"x" * 16)
     monkeypatch.setattr(router_main.gc, "freeze", lambda: None)
     monkeypatch.setattr(WorkerPool, "run", no_workers)
     config = RouterConfig(

@@ -31,7 +31,7 @@ from baton_router.requests.admission import Admission
 from baton_router.requests.worker_backend import WorkerBackend
 from baton_router.workers import worker_link
 from baton_router.workers.pool import WorkerPool
-from tests.services.fake_engine import FINGERPRINT, FakeEngine, fake_layout, load_fake_engine
+from tests.services.fake_engine import CONFIG_DIGEST, FINGERPRINT, FakeEngine, fake_layout, load_fake_engine
 
 DEADLINE_S = 10.0
 
@@ -254,11 +254,11 @@ class Cluster:
 
     async def start_router(self) -> None:
         """A new router on the same workers."""
-        self.pool = WorkerPool(self._config, FINGERPRINT)
+        self.pool = WorkerPool(self._config, CONFIG_DIGEST)
         pool = self.pool
         self.admission = Admission(self.max_queue, lambda: pool.capacity)
         self.metrics = FrontMetrics(CollectorRegistry())
-        self.backend = WorkerBackend(self.pool, self.admission, FINGERPRINT, 512, self.metrics)
+        self.backend = WorkerBackend(self.pool, self.admission, 512, self.metrics)
         self._sessions = asyncio.create_task(self.pool.run(self.admission.update))
 
     async def stop_router(self) -> None:

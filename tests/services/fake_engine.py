@@ -13,7 +13,8 @@ from baton.core.sampling import SampledToken, SamplingParams, choice_seed
 from baton.core.stopping import FinishReason, finish_reason
 
 VOCABULARY_SIZE = 30_000
-FINGERPRINT = b"the fake model's"
+CONFIG_DIGEST = b"the fake config."
+FINGERPRINT = CONFIG_DIGEST + b"the fake weights"
 _STATE_BYTES = 8
 _START = bytes(_STATE_BYTES)
 _GATE_TIMEOUT_S = 20.0

@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, Iterable
 from dataclasses import replace
 
 from baton.core.errors import BatonError, Overloaded, RequestFailed, TransferFailed, Unavailable, WorkerLost
+from baton.core.features import needed_features
 from baton.core.request import EngineRequest, TokenEvent
 from baton.core.sampling import SampledToken, choice_seed
 from baton.core.stopping import FinishReason
@@ -67,13 +68,11 @@ class Flight:
     answer goes on after them. After MAX_ATTEMPTS, or more than MAX_LOSSES, the client gets the error.
     """
 
-    def __init__(
-        self, request: GenerationRequest, pool: WorkerPool, fingerprint: bytes, metrics: FrontMetrics
-    ) -> None:
+    def __init__(self, request: GenerationRequest, pool: WorkerPool, metrics: FrontMetrics) -> None:
         self._request = request
         self._pool = pool
         self._metrics = metrics
-        self._hashes = PromptHashes(fingerprint, request.cache_salt, request.token_ids)
+        self._hashes = PromptHashes(pool.model.fingerprint, request.cache_salt, request.token_ids)
         self._choices = [_Choice() for _ in range(request.sampling.n)]
         self._attempts: list[Attempt] = []  # under way; each open choice is in one of them
         self._num_begun = 0
@@ -123,7 +122,10 @@ class Flight:
         They stay together: if the request ends the process that computes it, it is to end only one.
         """
         self._timeline.num_attempts = max(self._timeline.num_attempts, attempt_number)
-        links = self._pool.place()
+        is_answered = any(choice.answered_token_ids for choice in self._choices)
+        links = self._pool.place(needed_features(self._request.sampling, is_answered=is_answered))
+        if self._pool.model.fingerprint != self._hashes.fingerprint:
+            raise Unavailable("The workers serve another model than when this request came. Try again.")
         for choices in parts:
             self._num_begun += 1
             prefill, decode = [await self._assignment(link, choices) for link in links]

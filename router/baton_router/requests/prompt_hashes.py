@@ -12,6 +12,7 @@ class PromptHashes:
     """Hashes a prompt once for each block size that is asked for."""
 
     def __init__(self, fingerprint: bytes, cache_salt: str, token_ids: tuple[int, ...]) -> None:
+        self.fingerprint = fingerprint
         self.seed = chain_seed(fingerprint, cache_salt)
         self._token_ids = token_ids
         self._by_block_size: dict[int, tuple[bytes, ...]] = {}

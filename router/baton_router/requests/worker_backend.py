@@ -3,6 +3,7 @@
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
+from baton.core.features import needed_features
 from baton_router.backend import GenerationRequest, TokenDelta
 from baton_router.metrics import FrontMetrics
 from baton_router.requests.admission import Admission
@@ -17,13 +18,11 @@ class WorkerBackend:
         self,
         pool: WorkerPool,
         admission: Admission,
-        fingerprint: bytes,
         max_model_len: int,
         metrics: FrontMetrics,
     ) -> None:
         self._pool = pool
         self._admission = admission
-        self._fingerprint = fingerprint
         self._max_model_len = max_model_len
         self._metrics = metrics
         self._flights: dict[str, Flight] = {}
@@ -40,11 +39,11 @@ class WorkerBackend:
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[TokenDelta]:
         """See baton_router.backend.Backend."""
-        self._pool.place()  # without workers nothing waits in the queue
+        self._pool.place(needed_features(request.sampling, is_answered=False))  # else it need not wait
         num_slots = request.sampling.n
         await self._admission.enter(num_slots, request.priority)
         try:
-            flight = Flight(request, self._pool, self._fingerprint, self._metrics)
+            flight = Flight(request, self._pool, self._metrics)
             self._flights[request.request_id] = flight
             async with aclosing(flight.run()) as deltas:
                 async for delta in deltas:

@@ -19,6 +19,7 @@ class WorkerView:
     num_in_flight: int  # choices that this router has placed on it and that have not ended
     num_in_flight_tokens: int  # of prompts that this router has placed on it and that are not computed
     has_both_roles: bool = False
+    features: frozenset[str] = frozenset()  # that it knows
 
 
 @dataclass(frozen=True, slots=True)

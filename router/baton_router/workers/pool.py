@@ -7,6 +7,7 @@ from collections.abc import Callable
 from baton.config import RouterConfig
 from baton.core.errors import Unavailable
 from baton.v1 import worker_pb2
+from baton_router.workers.one_model import OneModel
 from baton_router.workers.policy import WorkerView, place
 from baton_router.workers.worker_link import WorkerLink
 
@@ -14,12 +15,13 @@ from baton_router.workers.worker_link import WorkerLink
 class WorkerPool:
     """A link to every worker of the configuration."""
 
-    def __init__(self, config: RouterConfig, fingerprint: bytes) -> None:
+    def __init__(self, config: RouterConfig, config_digest: bytes) -> None:
+        self.model = OneModel(config_digest)
         router_id = f"router-{secrets.token_hex(4)}"
 
         def links(addresses: tuple[str, ...], role: worker_pb2.Role) -> list[WorkerLink]:
             return [
-                WorkerLink(address, role, router_id, config.cluster_token, fingerprint)
+                WorkerLink(address, role, router_id, config.cluster_token, self.model)
                 for address in addresses
             ]
 
@@ -54,14 +56,14 @@ class WorkerPool:
         """Tokens of a request that every connected worker takes; None while there is none."""
         return min((view.max_model_len for view in _views(self.links)), default=None)
 
-    def place(self) -> tuple[WorkerLink, WorkerLink]:
+    def place(self, needed: frozenset[str]) -> tuple[WorkerLink, WorkerLink]:
         """The prefill and decode server for the next request; the same twice where nothing is to travel.
 
-        Raises Unavailable if there are none.
+        `needed`: features that both have to know. Raises Unavailable if there are none.
         """
-        placement = place(_views(self.prefills), _views(self.decodes))
+        placement = place(_views(self.prefills, needed), _views(self.decodes, needed))
         if placement is None:
-            raise Unavailable(self._what_is_missing())
+            raise Unavailable(self._what_is_missing(needed))
         decode = self.decodes[placement.decode]
         return decode if placement.prefill is None else self.prefills[placement.prefill], decode
 
@@ -75,7 +77,10 @@ class WorkerPool:
                 self._changed.clear()
                 on_change()
 
-    def _what_is_missing(self) -> str:
+    def _what_is_missing(self, needed: frozenset[str]) -> str:
+        if self.is_ready:
+            unknown = {name for view in _views(self.links) for name in needed - view.features}
+            return f"Workers of an older version don't know {', '.join(sorted(unknown))}. Leave it out."
         if all(link.role == worker_pb2.ROLE_BOTH for link in self.links):
             return "No worker is connected. Try again later."
         for role, links in (("prefill", self.prefills), ("decode", self.decodes)):
@@ -84,5 +89,6 @@ class WorkerPool:
         return "No prefill server is connected whose KV pages a decode server can take."
 
 
-def _views(links: list[WorkerLink]) -> list[WorkerView]:
-    return [view for index, link in enumerate(links) if (view := link.view(index)) is not None]
+def _views(links: list[WorkerLink], needed: frozenset[str] = frozenset()) -> list[WorkerView]:
+    views = [view for index, link in enumerate(links) if (view := link.view(index)) is not None]
+    return [view for view in views if needed <= view.features]

@@ -23,6 +23,7 @@ from baton.rpc.auth import credentials
 from baton.rpc.limits import CHANNEL_OPTIONS
 from baton.v1 import worker_pb2, worker_pb2_grpc
 from baton_router.workers.inbox import Inbox
+from baton_router.workers.one_model import OneModel
 from baton_router.workers.policy import WorkerView
 
 logger = logging.getLogger(__name__)
@@ -48,6 +49,7 @@ class ConnectedWorker:
     max_num_seqs: int
     max_model_len: int
     load: worker_pb2.Load
+    features: frozenset[str]
     outbox: Outbox
     is_draining: bool = False
     num_in_flight: int = 0
@@ -66,14 +68,14 @@ class WorkerLink:
     """One worker of the router's list; `worker` is None while it is away."""
 
     def __init__(
-        self, address: str, role: worker_pb2.Role, router_id: str, cluster_token: str, fingerprint: bytes
+        self, address: str, role: worker_pb2.Role, router_id: str, cluster_token: str, model: OneModel
     ) -> None:
         self.address = address
         self.role = role
         self.worker: ConnectedWorker | None = None
         self._router_id = router_id
         self._metadata = credentials(cluster_token)
-        self._fingerprint = fingerprint
+        self._model = model
         self._errands: dict[int, _Errand] = {}
         self._last_number = 0
         self._last_complaint = ""
@@ -107,6 +109,7 @@ class WorkerLink:
             num_in_flight=worker.num_in_flight,
             num_in_flight_tokens=worker.num_in_flight_tokens,
             has_both_roles=self.role == worker_pb2.ROLE_BOTH,
+            features=worker.features,
         )
 
     # --- for requests -------------------------------------------------------------------------------
@@ -206,14 +209,14 @@ class WorkerLink:
     def _admit(self, welcome: worker_pb2.Welcome, outbox: Outbox) -> ConnectedWorker:
         if welcome.role not in (self.role, worker_pb2.ROLE_BOTH):
             raise Unavailable(f"it is no {self.noun}: name it with the option of its role")
-        if welcome.model_fingerprint != self._fingerprint:
-            raise Unavailable("it serves another model than this router: give both the same --model")
+        self._model.join(welcome.model_fingerprint)
         return ConnectedWorker(
             worker_id=welcome.worker_id,
             layout=codec.layout_from_proto(welcome.layout),
             max_num_seqs=welcome.max_num_seqs,
             max_model_len=welcome.max_model_len,
             load=welcome.load,
+            features=frozenset(welcome.features),
             outbox=outbox,
         )
 
@@ -249,6 +252,7 @@ class WorkerLink:
             sum(not errand.is_done for errand in self._errands.values()),
         )
         self.worker = None
+        self._model.leave()
         for number in self._errands:
             message = f"The {self.noun} was lost while it worked on this request. Try again."
             self._put_error(number, WorkerLost(message))
