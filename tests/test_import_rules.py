@@ -43,7 +43,7 @@ class Rule:
     stdlib_only: bool = False
 
 
-SETTINGS = ("baton.core", "baton.config")
+SETTINGS = ("baton.core", "baton.config", "baton.__version__")
 SHARED = (*SETTINGS, "baton.model_files", "baton.rpc", GENERATED)
 ROLES = ("baton_prefill_service", "baton_decode_service")
 SERVICES = ("baton_router", *ROLES, "baton_both_service")
@@ -66,6 +66,7 @@ RULES = (
     Rule("baton_both_service",    ours=(*SHARED, "baton.engine", *ROLES)),
     Rule("baton_router",          ours=SHARED, never=TENSORS),
     Rule("baton_launch",          ours=SETTINGS, ours_in_functions=SERVICES, never=TENSORS),
+    Rule("baton.__main__",        ours=("baton_launch.main",)),
     Rule("baton",                 ours=()),
 )
 # fmt: on
