@@ -26,21 +26,26 @@ def error_line(*arguments: str) -> str:
     return done.stderr.strip()
 
 
+@pytest.fixture
+def ports(free_ports: tuple[int, int]) -> list[str]:
+    return [f"--port={free_ports[0]}", f"--grpc-port={free_ports[1]}"]
+
+
 @pytest.mark.parametrize("model", ["./no-such-model", "/no/such/model", "~/no-such-model"])
-def test_a_path_is_never_looked_up_on_the_hub(model: str) -> None:
-    assert error_line("serve", model).startswith("baton: there is no model directory /")
+def test_a_path_is_never_looked_up_on_the_hub(model: str, ports: list[str]) -> None:
+    assert error_line("serve", model, *ports).startswith("baton: there is no model directory /")
 
 
-def test_a_directory_that_holds_no_model(tmp_path: Path) -> None:
-    assert "holds no config.json" in error_line("serve", str(tmp_path))
+def test_a_directory_that_holds_no_model(tmp_path: Path, ports: list[str]) -> None:
+    assert "holds no config.json" in error_line("serve", str(tmp_path), *ports)
 
 
-def test_what_can_be_no_model() -> None:
-    assert "neither a directory nor a Hugging Face model id" in error_line("serve", "a/b/c")
+def test_what_can_be_no_model(ports: list[str]) -> None:
+    assert "neither a directory nor a Hugging Face model id" in error_line("serve", "a/b/c", *ports)
 
 
-def test_an_unreachable_hub() -> None:
-    line = error_line("serve", "baton-test/no-such-model")
+def test_an_unreachable_hub(ports: list[str]) -> None:
+    line = error_line("serve", "baton-test/no-such-model", *ports)
     assert line.startswith("baton: could not reach the Hugging Face hub to fetch 'baton-test/no-such-model'")
 
 
