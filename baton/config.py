@@ -1,9 +1,11 @@
-"""Settings of each process: checked where they are made, resolved once by the command line, then frozen."""
+"""Settings of each process: checked where they are made, resolved once by the command line, then frozen.
+
+The fields are the table of options (baton/option.py): a row is a field with its type, its flag, its default,
+what --help says of it, and the values that it takes.
+"""
 
 import ipaddress
-import math
 import os
-import re
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,19 +14,33 @@ from typing import Literal, get_args
 from baton.core.errors import StartupError
 from baton.core.kv_layout import FLOAT8, MODEL_DTYPES
 from baton.core.reservation import TransferDeadlines
+from baton.option import REQUIRED, check_options, option
+from baton.option_values import (
+    ADDRESS,
+    ADDRESSES,
+    DEADLINES,
+    FILE,
+    POSITIVE,
+    SECONDS,
+    SHARE,
+    SIZE,
+    TEXT,
+    aliased_choice,
+    between,
+    choice,
+)
 
 Role = Literal["prefill", "decode", "both"]
-DEVICES = ("auto", "cpu", "cuda")
-QUANTIZATIONS = ("none", "int8", "fp8")
-KV_TRANSPORTS = ("auto", "cuda_ipc", "grpc", "nccl", "nixl")
-
-_DTYPES = {"auto": "auto", "fp32": "float32", "bf16": "bfloat16", "fp16": "float16"} | {
-    name: name for name in MODEL_DTYPES
-}
-_KV_CACHE_DTYPES = {"auto": "auto", "fp8": FLOAT8, FLOAT8: FLOAT8}
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?b?)", re.IGNORECASE)
-_SIZE_EXPONENTS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 DEFAULT_KV_CACHE_BYTES = 1 << 30
+
+_DTYPES = {"auto": "auto", "fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+_DTYPE = aliased_choice("dtype", _DTYPES | {name: name for name in MODEL_DTYPES})
+_KV_CACHE_DTYPE = aliased_choice("KV cache dtype", {"auto": "auto", "fp8": FLOAT8, FLOAT8: FLOAT8})
+_DEVICE = choice("device", "auto", "cpu", "cuda")
+_QUANTIZATION = choice("quantization", "none", "int8", "fp8")
+_ROLE = choice("role", *get_args(Role))
+_KV_TRANSPORT = choice("KV transport", "auto", "cuda_ipc", "grpc", "nccl", "nixl")
+_PORT = between(1, 65535)
 _WILDCARD_HOSTS = {"0.0.0.0", "::"}
 
 
@@ -32,38 +48,49 @@ _WILDCARD_HOSTS = {"0.0.0.0", "::"}
 class EngineConfig:
     """What one engine may use; raises StartupError where a value makes no sense."""
 
-    dtype: str = "auto"  # "auto": the checkpoint's own; else one of MODEL_DTYPES
-    block_size: int = 16  # tokens a page
-    kv_cache_bytes: int | None = None  # None: DEFAULT_KV_CACHE_BYTES, on a GPU what is left there
-    max_num_seqs: int = 64  # sequences that run at once
-    max_num_batched_tokens: int = 512  # tokens of one step
-    max_model_len: int | None = None  # None: as the model's config says
-    num_threads: int = 1  # CPU threads of one step, at most
-    cores_file: Path | None = None  # workers that name the same share those cores; None: not shared
-    device: str = "auto"  # "auto": cuda where there is one; else one of DEVICES
-    gpu_memory_utilization: float = 0.9  # share of a GPU's memory for weights, steps and KV cache
-    enforce_eager: bool = False  # no CUDA graphs
-    quantization: str = "none"  # of weights; one of QUANTIZATIONS
-    kv_cache_dtype: str = "auto"  # "auto": as the model computes; else FLOAT8
+    dtype: str = option("--dtype", "auto", "bf16, fp16, fp32, or auto: as stored.", _DTYPE)
+    block_size: int = option("--block-size", 16, "Tokens in a page of KV cache.", POSITIVE)
+    kv_cache_bytes: int | None = option(
+        "--kv-cache-memory",
+        None,
+        "Per worker, such as 512MiB or 4GiB.",
+        SIZE,
+        unset="1GiB; on a GPU what --gpu-memory-utilization leaves",
+    )
+    max_num_seqs: int = option("--max-num-seqs", 64, "Sequences that a worker runs at once.", POSITIVE)
+    max_num_batched_tokens: int = option("--max-num-batched-tokens", 512, "Tokens in one step.", POSITIVE)
+    max_model_len: int | None = option(
+        "--max-model-len", None, "Most tokens of prompt and answer.", POSITIVE, unset="as the model says"
+    )
+    # With many thousands OpenMP ends the process by SIGSEGV.
+    num_threads: int = option("--threads", 1, "CPU threads of one step.", between(1, 4096), unset="all cores")
+    cores_file: Path | None = option(
+        "--share-cores",
+        None,
+        "Share the CPU threads of --threads with the workers of this machine that name the same file.",
+        FILE,
+        unset="not shared",
+    )
+    device: str = option("--device", "auto", "auto, cpu or cuda; auto: cuda where there is one.", _DEVICE)
+    gpu_memory_utilization: float = option(
+        "--gpu-memory-utilization",
+        0.9,
+        "On a GPU, of its memory for weights, steps and, without --kv-cache-memory, KV cache.",
+        SHARE,
+    )
+    enforce_eager: bool = option("--enforce-eager", False, "On a GPU: without CUDA graphs.")
+    quantization: str = option(
+        "--quantization", "none", "Weights in 8 bits: int8 on CPUs, fp8 on GPUs; or none.", _QUANTIZATION
+    )
+    kv_cache_dtype: str = option(
+        "--kv-cache-dtype",
+        "auto",
+        "fp8: KV cache in 8 bits, twice the tokens; auto: as --dtype.",
+        _KV_CACHE_DTYPE,
+    )
 
     def __post_init__(self) -> None:
-        if self.dtype != "auto" and self.dtype not in MODEL_DTYPES:
-            raise StartupError(f"unknown dtype '{self.dtype}': use auto, {', '.join(MODEL_DTYPES)}")
-        for name in ("block_size", "max_num_seqs", "max_num_batched_tokens", "num_threads"):
-            _require_positive(name, getattr(self, name))
-        for name in ("kv_cache_bytes", "max_model_len"):
-            if getattr(self, name) is not None:
-                _require_positive(name, getattr(self, name))
-        if self.kv_cache_dtype not in ("auto", FLOAT8):
-            raise StartupError(f"unknown KV cache dtype '{self.kv_cache_dtype}': use auto, {FLOAT8}")
-        if self.device not in DEVICES:
-            raise StartupError(f"unknown device '{self.device}': use {', '.join(DEVICES)}")
-        if self.quantization not in QUANTIZATIONS:
-            raise StartupError(f"unknown quantization '{self.quantization}': use {', '.join(QUANTIZATIONS)}")
-        if not 0.0 < self.gpu_memory_utilization <= 1.0:
-            raise StartupError(
-                f"gpu-memory-utilization must be above 0 and at most 1, but is {self.gpu_memory_utilization}"
-            )
+        check_options(self)
 
 
 @dataclass(frozen=True)
@@ -75,16 +102,34 @@ class WorkerConfig:
     listens on loopback or on a Unix socket.
     """
 
-    role: Role
-    model_dir: Path
-    listen_address: str
-    advertise_address: str  # where the other servers reach it
-    worker_id: str
+    role: Role = option("--role", REQUIRED, "prefill, decode or both.", _ROLE, unset="both")
+    model_dir: Path = option("--model", REQUIRED, "Model directory or Hugging Face id.", TEXT)
+    listen_address: str = option("--listen", REQUIRED, "HOST:PORT or unix:/PATH to listen on.", ADDRESS)
+    advertise_address: str = option(
+        "--advertise", REQUIRED, "Where the other servers reach this one.", ADDRESS, unset="as --listen"
+    )
+    worker_id: str = option("--worker-id", REQUIRED, "Name in logs.", unset="from the address")
     cluster_token: str = field(default="", repr=False)  # empty: none
     engine: EngineConfig = field(default_factory=EngineConfig)
-    kv_transport: str = "auto"  # one of KV_TRANSPORTS; "auto": the best that both workers have
-    transfer_stall_timeout_s: float = 30.0  # a decode server that takes nothing for so long is given up
-    transfer_deadlines: TransferDeadlines = field(default_factory=TransferDeadlines)  # of a decode server
+    kv_transport: str = option(
+        "--kv-transport",
+        "auto",
+        "How KV pages travel: grpc, nccl, nixl, cuda_ipc, or auto: the best that both servers have.",
+        _KV_TRANSPORT,
+    )
+    transfer_stall_timeout_s: float = option(
+        "--transfer-stall-timeout",
+        30.0,
+        "Give up a KV transfer when the other server takes, or sends, nothing for this long.",
+        SECONDS,
+    )
+    transfer_deadlines: TransferDeadlines = option(
+        "--transfer-deadline",
+        TransferDeadlines(),
+        "On decode: give up a KV transfer that brings nothing for this long; a prompt may wait so long "
+        "for its turn on prefill.",
+        DEADLINES,
+    )
 
     @property
     def asked_kv_transport(self) -> str | None:
@@ -92,9 +137,7 @@ class WorkerConfig:
         return None if self.kv_transport == "auto" else self.kv_transport
 
     def __post_init__(self) -> None:
-        if self.role not in get_args(Role):
-            raise StartupError(f"unknown role '{self.role}': use {', '.join(get_args(Role))}")
-        require_kv_transport(self.kv_transport)
+        check_options(self)
         if host_of(self.advertise_address) in _WILDCARD_HOSTS:
             raise StartupError(
                 f"other servers can't connect to {self.advertise_address}: "
@@ -105,27 +148,39 @@ class WorkerConfig:
                 f"listening on {self.listen_address} needs a secret that the cluster shares: "
                 "set BATON_CLUSTER_TOKEN, the same for the router and every worker"
             )
-        _require_seconds("transfer-stall-timeout", self.transfer_stall_timeout_s)
-        _require_seconds("transfer-deadline", self.transfer_deadlines.receiving_s)
 
 
 @dataclass(frozen=True)
 class RouterConfig:
     """One router and the workers that it places requests on."""
 
-    model_dir: Path
-    served_model_name: str
-    prefill_addresses: tuple[str, ...]
-    decode_addresses: tuple[str, ...]
-    host: str = "127.0.0.1"
-    http_port: int = 8000
-    grpc_port: int = 8001
-    max_queue: int = 256  # requests that wait for a worker; more are refused
-    max_model_len: int | None = None  # None: as the workers say
+    model_dir: Path = option(
+        "--model",
+        REQUIRED,
+        "Model directory or Hugging Face id, as the workers'; its weights are not needed.",
+        TEXT,
+    )
+    served_model_name: str = option(
+        "--served-model-name", REQUIRED, "Model name in the API.", unset="as the model is called"
+    )
+    prefill_addresses: tuple[str, ...] = option(
+        "--prefill", (), "A prefill server; may be repeated.", ADDRESSES
+    )
+    decode_addresses: tuple[str, ...] = option("--decode", (), "A decode server; may be repeated.", ADDRESSES)
+    worker_addresses: tuple[str, ...] = option(
+        "--worker", (), "A worker of both roles; may be repeated.", ADDRESSES
+    )
+    host: str = option("--host", "127.0.0.1", "Address that clients connect to; 0.0.0.0 for all.")
+    http_port: int = option("--port", 8000, "Port of the HTTP API.", _PORT)
+    grpc_port: int = option("--grpc-port", 8001, "Port of the gRPC API.", _PORT)
+    max_queue: int = option("--max-queue", 256, "Requests that may wait; more are refused.", POSITIVE)
+    max_model_len: int | None = option(
+        "--max-model-len", None, "Most tokens of prompt and answer.", POSITIVE, unset="as the workers say"
+    )
     cluster_token: str = field(default="", repr=False)  # empty: none
-    worker_addresses: tuple[str, ...] = ()  # of workers of both roles
 
     def __post_init__(self) -> None:
+        check_options(self)
         for role, addresses in (("prefill", self.prefill_addresses), ("decode", self.decode_addresses)):
             if not addresses and not self.worker_addresses:
                 raise StartupError(
@@ -140,11 +195,13 @@ class RouterConfig:
                     f"{address} is named {count} times: name each worker once, and one of both roles with "
                     "--worker ADDRESS"
                 )
-        if self.http_port == self.grpc_port:
-            raise StartupError(f"HTTP and gRPC can't share port {self.http_port}: choose another --grpc-port")
-        _require_positive("max_queue", self.max_queue)
-        if self.max_model_len is not None:
-            _require_positive("max_model_len", self.max_model_len)
+        require_two_ports(self.http_port, self.grpc_port)
+
+
+def require_two_ports(http_port: int, grpc_port: int) -> None:
+    """Raises StartupError where they are one."""
+    if http_port == grpc_port:
+        raise StartupError(f"HTTP and gRPC can't share port {http_port}: choose another with --grpc-port")
 
 
 def available_cores() -> int:
@@ -152,41 +209,6 @@ def available_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def require_kv_transport(name: str) -> None:
-    """Raises StartupError unless there is a transport of this name."""
-    if name not in KV_TRANSPORTS:
-        raise StartupError(f"unknown KV transport '{name}': use {', '.join(KV_TRANSPORTS)}")
-
-
-def parse_dtype(text: str) -> str:
-    """'auto' or one of MODEL_DTYPES, of which bf16, fp16 and fp32 are short forms. Raises StartupError."""
-    if text not in _DTYPES:
-        raise StartupError(f"unknown dtype '{text}': use {', '.join(_DTYPES)}")
-    return _DTYPES[text]
-
-
-def parse_kv_cache_dtype(text: str) -> str:
-    """'auto' or FLOAT8, which is fp8 for short. Raises StartupError."""
-    if text not in _KV_CACHE_DTYPES:
-        raise StartupError(f"unknown KV cache dtype '{text}': use {', '.join(_KV_CACHE_DTYPES)}")
-    return _KV_CACHE_DTYPES[text]
-
-
-def parse_size(text: str) -> int:
-    """Bytes of '1GiB', '512MiB', '2G', '1.5g' or '1048576'; units are powers of 1024, as memory comes.
-
-    Raises StartupError on anything else.
-    """
-    match = _SIZE.fullmatch(text.strip())
-    size = 0
-    if match is not None:
-        number, unit, _ = match.groups()
-        size = int(float(number) * 1024 ** _SIZE_EXPONENTS[unit.lower()])
-    if size < 1:
-        raise StartupError(f"'{text}' is not a size: write it like 1GiB, 512MiB or 1073741824")
-    return size
 
 
 def host_of(address: str) -> str | None:
@@ -211,13 +233,3 @@ def is_local(address: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
-
-
-def _require_positive(name: str, value: int) -> None:
-    if value < 1:
-        raise StartupError(f"{name.replace('_', '-')} must be at least 1, but is {value}")
-
-
-def _require_seconds(name: str, value: float) -> None:
-    if not (math.isfinite(value) and value > 0):
-        raise StartupError(f"{name} must be a number of seconds above 0, but is {value}")

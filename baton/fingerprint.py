@@ -57,8 +57,7 @@ def fingerprint_beside(model_dir: Path) -> Iterator[Callable[[], bytes]]:
 def model_fingerprint(model_dir: Path, stop: Event | None = None) -> bytes:
     """32 bytes that are equal on every machine that has the same model files, and only there.
 
-    The `config_digest`, and 16 bytes of BLAKE2b over the names, in order, and the contents' digests of the files
-    of weights.
+    The `config_digest`, and 16 bytes of BLAKE2b over the names and contents' digests of the files of weights.
     Raises StartupError where a file is missing, can't be read or is cut off, and CancelledError soon after
     `stop` is set.
     """

@@ -43,7 +43,8 @@ class Rule:
     stdlib_only: bool = False
 
 
-SETTINGS = ("baton.core", "baton.config")
+OPTIONS = ("baton.option", "baton.option_values")
+SETTINGS = ("baton.core", "baton.config", "baton.__version__")
 SHARED = (*SETTINGS, "baton.fingerprint", "baton.model_files", "baton.rpc", GENERATED)
 WORKER = ("baton.engine", "baton.worker_process")
 ROLES = ("baton_prefill_service", "baton_decode_service")
@@ -55,7 +56,9 @@ USERS_OF_TORCH = (*TORCH_TRANSPORTS, f"{PAIR}.link", f"{PAIR}.receiver")
 # fmt: off
 RULES = (
     Rule("baton.core",            ours=(), never=IMPURE, stdlib_only=True),
-    Rule("baton.config",          ours=("baton.core",), stdlib_only=True),
+    Rule("baton.option_values",   ours=("baton.core",), stdlib_only=True),
+    Rule("baton.option",          ours=("baton.option_values",), stdlib_only=True),
+    Rule("baton.config",          ours=("baton.core", *OPTIONS), stdlib_only=True),
     Rule("baton.model_files",     ours=("baton.core",), stdlib_only=True),
     Rule("baton.fingerprint",     ours=("baton.core", "baton.config", "baton.model_files"), stdlib_only=True),
     Rule("baton_kernels",         ours=()),
@@ -68,7 +71,8 @@ RULES = (
     Rule("baton_decode_service",  ours=(*SHARED, "baton_kv_transfer", *WORKER)),
     Rule("baton_both_service",    ours=(*SHARED, *WORKER, *ROLES)),
     Rule("baton_router",          ours=SHARED, never=TENSORS),
-    Rule("baton_launch",          ours=SETTINGS, ours_in_functions=SERVICES, never=TENSORS),
+    Rule("baton_launch",          ours=(*SETTINGS, *OPTIONS), ours_in_functions=SERVICES, never=TENSORS),
+    Rule("baton.__main__",        ours=("baton_launch.main",)),
     Rule("baton",                 ours=()),
 )
 # fmt: on
@@ -155,6 +159,8 @@ def test_imports_go_one_way() -> None:
         ("baton_kv_transfer.transports.pair.pair_end", "import torch"),
         ("baton_kv_transfer.transports.pair.process_group", "import baton.engine.loop"),
         ("baton_launch.main", "import baton_router.main"),
+        ("baton.config", "import baton_launch.main"),
+        ("baton.option", "import typer"),
         ("baton_launch.main", "def command():\n    import tools"),
     ],
 )

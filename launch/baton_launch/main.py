@@ -30,9 +30,9 @@ app.command("worker", help="Run one worker of both roles, or of the one that --r
 
 def _print_version(asked: bool) -> None:
     if asked:
-        from importlib.metadata import version
+        from baton import __version__
 
-        typer.echo(f"baton {version('baton-serve')}")
+        typer.echo(f"baton {__version__}")
         raise typer.Exit
 
 

@@ -11,7 +11,8 @@ SHIPPED_MODEL = Path(str(files("baton"))) / "demo_model"
 SHIPPED_MODEL_NAME = "baton-demo"
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", re.ASCII)
-_HUB_FILES = ["*.safetensors", "*.json", "tokenizer*", "*.jinja"]
+_WEIGHTS = "*.safetensors"
+_HUB_FILES = [_WEIGHTS, "*.json", "tokenizer*", "*.jinja"]
 # Other formats lie in folders; Mistral's stores all weights a second time beside the shards.
 _OTHER_HUB_FILES = ["*/*", "consolidated*.safetensors"]
 
@@ -24,7 +25,7 @@ class ModelSource:
     name: str
 
 
-def find_model(model: str | None) -> ModelSource:
+def find_model(model: str | None, *, with_weights: bool = True) -> ModelSource:
     """A local directory in Hugging Face format, a hub id (fetched if need be), or the shipped model for None.
 
     What looks like a path is never looked up on the hub. Raises StartupError where there is no such model.
@@ -40,7 +41,7 @@ def find_model(model: str | None) -> ModelSource:
         return ModelSource(directory, SHIPPED_MODEL_NAME if is_shipped else directory.name)
     if not _HUB_ID.fullmatch(model):
         raise StartupError(f"'{model}' is neither a directory nor a Hugging Face model id")
-    return ModelSource(_require_model(_fetch(model)), model)
+    return ModelSource(_require_model(_fetch(model, with_weights)), model)
 
 
 def _require_model(directory: Path) -> Path:
@@ -53,13 +54,14 @@ def _require_model(directory: Path) -> Path:
     return directory
 
 
-def _fetch(model: str) -> Path:
+def _fetch(model: str, with_weights: bool) -> Path:
     """Download what a model needs, or find it in the hub's cache. Its progress bars go to standard error."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
+    left_out = _OTHER_HUB_FILES if with_weights else [*_OTHER_HUB_FILES, _WEIGHTS]
     try:
-        return Path(snapshot_download(model, allow_patterns=_HUB_FILES, ignore_patterns=_OTHER_HUB_FILES))
+        return Path(snapshot_download(model, allow_patterns=_HUB_FILES, ignore_patterns=left_out))
     except GatedRepoError:
         raise StartupError(
             f"'{model}' is gated: accept its terms on the hub, then log in with `hf auth login`"

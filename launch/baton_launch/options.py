@@ -1,161 +1,43 @@
-"""Command-line options that more than one command has, and what becomes of them."""
+"""Makes the table of options (baton/config.py) a command's own."""
 
+import functools
+import inspect
 import os
-from pathlib import Path
-from typing import Annotated
+from collections.abc import Callable, Collection
+from typing import Annotated, Any
 
 import typer
 
-from baton.config import EngineConfig, parse_dtype, parse_kv_cache_dtype, parse_size
 from baton.core.errors import StartupError
-from baton.core.reservation import TransferDeadlines
+from baton.option import REQUIRED, Setting
 
-EngineDtype = Annotated[str, typer.Option("--dtype", help="bf16, fp16, fp32, or auto: as stored.")]
-Quantization = Annotated[
-    str,
-    typer.Option(
-        "--quantization", metavar="NAME", help="Weights in 8 bits: int8 on CPUs, fp8 on GPUs; or none."
-    ),
-]
-KVCacheDtype = Annotated[
-    str,
-    typer.Option(
-        "--kv-cache-dtype",
-        metavar="NAME",
-        help="fp8: KV cache in 8 bits, twice the tokens; auto: as --dtype.",
-    ),
-]
-BlockSize = Annotated[int, typer.Option("--block-size", help="Tokens in a page of KV cache.")]
-KVCacheMemory = Annotated[
-    str | None,
-    typer.Option(
-        "--kv-cache-memory",
-        help="Per worker, such as 512MiB or 4GiB.",
-        show_default="1GiB; on a GPU what --gpu-memory-utilization leaves",
-    ),
-]
-Device = Annotated[
-    str, typer.Option("--device", metavar="NAME", help="auto, cpu or cuda; auto: cuda where there is one.")
-]
-GpuMemoryUtilization = Annotated[
-    float,
-    typer.Option(
-        "--gpu-memory-utilization",
-        metavar="SHARE",
-        help="On a GPU, of its memory for weights, steps and, without --kv-cache-memory, KV cache.",
-    ),
-]
-EnforceEager = Annotated[bool, typer.Option("--enforce-eager", help="On a GPU: without CUDA graphs.")]
-MaxNumSeqs = Annotated[int, typer.Option("--max-num-seqs", help="Sequences that a worker runs at once.")]
-MaxNumBatchedTokens = Annotated[int, typer.Option("--max-num-batched-tokens", help="Tokens in one step.")]
-MaxModelLen = Annotated[
-    int | None,
-    typer.Option(
-        "--max-model-len", help="Most tokens of prompt and answer.", show_default="as the model says"
-    ),
-]
-KVTransport = Annotated[
-    str,
-    typer.Option(
-        "--kv-transport",
-        metavar="NAME",
-        help="How KV pages travel: grpc, nccl, nixl, cuda_ipc, or auto: the best that both servers have.",
-    ),
-]
-TransferStallTimeout = Annotated[
-    float,
-    typer.Option(
-        "--transfer-stall-timeout",
-        metavar="SECONDS",
-        help="Give up a KV transfer when the other server takes, or sends, nothing for this long.",
-    ),
-]
-TransferDeadline = Annotated[
-    float,
-    typer.Option(
-        "--transfer-deadline",
-        metavar="SECONDS",
-        help="On decode: give up a KV transfer that brings nothing for this long; a prompt may wait so long "
-        "for its turn on prefill.",
-    ),
-]
-ServedModelName = Annotated[
-    str | None,
-    typer.Option("--served-model-name", help="Model name in the API.", show_default="as the model is called"),
-]
-HttpHost = Annotated[str, typer.Option("--host", help="Address that clients connect to; 0.0.0.0 for all.")]
-HttpPort = Annotated[int, typer.Option("--port", min=1, max=65535, help="Port of the HTTP API.")]
-GrpcPort = Annotated[int, typer.Option("--grpc-port", min=1, max=65535, help="Port of the gRPC API.")]
-ShareCores = Annotated[
-    Path | None,
-    typer.Option(
-        "--share-cores",
-        metavar="FILE",
-        help="Share the CPU threads of --threads with the workers of this machine that name the same file.",
-        show_default="not shared",
-    ),
-]
+Command = Callable[..., None]
 ExitWithParent = Annotated[int | None, typer.Option("--exit-with-parent", hidden=True, metavar="PID")]
 
-DEFAULT_ENGINE = EngineConfig()
-DEFAULT_TRANSFER_DEADLINE_S = TransferDeadlines().receiving_s
 
+def takes_options(settings: Collection[Setting]) -> Callable[[Command], Command]:
+    """Lets a command take these options: its `**values` are the fields' values, read and checked.
 
-def engine_config(
-    dtype: str,
-    block_size: int,
-    kv_cache_memory: str | None,
-    max_num_seqs: int,
-    max_num_batched_tokens: int,
-    max_model_len: int | None,
-    num_threads: int,
-    device: str = EngineConfig.device,
-    gpu_memory_utilization: float = EngineConfig.gpu_memory_utilization,
-    enforce_eager: bool = EngineConfig.enforce_eager,
-    cores_file: Path | None = None,
-    quantization: str = EngineConfig.quantization,
-    kv_cache_dtype: str = EngineConfig.kv_cache_dtype,
-) -> EngineConfig:
-    """The engine settings that the options spell; raises StartupError."""
-    return EngineConfig(
-        dtype=parse_dtype(dtype),
-        block_size=block_size,
-        kv_cache_bytes=None if kv_cache_memory is None else parse_size(kv_cache_memory),
-        max_num_seqs=max_num_seqs,
-        max_num_batched_tokens=max_num_batched_tokens,
-        max_model_len=max_model_len,
-        num_threads=num_threads,
-        device=device,
-        gpu_memory_utilization=gpu_memory_utilization,
-        enforce_eager=enforce_eager,
-        cores_file=cores_file,
-        quantization=quantization,
-        kv_cache_dtype=parse_kv_cache_dtype(kv_cache_dtype),
-    )
+    What is neither given nor has a default is left out. The command raises StartupError for a value that an
+    option does not take.
+    """
 
+    def decorate(command: Command) -> Command:
+        @functools.wraps(command)
+        def run(**given: Any) -> None:
+            for setting in settings:
+                written = given.pop(setting.field)
+                if written is not None:
+                    given[setting.field] = setting.read(written)
+            command(**given)
 
-def engine_arguments(engine: EngineConfig) -> list[str]:
-    """The options that spell `engine`; the inverse of `engine_config`."""
-    arguments = [
-        f"--dtype={engine.dtype}",
-        f"--block-size={engine.block_size}",
-        f"--max-num-seqs={engine.max_num_seqs}",
-        f"--max-num-batched-tokens={engine.max_num_batched_tokens}",
-        f"--threads={engine.num_threads}",
-        f"--device={engine.device}",
-        f"--gpu-memory-utilization={engine.gpu_memory_utilization}",
-        f"--quantization={engine.quantization}",
-        f"--kv-cache-dtype={engine.kv_cache_dtype}",
-    ]
-    if engine.enforce_eager:
-        arguments.append("--enforce-eager")
-    if engine.cores_file is not None:
-        arguments.append(f"--share-cores={engine.cores_file}")
-    if engine.kv_cache_bytes is not None:
-        arguments.append(f"--kv-cache-memory={engine.kv_cache_bytes}")
-    if engine.max_model_len is not None:
-        arguments.append(f"--max-model-len={engine.max_model_len}")
-    return arguments
+        signature = inspect.signature(command)
+        *own, _ = signature.parameters.values()
+        parameters = [*own, *map(_parameter, settings)]
+        run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        return run
+
+    return decorate
 
 
 def cluster_token() -> str:
@@ -168,3 +50,22 @@ def cluster_token() -> str:
     if not (token.isascii() and token.isprintable()):  # all that a header of HTTP/2 may hold
         raise StartupError("BATON_CLUSTER_TOKEN may hold printable ASCII characters only")
     return token
+
+
+def _parameter(setting: Setting) -> inspect.Parameter:
+    """As Typer reads it from a command's signature."""
+    option = setting.option
+    least, greatest = option.values.ends or (None, None)
+    info = typer.Option(
+        ... if setting.default is REQUIRED else setting.default,
+        option.flag,
+        help=option.help,
+        metavar=option.values.metavar,
+        min=least,
+        max=greatest,
+        show_default=option.unset or True,
+    )
+    annotation = setting.type if setting.default is not None else setting.type | None
+    return inspect.Parameter(
+        setting.field, inspect.Parameter.KEYWORD_ONLY, default=info, annotation=annotation
+    )

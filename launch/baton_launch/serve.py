@@ -9,17 +9,17 @@ import signal
 import sys
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from baton.config import EngineConfig, RouterConfig, WorkerConfig, available_cores, require_kv_transport
+from baton.config import RouterConfig, WorkerConfig, available_cores, require_two_ports
 from baton.core.errors import StartupError
-from baton_launch import options
+from baton.option import arguments_of, make_config, settings_of
 from baton_launch.model_source import ModelSource, find_model
-from baton_launch.options import DEFAULT_ENGINE
+from baton_launch.options import takes_options
 
 if TYPE_CHECKING:
     from baton_launch.supervisor import ChildSpec, Supervisor
@@ -47,76 +47,52 @@ NumWorkers = Annotated[
     typer.Option("--workers", min=1, help="Number of workers, with --role both.", show_default="1"),
 ]
 
+# Who its processes are and where they listen, `baton serve` decides by itself.
+DECIDED_HERE = frozenset(
+    {"model_dir", "role", "listen_address", "advertise_address", "worker_id", "cores_file"}
+    | {"prefill_addresses", "decode_addresses", "worker_addresses"}
+)
+_SETTINGS = {
+    setting.field: setting
+    for setting in (*settings_of(RouterConfig), *settings_of(WorkerConfig))
+    if setting.field not in DECIDED_HERE
+}
+
 
 @dataclass(frozen=True, slots=True)
 class ServePlan:
-    """All that decides which processes `baton serve` starts, and with which options."""
+    """The processes that `baton serve` starts."""
 
-    model: ModelSource
-    served_model_name: str
-    workers: Mapping[str, int]  # how many, by the command that runs one: prefill, decode or worker
-    host: str
-    http_port: int
-    grpc_port: int
-    engine: EngineConfig
-    kv_transport: str = WorkerConfig.kv_transport
+    router: RouterConfig
+    workers: Mapping[str, WorkerConfig]  # by name; each listens on a Unix socket
 
 
+@takes_options(_SETTINGS.values())
 def serve(
     model: Model = None,
     prefill: NumPrefill = None,
     decode: NumDecode = None,
     role: ServeRole = None,
     workers: NumWorkers = None,
-    host: options.HttpHost = RouterConfig.host,
-    port: options.HttpPort = RouterConfig.http_port,
-    grpc_port: options.GrpcPort = RouterConfig.grpc_port,
-    served_model_name: options.ServedModelName = None,
-    dtype: options.EngineDtype = DEFAULT_ENGINE.dtype,
-    max_model_len: options.MaxModelLen = None,
-    block_size: options.BlockSize = DEFAULT_ENGINE.block_size,
-    kv_cache_memory: options.KVCacheMemory = None,
-    max_num_seqs: options.MaxNumSeqs = DEFAULT_ENGINE.max_num_seqs,
-    max_num_batched_tokens: options.MaxNumBatchedTokens = DEFAULT_ENGINE.max_num_batched_tokens,
-    device: options.Device = DEFAULT_ENGINE.device,
-    gpu_memory_utilization: options.GpuMemoryUtilization = DEFAULT_ENGINE.gpu_memory_utilization,
-    enforce_eager: options.EnforceEager = False,
-    quantization: options.Quantization = DEFAULT_ENGINE.quantization,
-    kv_cache_dtype: options.KVCacheDtype = DEFAULT_ENGINE.kv_cache_dtype,
-    kv_transport: options.KVTransport = WorkerConfig.kv_transport,
+    **values: Any,
 ) -> None:
     """Serve a model on this machine, until Ctrl-C: a router, prefill servers and decode servers."""
     from baton_launch.listening import require_free_port
 
     counts = worker_counts(role, prefill, decode, workers)
-    engine = options.engine_config(
-        dtype,
-        block_size,
-        kv_cache_memory,
-        max_num_seqs,
-        max_num_batched_tokens,
-        max_model_len,
-        available_cores(),
-        device,
-        gpu_memory_utilization,
-        enforce_eager,
-        quantization=quantization,
-        kv_cache_dtype=kv_cache_dtype,
-    )
-    if port == grpc_port:
-        raise StartupError(f"HTTP and gRPC can't share port {port}: choose another with --grpc-port")
-    require_kv_transport(kv_transport)
+    host, port, grpc_port = values["host"], values["http_port"], values["grpc_port"]
+    require_two_ports(port, grpc_port)
     require_free_port(host, port, "--port")
     require_free_port(host, grpc_port, "--grpc-port")
     source = find_model(model)
-    name = served_model_name or source.name
-    run_plan(ServePlan(source, name, counts, host, port, grpc_port, engine, kv_transport))
+    with tempfile.TemporaryDirectory(prefix="baton-", ignore_cleanup_errors=True) as directory:
+        run_plan(serve_plan(source, counts, Path(directory), values))
 
 
 def worker_counts(
     role: str | None, prefill: int | None, decode: int | None, workers: int | None
 ) -> dict[str, int]:
-    """How many workers the options ask for, by the command that runs one; raises StartupError."""
+    """How many workers the options ask for, by kind: prefill, decode or worker; raises StartupError."""
     if role is None:
         if workers is not None:
             raise StartupError("--workers goes with --role both; else use --prefill and --decode")
@@ -128,6 +104,36 @@ def worker_counts(
     return {"worker": workers or 1}
 
 
+def serve_plan(
+    source: ModelSource, counts: Mapping[str, int], directory: Path, values: Mapping[str, Any]
+) -> ServePlan:
+    """A router and so many workers of each kind, with sockets in the directory and a new secret.
+
+    `values` are what the options say, by field. Raises StartupError.
+    """
+    num_workers = sum(counts.values())
+    common = {
+        "num_threads": available_cores(),
+        **values,
+        "model_dir": source.directory,
+        "served_model_name": values.get("served_model_name") or source.name,
+        "cluster_token": secrets.token_urlsafe(32),
+    }
+    if num_workers > 1:  # they share the machine
+        common["cores_file"] = directory / "cores"
+        common["gpu_memory_utilization"] /= num_workers
+    workers: dict[str, WorkerConfig] = {}
+    addresses: dict[str, tuple[str, ...]] = {}
+    for kind, count in counts.items():
+        own = {f"{kind}-{index}": f"unix:{directory}/{kind}-{index}.sock" for index in range(count)}
+        for name, address in own.items():
+            place = {"listen_address": address, "advertise_address": address, "worker_id": name}
+            role = "both" if kind == "worker" else kind
+            workers[name] = make_config(WorkerConfig, {**common, **place, "role": role})
+        addresses[f"{kind}_addresses"] = tuple(own.values())
+    return ServePlan(make_config(RouterConfig, {**common, **addresses}), workers)
+
+
 def run_plan(plan: ServePlan) -> None:
     """Start the processes of the plan and stay until they are stopped; StartupError if they don't start."""
     from baton_launch.console import ConsoleReporter
@@ -135,18 +141,19 @@ def run_plan(plan: ServePlan) -> None:
     from baton_launch.supervisor import Supervisor
 
     async def is_ready() -> bool:
-        host = reachable_host(plan.host).strip("[]")
-        return await asyncio.to_thread(answers_ok, host, plan.http_port, "/health")
+        host = reachable_host(plan.router.host).strip("[]")
+        return await asyncio.to_thread(answers_ok, host, plan.router.http_port, "/health")
 
-    with tempfile.TemporaryDirectory(prefix="baton-", ignore_cleanup_errors=True) as directory:
-        sockets = worker_sockets(plan, Path(directory))
-        reporter = ConsoleReporter({**sockets, "router": None}, banner(plan))
-        supervisor = Supervisor(child_specs(plan, sockets), is_ready, reporter)
-        reporter.notice(f"starting {', '.join(sockets)} and the router with {plan.model.directory}")
-        try:
-            asyncio.run(_run_until_signalled(supervisor))
-        finally:
-            reporter.close()
+    sockets = {
+        name: Path(worker.listen_address.removeprefix("unix:")) for name, worker in plan.workers.items()
+    }
+    reporter = ConsoleReporter({**sockets, "router": None}, banner(plan.router))
+    supervisor = Supervisor(child_specs(plan), is_ready, reporter)
+    reporter.notice(f"starting {', '.join(sockets)} and the router with {plan.router.model_dir}")
+    try:
+        asyncio.run(_run_until_signalled(supervisor))
+    finally:
+        reporter.close()
 
 
 async def _run_until_signalled(supervisor: "Supervisor") -> None:
@@ -159,62 +166,35 @@ async def _run_until_signalled(supervisor: "Supervisor") -> None:
     await supervisor.run()
 
 
-def worker_sockets(plan: ServePlan, directory: Path) -> dict[str, Path]:
-    """The Unix socket of each worker, by the worker's name."""
-    names = [f"{command}-{index}" for command, count in plan.workers.items() for index in range(count)]
-    return {name: directory / f"{name}.sock" for name in names}
-
-
-def child_specs(plan: ServePlan, sockets: dict[str, Path]) -> list["ChildSpec"]:
-    """How to start every process; all share a new secret, and end with this process."""
+def child_specs(plan: ServePlan) -> list["ChildSpec"]:
+    """How to start every process; all share the secret, and end with this process."""
     from baton_launch.supervisor import ChildSpec
 
-    environment = {**os.environ, "BATON_CLUSTER_TOKEN": secrets.token_urlsafe(32)}
-    common = [f"--model={plan.model.directory}", f"--exit-with-parent={os.getpid()}"]
-    children = {"router": ["router", *common, *router_arguments(plan, sockets)]}
-    engine = plan.engine
-    if len(sockets) > 1:  # they share the machine
-        engine = replace(
-            engine,
-            cores_file=next(iter(sockets.values())).with_name("cores"),
-            gpu_memory_utilization=engine.gpu_memory_utilization / len(sockets),
-        )
-    for name, socket in sockets.items():
-        command = name.partition("-")[0]
-        own = [f"--listen=unix:{socket}", f"--worker-id={name}", f"--kv-transport={plan.kv_transport}"]
-        children[name] = [command, *common, *own, *options.engine_arguments(engine)]
+    environment = {**os.environ, "BATON_CLUSTER_TOKEN": plan.router.cluster_token}
     # -P: else files in the directory that a person happens to be in, such as a router.py, hide Baton's.
-    program = (sys.executable, "-P", "-m", "baton_launch.main")
-    return [ChildSpec(name, (*program, *arguments), environment) for name, arguments in children.items()]
+    program = (sys.executable, "-P", "-m", "baton")
+    children = {
+        "router": ["router", *arguments_of(plan.router)],
+        **{name: ["worker", *arguments_of(worker)] for name, worker in plan.workers.items()},
+    }
+    ours = f"--exit-with-parent={os.getpid()}"
+    return [ChildSpec(name, (*program, *child, ours), environment) for name, child in children.items()]
 
 
-def router_arguments(plan: ServePlan, sockets: dict[str, Path]) -> list[str]:
-    """The router's own options."""
-    arguments = [
-        f"--host={plan.host}",
-        f"--port={plan.http_port}",
-        f"--grpc-port={plan.grpc_port}",
-        f"--served-model-name={plan.served_model_name}",
-    ]
-    if plan.engine.max_model_len is not None:
-        arguments.append(f"--max-model-len={plan.engine.max_model_len}")
-    return arguments + [f"--{name.partition('-')[0]}=unix:{socket}" for name, socket in sockets.items()]
-
-
-def banner(plan: ServePlan) -> str:
+def banner(router: RouterConfig) -> str:
     """What a person needs once all is ready; the curl line works as pasted into a shell."""
     from baton_launch.listening import reachable_host
 
-    host = reachable_host(plan.host)
-    url = f"http://{host}:{plan.http_port}"
-    body = json.dumps({"model": plan.served_model_name, "prompt": "def fibonacci(n):", "max_tokens": 64})
+    host = reachable_host(router.host)
+    url = f"http://{host}:{router.http_port}"
+    body = json.dumps({"model": router.served_model_name, "prompt": "def fibonacci(n):", "max_tokens": 64})
     return "\n".join(
         (
             "",
-            f"  Baton serves {plan.served_model_name}. Ctrl-C stops it.",
+            f"  Baton serves {router.served_model_name}. Ctrl-C stops it.",
             "",
             f"  HTTP   {url}/v1  (OpenAI's API)",
-            f"  gRPC   {host}:{plan.grpc_port}",
+            f"  gRPC   {host}:{router.grpc_port}",
             f"  Docs   {url}/docs",
             f"  Chat   baton chat --url {url}",
             "",

@@ -5,10 +5,10 @@ import gc
 import logging
 import socket
 import time
-from importlib.metadata import version
 
 from prometheus_client import CollectorRegistry
 
+from baton import __version__
 from baton.config import RouterConfig
 from baton.core.errors import StartupError
 from baton.fingerprint import config_digest
@@ -88,7 +88,7 @@ def _served_model(config: RouterConfig, pool: WorkerPool, admission: Admission) 
         tokenizer=tokenizer,
         model=config.served_model_name,
         root=str(config.model_dir),
-        version=version("baton-serve"),
+        version=__version__,
         created=int(time.time()),
         vocab_size=vocab_size(model_config),
         # Without any, every answer would go on to its greatest length.

@@ -1,7 +1,6 @@
 """What the options of each command become."""
 
 import sys
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,7 +10,7 @@ from baton.config import EngineConfig, RouterConfig, WorkerConfig, available_cor
 from baton.core.reservation import TransferDeadlines
 from baton_launch import serve, worker_command
 from baton_launch.main import main
-from baton_launch.serve import ServePlan, banner, child_specs, worker_sockets
+from baton_launch.serve import ServePlan, banner, child_specs
 
 ENGINE_OPTIONS = [
     "--dtype=float32",
@@ -112,27 +111,36 @@ def test_a_router_of_workers_of_both_roles(
     assert (routers[0].prefill_addresses, routers[0].decode_addresses) == (("p0:1",), ())
 
 
-def test_serve_shares_the_cores(
+def test_serve_shares_the_machine(
     monkeypatch: pytest.MonkeyPatch, plans: list[ServePlan], model_dir: Path, free_ports: tuple[int, int]
 ) -> None:
     monkeypatch.setattr("baton_launch.serve.available_cores", lambda: 10)
     ports = [f"--port={free_ports[0]}", f"--grpc-port={free_ports[1]}"]
     run(monkeypatch, "serve", str(model_dir), "--prefill=2", "--decode=1", *ports, *ENGINE_OPTIONS)
-    (plan,) = plans
-    assert plan.workers == {"prefill": 2, "decode": 1}
-    assert (plan.http_port, plan.grpc_port) == free_ports
-    assert (plan.model.directory, plan.served_model_name) == (model_dir, "a-model")
-    assert plan.engine == EngineConfig("float32", 32, 64 * 2**20, 8, 256, 1024, num_threads=10)
-    workers = child_specs(plan, worker_sockets(plan, Path("/run/b")))[1:]
-    assert len(workers) == 3
-    assert all("--share-cores=/run/b/cores" in worker.arguments for worker in workers)
+    router, workers = plans[0].router, plans[0].workers
+    assert {name: worker.role for name, worker in workers.items()} == {
+        "prefill-0": "prefill",
+        "prefill-1": "prefill",
+        "decode-0": "decode",
+    }
+    assert (router.http_port, router.grpc_port) == free_ports
+    assert (router.model_dir, router.served_model_name) == (model_dir, "a-model")
+    cores = Path(workers["decode-0"].listen_address.removeprefix("unix:")).with_name("cores")
+    engine = EngineConfig("float32", 32, 64 * 2**20, 8, 256, 1024, 10, cores, gpu_memory_utilization=0.9 / 3)
+    assert all(worker.engine == engine for worker in workers.values())
     run(monkeypatch, "serve", str(model_dir), "--role=both", *ports)
-    assert plans[1].workers == {"worker": 1}
-    _, worker = child_specs(plans[1], worker_sockets(plans[1], Path("/run/b")))
-    assert not any("--share-cores" in argument for argument in worker.arguments)
+    [worker] = plans[1].workers.values()
+    assert worker.engine == EngineConfig(num_threads=10)
 
 
-def test_the_children_of_serve_understand_their_options(
+@pytest.mark.parametrize(
+    ("options", "names"),
+    [([], ["prefill-0", "decode-0"]), (["--role=both", "--workers=2"], ["worker-0", "worker-1"])],
+    ids=["apart", "both"],
+)
+def test_the_children_of_serve_are_those_of_its_plan(
+    options: list[str],
+    names: list[str],
     monkeypatch: pytest.MonkeyPatch,
     plans: list[ServePlan],
     workers: list[WorkerConfig],
@@ -141,47 +149,27 @@ def test_the_children_of_serve_understand_their_options(
     free_ports: tuple[int, int],
 ) -> None:
     ports = [f"--port={free_ports[0]}", f"--grpc-port={free_ports[1]}"]
-    run(monkeypatch, "serve", str(model_dir), "--served-model-name=it's", *ports, *ENGINE_OPTIONS)
+    common = ["--served-model-name=it's", "--max-queue=7", "--transfer-deadline=50", "--threads=2"]
+    run(monkeypatch, "serve", str(model_dir), *options, *ports, *common, *ENGINE_OPTIONS)
+    [plan] = plans
     monkeypatch.setattr("baton_launch.router_command.die_with_parent", lambda pid: None)
     monkeypatch.setattr("baton_launch.worker_command.die_with_parent", lambda pid: None)
-    children = child_specs(plans[0], worker_sockets(plans[0], Path("/run/b")))
+    children = child_specs(plan)
     for child in children:
         monkeypatch.setenv("BATON_CLUSTER_TOKEN", child.environment["BATON_CLUSTER_TOKEN"])
         run(monkeypatch, *child.arguments[4:])
 
-    prefill, decode = workers
-    assert [child.name for child in children] == ["router", "prefill-0", "decode-0"]
-    assert prefill.listen_address == prefill.advertise_address == "unix:/run/b/prefill-0.sock"
-    assert (prefill.role, decode.role) == ("prefill", "decode")
-    cores = Path("/run/b/cores")
-    shared = replace(plans[0].engine, cores_file=cores, gpu_memory_utilization=0.45)
-    assert prefill.engine == decode.engine == shared
-    assert routers[0].prefill_addresses == ("unix:/run/b/prefill-0.sock",)
-    assert routers[0].decode_addresses == ("unix:/run/b/decode-0.sock",)
-    assert routers[0].served_model_name == "it's"
-    assert prefill.cluster_token == decode.cluster_token == routers[0].cluster_token != ""
-    assert "BATON_CLUSTER_TOKEN" not in " ".join(str(part) for child in children for part in child.arguments)
-
-
-def test_the_children_of_both_roles_understand_their_options(
-    monkeypatch: pytest.MonkeyPatch,
-    plans: list[ServePlan],
-    workers: list[WorkerConfig],
-    routers: list[RouterConfig],
-    model_dir: Path,
-    free_ports: tuple[int, int],
-) -> None:
-    ports = [f"--port={free_ports[0]}", f"--grpc-port={free_ports[1]}"]
-    run(monkeypatch, "serve", str(model_dir), "--role=both", "--workers=2", *ports)
-    monkeypatch.setattr("baton_launch.router_command.die_with_parent", lambda pid: None)
-    monkeypatch.setattr("baton_launch.worker_command.die_with_parent", lambda pid: None)
-    children = child_specs(plans[0], worker_sockets(plans[0], Path("/run/b")))
-    for child in children:
-        run(monkeypatch, *child.arguments[4:])
-    assert [child.name for child in children] == ["router", "worker-0", "worker-1"]
-    assert [worker.role for worker in workers] == ["both", "both"]
-    assert routers[0].worker_addresses == tuple(worker.listen_address for worker in workers)
-    assert (routers[0].prefill_addresses, routers[0].decode_addresses) == ((), ())
+    assert [child.name for child in children] == ["router", *names]
+    assert routers == [plan.router]
+    assert workers == list(plan.workers.values())
+    assert [worker.worker_id for worker in workers] == names
+    router = plan.router
+    of_router = (*router.prefill_addresses, *router.decode_addresses, *router.worker_addresses)
+    assert of_router == tuple(worker.listen_address for worker in workers)
+    assert (router.served_model_name, router.max_queue) == ("it's", 7)
+    assert {worker.transfer_deadlines.receiving_s for worker in workers} == {50.0}
+    assert {worker.cluster_token for worker in workers} == {router.cluster_token} != {""}
+    assert router.cluster_token not in " ".join(part for child in children for part in child.arguments)
 
 
 def test_the_banner_quotes_for_the_shell(
@@ -189,6 +177,6 @@ def test_the_banner_quotes_for_the_shell(
 ) -> None:
     ports = [f"--port={free_ports[0]}", f"--grpc-port={free_ports[1]}", "--host=0.0.0.0"]
     run(monkeypatch, "serve", str(model_dir), "--served-model-name=it's", *ports)
-    text = banner(plans[0])
+    text = banner(plans[0].router)
     assert f"curl http://127.0.0.1:{free_ports[0]}/v1/completions " in text
     assert """'{"model": "it'"'"'s", """ in text

@@ -13,11 +13,10 @@ from baton.config import (
     WorkerConfig,
     host_of,
     is_local,
-    parse_dtype,
-    parse_size,
 )
 from baton.core.errors import StartupError
 from baton.core.reservation import TransferDeadlines
+from baton.option_values import parse_size
 from baton_launch.options import cluster_token
 
 
@@ -105,28 +104,11 @@ def test_the_token_is_not_shown() -> None:
     assert "secret" not in repr(worker("127.0.0.1:50051", "127.0.0.1:50051", "secret"))
 
 
-@pytest.mark.parametrize(
-    ("text", "dtype"),
-    [
-        ("auto", "auto"),
-        ("bf16", "bfloat16"),
-        ("fp16", "float16"),
-        ("fp32", "float32"),
-        ("float32", "float32"),
-    ],
-)
-def test_dtypes(text: str, dtype: str) -> None:
-    assert parse_dtype(text) == dtype
-
-
-def test_unknown_dtype() -> None:
-    with pytest.raises(StartupError, match="unknown dtype 'int3': use auto, fp32, bf16, fp16"):
-        parse_dtype("int3")
-
-
 def test_engine_settings_are_checked() -> None:
-    with pytest.raises(StartupError, match="unknown dtype 'int3'"):
+    with pytest.raises(StartupError, match="unknown dtype 'int3': use auto, fp32, bf16, fp16"):
         EngineConfig(dtype="int3")
+    with pytest.raises(StartupError, match="unknown dtype 'bf16'"):  # a short form, for people
+        EngineConfig(dtype="bf16")
     with pytest.raises(StartupError, match="max-num-seqs must be at least 1, but is 0"):
         EngineConfig(max_num_seqs=0)
     with pytest.raises(StartupError, match="max-model-len"):

@@ -27,7 +27,10 @@ OTHERS = [
 ]
 
 
-def test_weights_are_fetched_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize("with_weights", [True, False])
+def test_weights_are_fetched_once_or_not_at_all(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, with_weights: bool
+) -> None:
     """Repositories hold them a second time, in other formats: that would double gigabytes."""
 
     def snapshot_download(model: str, **patterns: Any) -> str:
@@ -37,6 +40,8 @@ def test_weights_are_fetched_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
         return str(tmp_path)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    source = find_model("mistralai/Mistral-7B-Instruct-v0.3")
-    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.*")) == NEEDED
+    source = find_model("mistralai/Mistral-7B-Instruct-v0.3", with_weights=with_weights)
+    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.*")) == [
+        name for name in NEEDED if with_weights or not name.endswith(".safetensors")
+    ]
     assert (source.directory, source.name) == (tmp_path, "mistralai/Mistral-7B-Instruct-v0.3")

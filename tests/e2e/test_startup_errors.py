@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from tests.e2e.processes import DEMO_MODEL
+from tests.e2e.processes import DEMO_MODEL, free_port
 
 
 def refusal(command: str, *arguments: str) -> str:
@@ -81,4 +81,5 @@ def test_a_router_port_in_use(tmp_path: Path) -> None:
 
 
 def test_a_hub_id_without_a_hub() -> None:
-    assert "hub" in refusal("serve", "nobody/no-such-model").lower()
+    ports = [f"--port={free_port()}", f"--grpc-port={free_port()}"]
+    assert "hub" in refusal("serve", "nobody/no-such-model", *ports).lower()

@@ -1,0 +1,102 @@
+"""The kinds of values that options take: how each is written, and what is refused."""
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from operator import attrgetter
+from typing import Any
+
+from baton.core.errors import StartupError
+from baton.core.reservation import TransferDeadlines
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?b?)", re.IGNORECASE)
+_SIZE_EXPONENTS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
+
+
+@dataclass(frozen=True, slots=True)
+class Values:
+    """One kind of values; if nothing else is said, all of the field's type, written as they are."""
+
+    check: Callable[[str, Any], None] | None = None  # of an option's name and a value; raises StartupError
+    written_as: type | None = None  # a list: each by itself; None: the field's own type
+    read: Callable[[Any], Any] = lambda as_it_is: as_it_is  # from what is written; raises StartupError
+    write: Callable[[Any], Any] = lambda as_it_is: as_it_is  # the inverse of `read`
+    metavar: str | None = None  # what --help calls one; None: by its type
+    ends: tuple[int, int] | None = None  # the least and the greatest, both included, where --help shows them
+
+
+def choice(what: str, *names: str) -> Values:
+    """Some names; `what` they are is for the error's text."""
+    return aliased_choice(what, {name: name for name in names})
+
+
+def aliased_choice(what: str, spellings: Mapping[str, str]) -> Values:
+    """Some names, each of which may be written in several ways: its `spellings`."""
+
+    def read(written: str) -> str:
+        return spellings.get(written, written)
+
+    def check(name: str, value: str) -> None:
+        if value not in spellings.values():
+            raise StartupError(f"unknown {what} '{value}': use {', '.join(spellings)}")
+
+    return Values(check, str, read, metavar="NAME")
+
+
+def between(least: int, greatest: int) -> Values:
+    """Whole numbers from the one to the other, both included."""
+
+    def check(name: str, value: int) -> None:
+        if not least <= value <= greatest:
+            raise StartupError(f"{name} must be from {least} to {greatest}, but is {value}")
+
+    return Values(check, ends=(least, greatest))
+
+
+def parse_size(text: str) -> int:
+    """Bytes of '1GiB', '512MiB', '2G', '1.5g' or '1048576'; units are powers of 1024, as memory comes.
+
+    Raises StartupError on anything else.
+    """
+    match = _SIZE.fullmatch(text.strip())
+    size = 0
+    if match is not None:
+        number, unit, _ = match.groups()
+        size = int(float(number) * 1024 ** _SIZE_EXPONENTS[unit.lower()])
+    if size < 1:
+        raise StartupError(f"'{text}' is not a size: write it like 1GiB, 512MiB or 1073741824")
+    return size
+
+
+def _require_positive(name: str, value: int) -> None:
+    if value < 1:
+        raise StartupError(f"{name} must be at least 1, but is {value}")
+
+
+def _require_share(name: str, value: float) -> None:
+    if not 0.0 < value <= 1.0:
+        raise StartupError(f"{name} must be above 0 and at most 1, but is {value}")
+
+
+def _require_seconds(name: str, value: float) -> None:
+    if not (math.isfinite(value) and value > 0):
+        raise StartupError(f"{name} must be a number of seconds above 0, but is {value}")
+
+
+def _require_deadlines(name: str, deadlines: TransferDeadlines) -> None:
+    _require_seconds(name, deadlines.receiving_s)
+
+
+ANY = Values()
+TEXT = Values(written_as=str)  # of which the command still makes the field's value
+ADDRESS = Values(metavar="ADDRESS")
+ADDRESSES = Values(written_as=list[str], read=tuple, write=list, metavar="ADDRESS")
+FILE = Values(metavar="FILE")
+POSITIVE = Values(_require_positive)
+SHARE = Values(_require_share, metavar="SHARE")
+SECONDS = Values(_require_seconds, metavar="SECONDS")
+SIZE = Values(_require_positive, str, parse_size)
+DEADLINES = Values(
+    _require_deadlines, float, TransferDeadlines.at_most, attrgetter("receiving_s"), metavar="SECONDS"
+)
