@@ -72,8 +72,8 @@ def write_float8(
         tensors[name] = (tensor.float() / scale).to(torch.float8_e4m3fn)
         tensors[f"{name}_scale"] = scale if scale_shape == "channel" else scale.reshape(1)
         tensors[f"{name.removesuffix('weight')}input_scale"] = torch.ones(1)
-    for name, scale in (kv_scales or {}).items():
-        tensors[f"model.layers.1.self_attn.{name}"] = torch.tensor(scale)
+    for name, number in (kv_scales or {}).items():
+        tensors[f"model.layers.1.self_attn.{name}"] = torch.tensor(number)
     save_file(tensors, file)
     config = json.loads((directory / "config.json").read_text())
     weights = {"num_bits": 8, "type": "float", "strategy": scale_shape}

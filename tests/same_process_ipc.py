@@ -22,7 +22,7 @@ class SameProcessIpc:
         _memory[handle] = torch.empty(0, dtype=torch.uint8, device=memory.device).set_(
             memory.untyped_storage()
         )
-        return handle, memory.storage_offset() * memory.element_size()
+        return handle, int(memory.storage_offset()) * memory.element_size()
 
     def open(self, handle: bytes, offset: int, num_bytes: int) -> Tensor:
         if handle not in _memory:

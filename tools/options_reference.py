@@ -22,8 +22,8 @@ The secret that the router and its workers share comes from the environment alon
 
 def reference() -> str:
     """The page's text."""
-    commands = typer.main.get_command(app).commands
-    return "\n".join([INTRODUCTION, *(_section(name, command) for name, command in commands.items())])
+    group: Any = typer.main.get_command(app)
+    return "\n".join([INTRODUCTION, *(_section(name, command) for name, command in group.commands.items())])
 
 
 def _section(name: str, command: Any) -> str:

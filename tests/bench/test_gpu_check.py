@@ -15,8 +15,9 @@ from baton.engine.cpu.runner import ModelRunner
 from baton.engine.pages.kv_cache import KVCache
 from bench import gpu_check, gpu_float8, gpu_model, gpu_parity, gpu_parts, gpu_tests
 from bench.gpu_check import Outcome, Part, check, exit_code, run_part, table
+from bench.gpu_figures import Figure
 from bench.gpu_model import LLAMA_8B, random_decoder, runner_for, step_of
-from bench.gpu_parts import Figure, write_figures
+from bench.gpu_parts import write_figures
 from tests.core.fake_runner import FakeRunner
 from tests.float8_products import require_products
 

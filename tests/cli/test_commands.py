@@ -3,10 +3,11 @@
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
-from baton.config import EngineConfig, RouterConfig, WorkerConfig, available_cores
+from baton.config import EngineConfig, Role, RouterConfig, WorkerConfig, available_cores
 from baton.core.reservation import TransferDeadlines
 from baton_launch import serve, worker_command
 from baton_launch.main import main
@@ -59,13 +60,24 @@ def test_worker_options(
     role: str, monkeypatch: pytest.MonkeyPatch, workers: list[WorkerConfig], model_dir: Path
 ) -> None:
     monkeypatch.setenv("BATON_CLUSTER_TOKEN", "secret")
-    where = ["--model", str(model_dir), "--listen=0.0.0.0:50051", "--advertise=w0:50051", "--worker-id=w0"]
+    options = ["--model", str(model_dir), "--listen=0.0.0.0:50051", "--advertise=w0:50051", "--worker-id=w0"]
     transfers = ["--transfer-stall-timeout=2.5", "--transfer-deadline=60"]
-    run(monkeypatch, role, *where, *ENGINE_OPTIONS, "--threads=3", *transfers)
+    run(monkeypatch, role, *options, *ENGINE_OPTIONS, "--threads=3", *transfers)
     engine = EngineConfig("float32", 32, 64 * 2**20, 8, 256, 1024, num_threads=3)
     deadlines = TransferDeadlines(reserved_s=60.0, receiving_s=60.0, committing_s=30.0, aborting_s=5.0)
-    where = ("0.0.0.0:50051", "w0:50051", "w0")
-    assert workers == [WorkerConfig(role, model_dir, *where, "secret", engine, "auto", 2.5, deadlines)]
+    config = WorkerConfig(
+        cast(Role, role),
+        model_dir,
+        "0.0.0.0:50051",
+        "w0:50051",
+        "w0",
+        "secret",
+        engine,
+        "auto",
+        2.5,
+        deadlines,
+    )
+    assert workers == [config]
 
 
 @pytest.mark.parametrize(

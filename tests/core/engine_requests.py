@@ -1,6 +1,7 @@
 """Requests for the scheduler's tests, and what each of them yields when it runs alone."""
 
 from functools import lru_cache
+from typing import Any
 
 from hypothesis import strategies as st
 
@@ -28,11 +29,11 @@ def make_request(
     priority: int = 0,
     hash_seed: bytes = SEED,
     answered: tuple[int, ...] = (),
-    **sampling: object,
+    **sampling: Any,
 ) -> EngineRequest:
     """A request with its hashes, as a router would make it; `sampling` goes to SamplingParams."""
     hashes = tuple(block_hashes(hash_seed, (*prompt, *answered), block_size))
-    params = SamplingParams(**sampling)  # type: ignore[arg-type]
+    params = SamplingParams(**sampling)
     return EngineRequest(request_id, prompt, hash_seed, hashes, params, priority, answered)
 
 

@@ -32,6 +32,7 @@ class BusyWorker:
 
     def step(self) -> None:
         step = self.scheduler.schedule()
+        assert step is not None
         for event in self.scheduler.apply(step, self.runner.run(step.plan)).tokens:
             if event.finish_reason is not None:
                 self.add_prompt()

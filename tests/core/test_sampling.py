@@ -76,7 +76,8 @@ def test_greedy_means_no_temperature() -> None:
 @pytest.mark.parametrize("penalty", ["presence_penalty", "frequency_penalty", "repetition_penalty"])
 def test_any_penalty_counts(penalty: str) -> None:
     assert not SamplingParams().has_penalties
-    assert SamplingParams(**{penalty: 0.5}).has_penalties
+    changed: dict[str, Any] = {penalty: 0.5}
+    assert SamplingParams(**changed).has_penalties
 
 
 def test_choice_0_keeps_the_requests_seed() -> None:

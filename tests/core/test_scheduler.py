@@ -1,5 +1,7 @@
 """The scheduler's order and arithmetic, case by case; test_scheduler_stateful.py has the random ones."""
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 
@@ -37,7 +39,7 @@ class Engine:
         *,
         priority: int = 0,
         answered: tuple[int, ...] = (),
-        **sampling: object,
+        **sampling: Any,
     ) -> None:
         request = make_request(
             request_id, prompt, BLOCK_SIZE, priority=priority, answered=answered, **sampling

@@ -1,6 +1,7 @@
 """Planning while a step is under way, case by case; test_scheduler_stateful.py has the random ones."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -32,7 +33,7 @@ class Pipeline:
         self.under_way: list[tuple[ScheduledStep, FakeStep]] = []
         self.tokens: dict[tuple[str, int], list[int]] = {}
 
-    def add(self, request_id: str, prompt: tuple[int, ...] = PROMPT, **sampling: object) -> None:
+    def add(self, request_id: str, prompt: tuple[int, ...] = PROMPT, **sampling: Any) -> None:
         self.scheduler.add(make_request(request_id, prompt, BLOCK_SIZE, **sampling))
 
     def submit(self) -> list[Row] | None:
@@ -64,8 +65,8 @@ class Pipeline:
         assert self.pool.num_free == self.pool.num_blocks
 
 
-def sampled_alone(**sampling: object) -> list[int]:
-    [(tokens, _)] = alone(PROMPT, SamplingParams(**sampling), MAX_MODEL_LEN)  # type: ignore[arg-type]
+def sampled_alone(**sampling: Any) -> list[int]:
+    [(tokens, _)] = alone(PROMPT, SamplingParams(**sampling), MAX_MODEL_LEN)
     return list(tokens)
 
 
@@ -142,7 +143,7 @@ def test_nobody_is_preempted_while_a_step_is_under_way() -> None:
     "sampling",
     [{"presence_penalty": 1.0}, {"frequency_penalty": 0.5}, {"repetition_penalty": 1.2}, {"n": 2}],
 )
-def test_what_needs_the_token_on_the_host_waits_for_it(sampling: dict[str, object]) -> None:
+def test_what_needs_the_token_on_the_host_waits_for_it(sampling: dict[str, Any]) -> None:
     engine = Pipeline()
     engine.add("waits", max_tokens=5, **sampling)
     engine.add("other", (9, 9, 9), max_tokens=5)
@@ -153,7 +154,7 @@ def test_what_needs_the_token_on_the_host_waits_for_it(sampling: dict[str, objec
     assert rows is not None
     assert ("waits", 5, False) in rows
     engine.finish()
-    outcomes = alone(PROMPT, SamplingParams(max_tokens=5, **sampling), MAX_MODEL_LEN)  # type: ignore[arg-type]
+    outcomes = alone(PROMPT, SamplingParams(max_tokens=5, **sampling), MAX_MODEL_LEN)
     for choice, (tokens, _) in enumerate(outcomes):
         assert engine.tokens["waits", choice] == list(tokens)
 

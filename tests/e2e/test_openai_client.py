@@ -3,6 +3,7 @@
 import asyncio
 import re
 from collections.abc import AsyncIterator
+from typing import Any
 
 import openai
 import pytest
@@ -56,7 +57,7 @@ async def test_greedy_completion_looks_like_python(client: openai.AsyncOpenAI) -
 
 
 async def test_chat_with_and_without_stream(client: openai.AsyncOpenAI) -> None:
-    messages = [{"role": "user", "content": "Write a function that adds two numbers."}]
+    messages: Any = [{"role": "user", "content": "Write a function that adds two numbers."}]
     whole = await client.chat.completions.create(
         model="demo", messages=messages, max_tokens=24, seed=5, temperature=0.8
     )
@@ -91,7 +92,7 @@ async def test_32_concurrent_requests_of_mixed_lengths(cluster: Cluster, client:
             temperature=0,
             extra_body={"return_token_ids": True, "ignore_eos": True},
         )
-        return answer.choices[0].finish_reason, answer.choices[0].model_extra["token_ids"]
+        return answer.choices[0].finish_reason, (answer.choices[0].model_extra or {})["token_ids"]
 
     answers = await asyncio.gather(*(ask(index) for index in range(32)))
     assert [reason for reason, _ in answers] == ["length"] * 32

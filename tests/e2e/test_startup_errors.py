@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from tests.e2e.processes import DEMO_MODEL, free_port
+from tests.e2e.processes import DEMO_MODEL
+from tests.free_ports import free_port
 
 
 def refusal(command: str, *arguments: str) -> str:

@@ -73,9 +73,8 @@ def test_equals_dense_attention(shape):
     for index in order:
         row, context = rows[index], contexts[index]
         end = first + len(row.token_ids)
-        expected = dense_attention(
-            query[first:end].double(), *context.double(), row.start, shape["window"]
-        ).float()
+        key, value = context.double()
+        expected = dense_attention(query[first:end].double(), key, value, row.start, shape["window"]).float()
         assert torch.allclose(output[first:end], expected, atol=2e-6, rtol=1e-5)
         first = end
         for position in range(context.shape[1]):
@@ -102,5 +101,6 @@ def test_half_precision(dtype, is_long):
     step = CpuAttention(pool, (None,)).begin_step(inputs.attention)
     output = step.attend(0, query, *context[:, 30 - length :])
     assert output.dtype == dtype
-    expected = dense_attention(query.double(), *context.double(), 30 - length, None)
+    keys, values = context.double()
+    expected = dense_attention(query.double(), keys, values, 30 - length, None)
     assert torch.allclose(output.double(), expected, atol=2e-2)

@@ -14,8 +14,9 @@ CPU = torch.device("cpu")
 @pytest.mark.parametrize("dtype", DTYPE_BYTES)
 def test_page_is_the_pools_own_memory(dtype):
     layout = KVLayout(block_size=4, num_layers=3, num_kv_heads=2, head_dim=8, dtype=dtype)
-    store: PageStore = KVCache(layout, 5, CPU)
-    pool = store.pool
+    cache = KVCache(layout, 5, CPU)
+    store: PageStore = cache
+    pool = cache.pool
     assert pool.shape == (6, 3, 2, 2, 4, 8)
     pool.copy_(torch.arange(pool.numel()).view(pool.shape) % 97)
     page = store.page(2, 1, 2)

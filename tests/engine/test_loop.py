@@ -4,6 +4,7 @@ import queue
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
+from typing import Any
 
 import pytest
 
@@ -98,7 +99,7 @@ class Running:
         self.num_marks += 1
         return NumberedMark(self.num_marks - 1)
 
-    def add(self, request_id: str, **sampling: object) -> None:
+    def add(self, request_id: str, **sampling: Any) -> None:
         request = make_request(request_id, PROMPTS[request_id], BLOCK_SIZE, **sampling)
         self.loop.submit(AddRequest(request))
 
@@ -129,8 +130,8 @@ def running(depth: int, max_num_batched_tokens: int = 64) -> Iterator[Running]:
     engine.pool.check_integrity()
 
 
-def tokens_alone(request_id: str, **sampling: object) -> list[int]:
-    params = SamplingParams(**sampling)  # type: ignore[arg-type]
+def tokens_alone(request_id: str, **sampling: Any) -> list[int]:
+    params = SamplingParams(**sampling)
     [(tokens, _)] = alone(PROMPTS[request_id], params, MAX_MODEL_LEN)
     return list(tokens)
 

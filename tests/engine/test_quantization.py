@@ -4,6 +4,7 @@ import json.decoder
 import textwrap
 from inspect import getsource
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from baton.core.errors import StartupError
 from baton.core.kv_layout import FLOAT8
 from baton.core.plan import ScheduledRow, StepPlan
 from baton.engine.attention import c_kernels as cpu_kernels_attention
+from baton.engine.cpu.runner import ModelRunner
 from baton.engine.devices import multiplies_float8, require_float8, require_quantization
 from baton.engine.factory import load_engine
 from baton.engine.inputs import build_inputs
@@ -39,10 +41,11 @@ def prompts() -> list[list[int]]:
     return [tokenizer.encode(source).ids[:PROMPT_LEN] for source in sources]
 
 
-def logits(token_ids: list[int], **options: str) -> Tensor:
+def logits(token_ids: list[int], **options: Any) -> Tensor:
     """float64 `[T, V]` of every position."""
     config = EngineConfig(dtype="bfloat16", kv_cache_bytes=8 << 20, max_model_len=512, **options)
     runner = load_engine(DEMO_MODEL, config).runner
+    assert isinstance(runner, ModelRunner)
     cache = runner._cache
     plan = StepPlan((ScheduledRow(token_ids, 0, list(range(cache.layout.blocks_for(PROMPT_LEN))), ()),))
     with torch.inference_mode():

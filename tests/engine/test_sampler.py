@@ -121,6 +121,7 @@ def test_nan_stays_in_its_row():
                              (5, task(SamplingParams(temperature=0.0)))])  # fmt: skip
     assert [token.token_id for token in tokens[:4]] == expected
     assert 0 <= tokens[4].token_id < VOCAB
+    assert tokens[4].logprob is not None
     assert math.isfinite(tokens[4].logprob)
     assert tokens[5].token_id == 3
 

@@ -319,7 +319,8 @@ def _rotation(
     angles = torch.randn(num_tokens, 1, head_dim, generator=generator)
     norms = None
     if choose.random() < 0.5:
-        norms = (*(torch.randn(head_dim, generator=generator) for _ in range(2)), EPS)
+        query_norm, key_norm = torch.randn(2, head_dim, generator=generator)
+        norms = (query_norm, key_norm, EPS)
     return Rotation(angles.cos().to(dtype), angles.sin().to(dtype), norms)
 
 

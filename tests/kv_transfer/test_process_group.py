@@ -86,7 +86,7 @@ class Sender:
         )
         return self
 
-    async def send(self, source: np.ndarray) -> None:
+    async def send(self, source: memoryview) -> None:
         await self.end.send(
             len(source),
             lambda memory: np.copyto(np.frombuffer(memory, np.uint8), source),
@@ -309,7 +309,7 @@ async def test_an_impossible_announcement_breaks_the_pair() -> None:
         await soon(sender.broken.get())
 
 
-async def _send_until_refused(sender: Sender, source: np.ndarray) -> None:
+async def _send_until_refused(sender: Sender, source: memoryview) -> None:
     """More cannot be sent than there are buffers."""
     outcomes = await soon(asyncio.gather(*(sender.send(source) for _ in range(10)), return_exceptions=True))
     assert isinstance(outcomes[-1], TransferRefused)
@@ -351,7 +351,8 @@ async def test_a_sender_killed_in_the_middle_of_a_message_is_noticed_at_once(
         monkeypatch.setattr(GlooWire, "receive", seen)
         for seed in range(3):
             peer.say("send", LARGE.max_bytes, seed)
-        receiver.end.expect(*await peer.hear("announce"), 0)
+        num_bytes, crc = await peer.hear("announce")
+        receiver.end.expect(num_bytes, crc, 0)
         memory = await soon(landing.get())
         await _until(lambda: memory[0] != 0)
         await peer.kill()
@@ -364,7 +365,8 @@ async def test_a_sender_killed_in_the_middle_of_a_message_is_noticed_at_once(
             await soon(receiver.broken.get())
     async with receiving_from_peer() as (receiver, peer):
         peer.say("send", 1000, 1)
-        receiver.end.expect(*await peer.hear("announce"), 0)
+        num_bytes, crc = await peer.hear("announce")
+        receiver.end.expect(num_bytes, crc, 0)
         assert await receiver.next() == (0, digest(content(1000, 1)))
 
 
@@ -443,19 +445,23 @@ async def test_a_sender_finds_nobody() -> None:
         await soon(sending_end("127.0.0.1", meeting.port, "cpu", lambda _: None))
 
 
+def port_of(server: socket.socket) -> int:
+    return int(server.getsockname()[1])
+
+
 async def test_a_sender_finds_a_receiver_that_does_not_answer() -> None:
     with (
         socket.create_server(("127.0.0.1", 0)) as server,
         pytest.raises(TransferRefused, match="timed out"),
     ):
         await soon(
-            sending_end(*server.getsockname(), "cpu", lambda _: None, meeting_timeout_s=0.1),
+            sending_end("127.0.0.1", port_of(server), "cpu", lambda _: None, meeting_timeout_s=0.1),
         )
 
 
 async def test_a_receiver_that_dies_at_the_meeting_is_noticed_at_once() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
-        meeting = asyncio.create_task(sending_end(*server.getsockname(), "cpu", lambda _: None))
+        meeting = asyncio.create_task(sending_end("127.0.0.1", port_of(server), "cpu", lambda _: None))
         connection, _ = await asyncio.to_thread(server.accept)
         connection.close()
         with pytest.raises(TransferRefused):
@@ -466,7 +472,7 @@ async def test_meetings_that_are_cancelled_leave_nothing_behind() -> None:
     before = threading.active_count()
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.setblocking(False)
-        sending = asyncio.create_task(sending_end(*server.getsockname(), "cpu", lambda _: None))
+        sending = asyncio.create_task(sending_end("127.0.0.1", port_of(server), "cpu", lambda _: None))
         connection, _ = await asyncio.get_running_loop().sock_accept(server)
         with connection:
             meeting = Meeting("127.0.0.1")

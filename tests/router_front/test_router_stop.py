@@ -1,6 +1,7 @@
 """Signals to a router: what runs over gRPC goes on, as over HTTP; the second signal ends it."""
 
 import asyncio
+import gc
 import os
 import signal
 from collections.abc import AsyncGenerator
@@ -36,7 +37,7 @@ async def call(
     monkeypatch.setattr(server, "_STOP_GRACE_S", 0.05)
     monkeypatch.setattr(router_main, "_served_model", lambda *_: served)
     monkeypatch.setattr(router_main, "config_digest", lambda _: b"x" * 16)
-    monkeypatch.setattr(router_main.gc, "freeze", lambda: None)
+    monkeypatch.setattr(gc, "freeze", lambda: None)
     monkeypatch.setattr(WorkerPool, "run", no_workers)
     config = RouterConfig(
         model_dir, "tiny", ("unix:/p",), ("unix:/d",), http_port=free_port(), grpc_port=free_port()

@@ -21,7 +21,10 @@ from baton_router.served_model import ServedModel
 from tests.router_front.fake_backend import FakeBackend
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
-PROMPTS = {COMPLETIONS: {"prompt": "hi"}, CHAT: {"messages": [{"role": "user", "content": "hi"}]}}
+PROMPTS: dict[str, dict[str, Any]] = {
+    COMPLETIONS: {"prompt": "hi"},
+    CHAT: {"messages": [{"role": "user", "content": "hi"}]},
+}
 
 
 @dataclass(frozen=True, slots=True)

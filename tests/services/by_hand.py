@@ -1,6 +1,7 @@
 """Sessions with a worker made by hand."""
 
 import asyncio
+from typing import Any
 
 import grpc
 
@@ -17,14 +18,14 @@ HELLO = worker_pb2.Command(
 )
 
 
-def work(number: int, request_id: str, length: int = 9, **sampling: object) -> worker_pb2.Work:
+def work(number: int, request_id: str, length: int = 9, **sampling: Any) -> worker_pb2.Work:
     prompt, seed = prompt_of(length), chain_seed(FINGERPRINT)
     hashes = tuple(block_hashes(seed, prompt, 4))
-    params = SamplingParams(**sampling)  # type: ignore[arg-type]
+    params = SamplingParams(**sampling)
     return codec.work_to_proto(number, EngineRequest(request_id, prompt, seed, hashes, params))
 
 
-def prefill(number: int, request_id: str, **sampling: object) -> worker_pb2.Command:
+def prefill(number: int, request_id: str, **sampling: Any) -> worker_pb2.Command:
     return worker_pb2.Command(prefill=worker_pb2.Prefill(work=work(number, request_id, **sampling)))
 
 
@@ -32,7 +33,7 @@ def reserve(number: int, request_id: str) -> worker_pb2.Command:
     return worker_pb2.Command(reserve=worker_pb2.Reserve(work=work(number, request_id)))
 
 
-async def next_event(call: grpc.aio.StreamStreamCall, kind: str) -> worker_pb2.Event:
+async def next_event(call: Any, kind: str) -> worker_pb2.Event:
     """The next event of a kind."""
     while True:
         event = await asyncio.wait_for(call.read(), 5)

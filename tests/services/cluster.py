@@ -180,7 +180,7 @@ class Worker:
     def leftovers(self) -> dict[str, object]:
         """What is not as it was before the first request."""
         load, sessions = self.host.load, self.sessions
-        found: dict[str, object] = {
+        found: dict[str, Any] = {
             "pages": load.num_blocks - load.num_free_blocks,
             "running": load.num_running,
             "waiting": load.num_waiting,
@@ -237,13 +237,16 @@ class Cluster:
         swapped: bool,
     ) -> None:
         self.prefills, self.decodes, self.boths = prefills, decodes, boths
-        addresses = [tuple(worker.address for worker in workers) for workers in (prefills, decodes)]
+        of_prefill, of_decode = [
+            tuple(worker.address for worker in workers) for workers in (prefills, decodes)
+        ]
         if swapped:
-            addresses.reverse()
+            of_prefill, of_decode = of_decode, of_prefill
         self._config = RouterConfig(
             directory,
             "fake",
-            *addresses,
+            of_prefill,
+            of_decode,
             worker_addresses=tuple(worker.address for worker in boths),
             max_queue=max_queue,
             cluster_token=cluster_token,
@@ -310,7 +313,7 @@ class Cluster:
         """Wait until nothing is left of any request, anywhere."""
 
         def leftovers() -> dict[str, object]:
-            found: dict[str, object] = {worker.address[-6:]: worker.leftovers for worker in self.workers}
+            found: dict[str, Any] = {worker.address[-6:]: worker.leftovers for worker in self.workers}
             found["router"] = [
                 *self.backend._flights,
                 *self.admission._waiters,

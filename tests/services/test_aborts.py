@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from typing import Any
 
 import pytest
 
@@ -68,12 +69,12 @@ async def test_while_a_known_part_of_the_pages_has_arrived() -> None:
     async with cluster(prefill=Limits(max_num_batched_tokens=8)) as running:
         runner, original = running.prefill.engine.runner, running.prefill.engine.runner.run
 
-        def run_two_steps(plan: object, layers_done: object) -> object:
+        def run_two_steps(plan: Any, layers_done: Any) -> Any:
             if runner.num_steps == 2:
                 runner.gate.clear()
-            return original(plan, layers_done)  # type: ignore[arg-type]
+            return original(plan, layers_done)
 
-        running.prefill.host._engine._runner.run = run_two_steps  # type: ignore[method-assign,assignment]
+        setattr(runner, "run", run_two_steps)  # noqa: B010 - a method, to type checkers
         task = await begin(running, running.request(prompt_of(60)))
         await until(lambda: running.decode.service._stats.num_bytes == 4 * 64 * 2)
         await until(runner.is_held.is_set)
@@ -134,15 +135,15 @@ async def test_while_the_ticket_is_on_its_way() -> None:
         service = running.decode.service
         receive = running.decode.host._on_output
         assert receive is not None
-        held: list[object] = []
-        running.decode.host._on_output = held.append  # type: ignore[assignment]
+        held: list[Any] = []
+        running.decode.host._on_output = held.append
         task = await begin(running, running.request(prompt_of(20)))
-        await until(lambda: any(output.reserved for output in held))  # type: ignore[attr-defined]
+        await until(lambda: any(output.reserved for output in held))
         await leave(task)
         await until(lambda: not service.sessions._requests)
         running.decode.host._on_output = receive
         for output in held:
-            receive(output)  # type: ignore[arg-type]
+            receive(output)
         assert len(service._handover.table) == 0
         await running.all_clean()
 
@@ -161,10 +162,10 @@ async def test_many_at_random_moments(round_: int) -> None:
                 await asyncio.sleep(0)
             if index % 2:
                 task.cancel()
-        results = await asyncio.gather(*tasks, return_exceptions=True)
+        results: list[Any] = await asyncio.gather(*tasks, return_exceptions=True)
         for index, (request, result) in enumerate(zip(requests, results, strict=True)):
             if not (index % 2 and isinstance(result, asyncio.CancelledError)):
-                assert result.outcomes == expected(request.token_ids, request.sampling)  # type: ignore[union-attr]
+                assert result.outcomes == expected(request.token_ids, request.sampling)
         await running.all_clean()
 
 

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -173,5 +174,6 @@ def test_scales_of_a_layout_travel() -> None:
 
 @pytest.mark.parametrize("field", ["block_size", "num_layers", "num_kv_heads", "head_dim", "version"])
 def test_every_number_of_a_layout_travels(field: str) -> None:
-    layout = replace(KVLayout(1, 2, 3, 4, "float16"), **{field: 77})
+    changed: dict[str, Any] = {field: 77}
+    layout = replace(KVLayout(1, 2, 3, 4, "float16"), **changed)
     assert codec.layout_from_proto(codec.layout_to_proto(layout)) == layout

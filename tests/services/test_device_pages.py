@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -41,7 +42,7 @@ def carried(running: Cluster, transport: str) -> int:
     return int(running.decode.service._stats.transports[transport].num_bytes)
 
 
-async def answer_is_right(running: Cluster, length: int, salt: int = 0, **sampling: object) -> None:
+async def answer_is_right(running: Cluster, length: int, salt: int = 0, **sampling: Any) -> None:
     request = running.request(prompt_of(length, salt), **sampling)
     answer = await asyncio.wait_for(running.ask(request), DEADLINE_S)
     assert answer.outcomes == expected(request.token_ids, request.sampling)

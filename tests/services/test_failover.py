@@ -32,7 +32,7 @@ async def die_without_a_word(worker: Worker) -> None:
     await worker.stop()
 
 
-ONE_TOO_MANY = {
+ONE_TOO_MANY: dict[str, dict[str, Any]] = {
     "prefill": {"num_prefills": 2},  # dies while it computes the prompt
     "decode": {"num_decodes": 2},  # dies when the client has the first tokens, which come once
     "both": {"num_prefills": 0, "num_decodes": 0, "num_boths": 2},

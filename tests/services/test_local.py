@@ -42,7 +42,7 @@ async def answers_right(running: Cluster, *requests: Any) -> None:
 async def drop_choice(running: Cluster, request: Any, choice: int) -> None:
     """Drop one of two choices, and wait until the worker knows."""
     running.backend.abort_choice(request.request_id, choice)
-    handover = running.both.decode_role._handover  # type: ignore[union-attr]
+    handover = running.both.decode_role._handover
     await until(lambda: handover._open_choices == {request.request_id: {1 - choice}})
 
 
@@ -194,7 +194,7 @@ async def test_many_that_leave_at_random_moments(round_: int) -> None:
         results = await asyncio.gather(*tasks, return_exceptions=True)
         for request, result in zip(requests, results, strict=True):
             if not isinstance(result, asyncio.CancelledError):
-                assert result.outcomes == expected(request.token_ids, request.sampling)  # type: ignore[union-attr]
+                assert result.outcomes == expected(request.token_ids, request.sampling)
         await running.all_clean()
 
 
@@ -278,7 +278,7 @@ async def test_a_prompt_weighs_until_it_is_computed_and_its_choices_until_they_e
 async def test_load_and_metrics(running: Cluster) -> None:
     assert running.pool.capacity == running.both.limits.max_num_seqs
     await answers_right(running, running.request(prompt_of(20)))
-    await until(lambda: running.links[0].worker.load.transports)  # type: ignore[union-attr]
-    [transport] = running.links[0].worker.load.transports  # type: ignore[union-attr]
+    await until(lambda: running.links[0].worker.load.transports)
+    [transport] = running.links[0].worker.load.transports
     assert (transport.name, transport.num_transfers, transport.bytes) == ("local", 1, 0)
     assert running.links[0].role_name == "both"

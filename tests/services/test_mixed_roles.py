@@ -41,7 +41,7 @@ def placed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 def refuse_commit(worker: Worker, and_then: Callable[[], None] = lambda: None) -> None:
     """Let its next transfer fail at the commit."""
-    inbound = worker.decode_role._handover.inbound  # type: ignore[union-attr]
+    inbound = worker.decode_role._handover.inbound
     commit = inbound.commit
 
     def refuse(*_: Any, **__: Any) -> None:

@@ -1,6 +1,7 @@
 """What a broken peer says of its pages costs nobody else anything."""
 
 import asyncio
+from typing import Any, cast
 
 import pytest
 
@@ -62,7 +63,7 @@ async def test_a_message_longer_than_any() -> None:
         async def frames():
             yield transfer_pb2.PairFrame(pages=transfer_pb2.PairPages(num_bytes=HUGE))
 
-        task = asyncio.create_task(receiver._read(End(), frames()))
+        task = asyncio.create_task(receiver._read(cast(Any, End()), frames()))
         await asyncio.sleep(0.05)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)

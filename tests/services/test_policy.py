@@ -1,6 +1,7 @@
 """Placement is a pure function: least loaded first, only among workers that fit together."""
 
 from dataclasses import replace
+from typing import Any
 
 from baton.core.request import LoadSnapshot
 from baton_router.workers.policy import Placement, WorkerView, place
@@ -9,7 +10,7 @@ from tests.services.fake_engine import fake_layout
 IDLE = LoadSnapshot(0, 0, 0, 100, 100, 0, 0, 0)
 
 
-def view(index: int = 0, **changes: object) -> WorkerView:
+def view(index: int = 0, **changes: Any) -> WorkerView:
     load = replace(IDLE, **{name: changes.pop(name) for name in list(changes) if hasattr(IDLE, name)})
     return replace(WorkerView(index, fake_layout(), 10, 512, load, 0, 0), **changes)
 
@@ -54,7 +55,7 @@ def test_only_pages_that_can_be_converted_are_paired() -> None:
     assert place([view(0), view(1, layout=other)], decodes) == Placement(1, 0)
 
 
-def both(index: int = 0, **changes: object) -> WorkerView:
+def both(index: int = 0, **changes: Any) -> WorkerView:
     """A worker of both roles, as it stands in both lists."""
     return view(index, has_both_roles=True, **changes)
 

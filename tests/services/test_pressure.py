@@ -42,7 +42,7 @@ async def test_a_failed_step_on_prefill_costs_only_its_own_requests() -> None:
         assert len(failed) <= 1  # whose rows shared the step
         for request, result in zip(good, results, strict=True):
             if result not in failed:
-                assert result.outcomes == expected(request.token_ids, request.sampling)  # type: ignore[union-attr]
+                assert result.outcomes == expected(request.token_ids, request.sampling)
         await running.all_clean()
 
 
@@ -64,7 +64,7 @@ async def test_what_finished_before_an_error_stays_finished() -> None:
         link = running.links[1]
         dispatch = link._dispatch
 
-        def dispatch_then_fail(event, on_change):  # type: ignore[no-untyped-def]
+        def dispatch_then_fail(event, on_change):
             dispatch(event, on_change)
             if event.step_output.finished:
                 for errand in link._errands.values():

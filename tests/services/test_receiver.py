@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import grpc
 import pytest
@@ -255,5 +256,6 @@ async def test_a_withdrawal_is_no_failure() -> None:
         await made.session.write(reserve(2, "by hand 2"))
         kinds = set()
         while "reserved" not in kinds:
-            kinds.add((await made.session.read()).WhichOneof("event"))
+            event: Any = await made.session.read()
+            kinds.add(event.WhichOneof("event"))
         assert "failed" not in kinds

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from baton.core.errors import InvalidRequest, TransferFailed, TransferRefused, Unavailable
+from baton.core.prefix import block_hashes
 from baton.core.sampling import SampledToken
 from baton.core.stopping import FinishReason
 from baton.rpc.errors import status_code
@@ -239,11 +240,11 @@ async def test_a_transfer_that_was_committed_before_it_failed() -> None:
         commit = inbound.commit
 
         def commit_and_break(*args: Any, **named: Any) -> None:
-            inbound.commit = commit  # type: ignore[method-assign]
+            inbound.commit = commit
             commit(*args, **named)
             raise TransferRefused("test", "the acknowledgement is lost")
 
-        inbound.commit = commit_and_break  # type: ignore[method-assign]
+        inbound.commit = commit_and_break
         request = running.request(prompt_of(21), n=2)
         task = asyncio.create_task(answered(running, request))
         await until(running.decode.engine.runner.is_held.is_set)
@@ -445,7 +446,7 @@ async def test_each_worker_gets_hashes_of_its_own_blocks(monkeypatch: pytest.Mon
 
 async def test_a_prompt_is_hashed_once_a_block_size(monkeypatch: pytest.MonkeyPatch) -> None:
     computed: list[int] = []
-    compute = prompt_hashes.block_hashes
+    compute = block_hashes
 
     def note_and_compute(seed: bytes, token_ids: tuple[int, ...], block_size: int) -> list[bytes]:
         computed.append(block_size)
@@ -469,6 +470,6 @@ def test_hashes_go_on_over_what_was_answered(
     prompt: tuple[int, ...], answered: tuple[int, ...], block_size: int
 ) -> None:
     hashes = PromptHashes(FINGERPRINT, "salt", prompt)
-    whole = tuple(prompt_hashes.block_hashes(hashes.seed, (*prompt, *answered), block_size))
+    whole = tuple(block_hashes(hashes.seed, (*prompt, *answered), block_size))
     for _ in range(2):
         assert asyncio.run(hashes.of(block_size, answered)) == whole

@@ -7,6 +7,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
+from baton.core.commands import FailureReason
 from baton.core.sampling import SamplingParams
 from baton.rpc import codec, sessions
 from baton.rpc.auth import credentials
@@ -61,7 +62,7 @@ async def test_a_router_that_does_not_read_loses_its_session(
         text = "x" * 100_000
 
         def fill() -> bool:
-            session.send(codec.failure_to_proto(77, codec.FailureReason.INTERNAL, text))
+            session.send(codec.failure_to_proto(77, FailureReason.INTERNAL, text))
             return session not in host._sessions
 
         await until(fill)

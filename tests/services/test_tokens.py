@@ -1,6 +1,7 @@
 """Whole requests over real sessions and transfers: the tokens are those of one engine that does it all."""
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -15,7 +16,8 @@ async def test_every_prompt_length_gives_the_tokens_of_one_engine(block_size: in
     limits = Limits(layout=fake_layout(block_size))
     async with cluster(limits, limits) as running:
         for length in (1, 3, 4, 5, 8, 15, 16, 17, 31, 32, 33, 64, 100):
-            for sampling in ({"temperature": 0.0}, {"temperature": 1.0, "seed": 99}):
+            settings: tuple[dict[str, Any], ...] = ({"temperature": 0.0}, {"temperature": 1.0, "seed": 99})
+            for sampling in settings:
                 request = running.request(prompt_of(length, length), **sampling)
                 answer = await running.ask(request)
                 assert answer.outcomes == expected(request.token_ids, request.sampling), length
@@ -25,7 +27,7 @@ async def test_every_prompt_length_gives_the_tokens_of_one_engine(block_size: in
 async def test_a_seed_decides_and_greedy_ignores_it() -> None:
     async with cluster() as running:
         prompt = prompt_of(9)
-        asked = [
+        asked: list[dict[str, Any]] = [
             {"seed": 1},
             {"seed": 1},
             {"seed": 2},

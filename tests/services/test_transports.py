@@ -1,6 +1,7 @@
 """Every transport carries the same pages to the same end."""
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -39,7 +40,7 @@ async def until_carries(running: Cluster, transport: str) -> None:
             await answer_is_right(running, LONG, salt)
 
 
-async def answer_is_right(running: Cluster, length: int, salt: int = 0, **sampling: object) -> None:
+async def answer_is_right(running: Cluster, length: int, salt: int = 0, **sampling: Any) -> None:
     request = running.request(prompt_of(length, salt), **sampling)
     answer = await asyncio.wait_for(running.ask(request), DEADLINE_S)
     assert answer.outcomes == expected(request.token_ids, request.sampling)

@@ -106,7 +106,7 @@ async def test_prefill_load_counts_prompts_under_way_and_no_others() -> None:
         await running.all_clean()
         deltas = running.backend.generate(running.request(prompt_of(20), max_tokens=480))
         async for delta in deltas:
-            if delta.tokens and running.links[0].worker.num_in_flight_tokens == 0:  # type: ignore[union-attr]
+            if delta.tokens and running.links[0].worker.num_in_flight_tokens == 0:
                 break
         await deltas.aclose()
         await running.all_clean()
@@ -157,7 +157,7 @@ async def test_a_router_that_connects_to_a_draining_worker_is_told() -> None:
         task.cancel()
         await running.start_router()
         await running.connected()
-        await until(lambda: running.pool.decodes[0].worker.is_draining)  # type: ignore[union-attr]
+        await until(lambda: running.pool.decodes[0].worker.is_draining)
         assert not running.backend.is_ready
         running.decode.engine.runner.gate.set()
         await drain
@@ -255,5 +255,5 @@ async def test_a_session_that_the_worker_ends_leaves_no_task_behind() -> None:
             await until(lambda: running.links[1].worker is None)
             await running.decode.start()
             await running.connected()
-        names = [task.get_coro().__qualname__ for task in asyncio.all_tasks()]  # type: ignore[union-attr]
+        names = [task.get_coro().__qualname__ for task in asyncio.all_tasks()]
         assert sum("_consume_request_iterator" in name for name in names) == len(running.links), names

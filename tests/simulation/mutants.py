@@ -34,7 +34,7 @@ class Mutant:
     put_in: Callable[[Patch], None]
 
 
-def _nothing(*_: object, **__: object) -> None:
+def _nothing(*_: object, **__: Any) -> None:
     """Instead of what should be done."""
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from baton.engine.attention.triton_kernels import KernelAttention
+from baton.engine.cpu.runner import ModelRunner
 from baton.engine.factory import Engine
 from baton.engine.gpu.graphs import CudaRecorder, DecodeGraphs, GraphInputs, GraphShape, graph_batch_sizes
 from baton.engine.gpu.runner import GpuRunner
@@ -31,6 +32,7 @@ def gpu_runner(engine: Engine, *, max_num_seqs: int = 4, eager: bool = False) ->
     store, device = engine.page_store, engine.page_store.pool.device
     attention = KernelAttention(store.pool, engine.config.windows)
     feed = TokenFeed(max_num_seqs, device)
+    assert isinstance(engine.runner, ModelRunner)
     decoder = engine.runner._decoder
     if eager:
         return GpuRunner(decoder, store, attention, feed, None)

@@ -125,6 +125,7 @@ def test_engine_gives_the_reference_tokens(checkpoint, device, name):
     for own in (False, True):
         engine = load_engine(checkpoint(name), options)
         if own:
+            assert isinstance(engine.runner, ModelRunner)
             backend = KernelAttention(engine.page_store.pool, engine.config.windows)
             object.__setattr__(
                 engine, "runner", ModelRunner(engine.runner._decoder, engine.page_store, backend, 512, 64)

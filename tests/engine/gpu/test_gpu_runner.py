@@ -1,6 +1,7 @@
 """What a GPU's engine does besides kernels; all but the marked ones run without a GPU too."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -151,8 +152,9 @@ def test_without_graphs_each_way_to_split_contexts_is_compiled_at_start():
 
         idle = collect
 
-    store = SimpleNamespace(padding_block=3, layout=KVLayout(16, 1, 1, 16, "float32"))
-    factory._warm_up(Runner(), store, 6)
+    store: Any = SimpleNamespace(padding_block=3, layout=KVLayout(16, 1, 1, 16, "float32"))
+    runner: Any = Runner()
+    factory._warm_up(runner, store, 6)
     assert steps == [[2], [1], [1], [1] * 2, [1] * 4, [1] * 6]
 
 

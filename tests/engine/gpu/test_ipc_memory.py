@@ -1,6 +1,7 @@
 """The driver's calls for memory of other processes, against a driver that only remembers."""
 
 import ctypes
+from typing import Any
 
 import pytest
 import torch
@@ -72,6 +73,10 @@ class Memory:
         return self.address
 
 
+def at(address) -> Any:
+    return Memory(address)
+
+
 @pytest.fixture
 def driver(monkeypatch):
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
@@ -82,7 +87,7 @@ def driver(monkeypatch):
 
 def test_a_pool_inside_an_allocation_is_found_again(driver):
     ipc = CudaIpc(CUDA, driver)
-    handle, offset = ipc.export(Memory((1 << 20) + 512))
+    handle, offset = ipc.export(at((1 << 20) + 512))
     assert (len(handle), offset) == (64, 512)
     memory = ipc.open(handle, offset, 3584)
     assert memory.data_ptr() == (1 << 20) + 512
@@ -94,7 +99,7 @@ def test_a_pool_inside_an_allocation_is_found_again(driver):
 
 def test_a_pool_that_reaches_beyond_its_allocation_is_refused_and_unmapped(driver):
     ipc = CudaIpc(CUDA, driver)
-    handle, offset = ipc.export(Memory((1 << 20) + 512))
+    handle, offset = ipc.export(at((1 << 20) + 512))
     for where, size in ((offset, 3585), (4096, 1), (-1, 8)):
         with pytest.raises(TransferRefused) as refused:
             ipc.open(handle, where, size)
@@ -106,7 +111,7 @@ def test_a_gpu_that_is_not_visible_is_refused_and_unmapped(driver):
     ipc = CudaIpc(CUDA, driver)
     driver.ordinal = 2
     with pytest.raises(TransferRefused, match="a GPU that this server does not see"):
-        ipc.open(*ipc.export(Memory(1 << 20)), 8)
+        ipc.open(*ipc.export(at(1 << 20)), 8)
     assert not driver.opened
 
 
@@ -119,7 +124,7 @@ def test_what_is_no_handle_is_refused(driver, handle):
 
 def test_memory_that_cannot_be_shared_says_what_may_be_the_cause(driver):
     with pytest.raises(StartupError, match=r"CUDA_ERROR_INVALID_VALUE.*expandable_segments"):
-        CudaIpc(CUDA, driver).export(Memory(7))
+        CudaIpc(CUDA, driver).export(at(7))
 
 
 def test_a_cpu_shares_nothing_by_handle():

@@ -80,6 +80,8 @@ def test_one_row_of_a_gate_that_the_kernel_does_not_know(device, monkeypatch):
     use_gpu_kernels(monkeypatch)
     placement = ParameterPlacement(torch.float32, device)
     down = Linear(8, {"down": 3}, True, placement, reads=Gate("gelu"))
+    assert down.weight is not None
+    assert down.bias is not None
     for tensor in (down.weight, down.bias):
         tensor.normal_()
     states, residual = torch.randn(1, 16, device=device), torch.randn(1, 3, device=device)

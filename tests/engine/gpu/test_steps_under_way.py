@@ -4,6 +4,7 @@ import sys
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import replace
+from types import FrameType
 
 import pytest
 import torch
@@ -142,7 +143,7 @@ class Waits(TorchDispatchMode):
         return function(*arguments, **(keywords or {}))
 
     def note(self, name):
-        frame = sys._getframe()
+        frame: FrameType | None = sys._getframe()
         while frame is not None:
             if "triton" in frame.f_code.co_filename.split("/"):
                 return

@@ -1,5 +1,7 @@
 """One launch of every kernel at the shapes that it is for: Llama 8B's, and some that need masks."""
 
+from typing import Any
+
 import torch
 
 from baton_kernels.gpu import (
@@ -35,7 +37,7 @@ def launch_all(device: str = "cpu", llama_only: bool = False) -> None:
 
 
 def _attend(
-    dtype: torch.dtype, pool_dtype: torch.dtype, head_dim: int, group: int, device: str, **options: float
+    dtype: torch.dtype, pool_dtype: torch.dtype, head_dim: int, group: int, device: str, **options: Any
 ) -> None:
     pool = torch.zeros(4, 2, 2, 2, 16, head_dim, dtype=pool_dtype, device=device)
     key, value = pool[:, 1, 0], pool[:, 1, 1]

@@ -68,8 +68,15 @@ def problem(
     query = torch.randn(int(lengths.sum()), kv_heads * group, head_dim, generator=generator).to(dtype)
     bounds = torch.cat((torch.zeros(1), lengths.cumsum(0))).int()
     context_lens = torch.tensor([start + length for start, length in rows], dtype=torch.int32)
-    tensors = (t.to(device) for t in (query, tables, context_lens, bounds))
-    return Problem(pool.to(device), layer, *tensors, contexts)
+    return Problem(
+        pool.to(device),
+        layer,
+        query.to(device),
+        tables.to(device),
+        context_lens.to(device),
+        bounds.to(device),
+        contexts,
+    )
 
 
 def expected(
@@ -80,7 +87,8 @@ def expected(
     outputs, first = [], 0
     for context, (start, length) in zip(given.contexts, rows, strict=True):
         part = query[first : first + length]
-        outputs.append(dense_attention(part, *context.double(), start, window, soft_cap))
+        key, value = context.double()
+        outputs.append(dense_attention(part, key, value, start, window, soft_cap))
         first += length
     return torch.cat(outputs)
 
