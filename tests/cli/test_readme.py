@@ -17,7 +17,7 @@ COMMAND = re.compile(r"(?:^|`)(?:\.venv/bin/)?baton (\w+)((?: [^`\n]*)?)(?:`|$)"
 COMMANDS = sorted(
     {
         match.groups()
-        for file in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"))
+        for file in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md"))
         for match in COMMAND.finditer(file.read_text())
         if " | " not in match[0]
     }
