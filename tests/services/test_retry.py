@@ -87,7 +87,7 @@ async def answered(running: Cluster, request: Any) -> Answer:
 async def test_a_transfer_that_fails_once_changes_no_token(
     stage: str, num_choices: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.INFO, "router")
+    caplog.set_level(logging.INFO, "baton_router")
     async with cluster() as running:
         refuse(running.decode, stage)
         request = running.request(prompt_of(21), n=num_choices, seed=7)
