@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from baton.config import EngineConfig, parse_dtype, parse_kv_cache_dtype, parse_size
+from baton.config import KV_TRANSPORTS, EngineConfig, parse_dtype, parse_kv_cache_dtype, parse_size
 from baton.core.errors import StartupError
 from baton.core.reservation import TransferDeadlines
 
@@ -59,7 +59,7 @@ KVTransport = Annotated[
     typer.Option(
         "--kv-transport",
         metavar="NAME",
-        help="How KV pages travel: grpc, nccl, nixl, cuda_ipc, or auto: the best that both servers have.",
+        help=f"How KV pages travel: {', '.join(KV_TRANSPORTS)}; auto is the best that both servers have.",
     ),
 ]
 TransferStallTimeout = Annotated[
