@@ -32,6 +32,7 @@ from baton.option_values import (
 
 Role = Literal["prefill", "decode", "both"]
 DEFAULT_KV_CACHE_BYTES = 1 << 30
+KV_TRANSPORTS = ("auto", "cuda_ipc", "grpc", "nccl", "nixl")
 
 _DTYPES = {"auto": "auto", "fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 _DTYPE = aliased_choice("dtype", _DTYPES | {name: name for name in MODEL_DTYPES})
@@ -39,7 +40,7 @@ _KV_CACHE_DTYPE = aliased_choice("KV cache dtype", {"auto": "auto", "fp8": FLOAT
 _DEVICE = choice("device", "auto", "cpu", "cuda")
 _QUANTIZATION = choice("quantization", "none", "int8", "fp8")
 _ROLE = choice("role", *get_args(Role))
-_KV_TRANSPORT = choice("KV transport", "auto", "cuda_ipc", "grpc", "nccl", "nixl")
+_KV_TRANSPORT = choice("KV transport", *KV_TRANSPORTS)
 _PORT = between(1, 65535)
 _WILDCARD_HOSTS = {"0.0.0.0", "::"}
 
@@ -114,7 +115,7 @@ class WorkerConfig:
     kv_transport: str = option(
         "--kv-transport",
         "auto",
-        "How KV pages travel: grpc, nccl, nixl, cuda_ipc, or auto: the best that both servers have.",
+        f"How KV pages travel: {', '.join(KV_TRANSPORTS)}; auto is the best that both servers have.",
         _KV_TRANSPORT,
     )
     transfer_stall_timeout_s: float = option(

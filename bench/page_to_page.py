@@ -32,6 +32,7 @@ from baton_kv_transfer.receiver import TransferReceiver
 from baton_kv_transfer.sender import TransferSender
 from baton_kv_transfer.transfers.inbound import InboundTransfers
 from baton_kv_transfer.transfers.pace import InboundPace
+from baton_kv_transfer.transports.base import ReceivingWorker
 from baton_kv_transfer.transports.registry import ReceivingTransports, SendingTransports
 from bench.workers import wait_for_channel
 
@@ -150,16 +151,9 @@ async def serve(address: str, num_transfers: int, device: str, checks: bool) -> 
     transports = ReceivingTransports(store)
     inbound = InboundTransfers(table, store, Owner(store, checks), stats, transports.writer)
     server = RpcServer()
-    receiver = TransferReceiver(
-        inbound,
-        time.monotonic,
-        stats,
-        transports,
-        InboundPace(lambda: False, 1),
-        host="127.0.0.1",
-        stall_timeout_s=30.0,
-    )
-    receiver.add_to(server.grpc)
+    pace = InboundPace(lambda: False, 1)
+    worker = ReceivingWorker(inbound, time.monotonic, stats, pace, host="127.0.0.1", stall_timeout_s=30.0)
+    TransferReceiver(worker, transports).add_to(server.grpc)
     await server.start(address, ("baton.v1.Transfer",), "--listen")
     await server.grpc.wait_for_termination()
 

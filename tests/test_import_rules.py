@@ -30,6 +30,8 @@ IMPURE = frozenset(
     | {"select", "selectors", "signal", "socket", "ssl", "subprocess", "tempfile", "threading", "time"}
 )
 TENSORS = frozenset({"torch", "transformers"})
+# Of pure modules that speak protobuf and numpy, which only compute.
+STATEFUL = IMPURE | TENSORS | {"grpc"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +51,15 @@ SHARED = (*SETTINGS, "baton.fingerprint", "baton.model_files", "baton.rpc", GENE
 WORKER = ("baton.engine", "baton.worker_process")
 ROLES = ("baton_prefill_service", "baton_decode_service")
 SERVICES = ("baton_router", *ROLES, "baton_both_service")
+# The floors of kv_transfer: the top floor knows of transports what the registry says, and no name.
+PAGES, TRANSFERS, TRANSPORTS = (f"baton_kv_transfer.{room}" for room in ("pages", "transfers", "transports"))
+PURE_PAGES = tuple(f"{PAGES}.{module}" for module in ("arrived", "convert", "frames", "wire"))
+PURE = ("baton.core", GENERATED, *PURE_PAGES)
+BELOW_TRANSPORTS = (*SHARED, PAGES, TRANSFERS)
+TOP_FLOOR = tuple(f"baton_kv_transfer.{module}" for module in ("sender", "peer", "receiver"))
+TRANSPORTS_OF_ALL = tuple(f"{TRANSPORTS}.{module}" for module in ("base", "choice", "registry"))
 # Imported where a pair is made, and nowhere else.
-PAIR = "baton_kv_transfer.transports.pair"
+PAIR = f"{TRANSPORTS}.pair"
 TORCH_TRANSPORTS = (f"{PAIR}.process_group", f"{PAIR}.wires")
 USERS_OF_TORCH = (*TORCH_TRANSPORTS, f"{PAIR}.link", f"{PAIR}.receiver")
 # fmt: off
@@ -62,10 +71,20 @@ RULES = (
     Rule("baton.model_files",     ours=("baton.core",), stdlib_only=True),
     Rule("baton.fingerprint",     ours=("baton.core", "baton.config", "baton.model_files"), stdlib_only=True),
     Rule("baton_kernels",         ours=()),
+    Rule("baton.rpc.codec",       ours=("baton.core", GENERATED), never=STATEFUL),
     Rule("baton.rpc",             ours=("baton.core", "baton.config", GENERATED), never=TENSORS),
     Rule("baton.engine",          ours=(*SHARED, "baton_kernels")),
-    *(Rule(module,                ours=(*SHARED, "baton_kv_transfer")) for module in TORCH_TRANSPORTS),
-    Rule("baton_kv_transfer",     ours=SHARED, never=TENSORS),
+    *(Rule(module,                ours=PURE, never=STATEFUL) for module in PURE_PAGES),
+    Rule(PAGES,                   ours=SHARED, never=TENSORS),
+    Rule(TRANSFERS,               ours=(*PURE, "baton.rpc.codec"), never=STATEFUL),
+    *(Rule(module,                ours=(*BELOW_TRANSPORTS, TRANSPORTS)) for module in TORCH_TRANSPORTS),
+    Rule(TRANSPORTS,              ours=BELOW_TRANSPORTS, never=TENSORS),
+    *(Rule(module,                ours=(*BELOW_TRANSPORTS, *TRANSPORTS_OF_ALL, *TOP_FLOOR), never=TENSORS)
+      for module in TOP_FLOOR),
+    Rule("baton_kv_transfer",     ours=(), never=TENSORS),
+    Rule("baton_prefill_service.handover", ours=("baton.core",), never=IMPURE, stdlib_only=True),
+    Rule("baton_decode_service.handover",  ours=("baton.core", TRANSFERS, f"{PAGES}.arrived"),
+         never=IMPURE, stdlib_only=True),
     Rule("baton.worker_process",  ours=(*SHARED, "baton.engine")),
     Rule("baton_prefill_service", ours=(*SHARED, "baton_kv_transfer", *WORKER)),
     Rule("baton_decode_service",  ours=(*SHARED, "baton_kv_transfer", *WORKER)),
@@ -156,8 +175,33 @@ def test_imports_go_one_way() -> None:
         ("baton_both_service.main", "from baton_router import requests"),
         ("baton_router.requests.worker_backend", "import baton_both_service.service"),
         ("baton_kernels.reference", "import baton"),
+        ("baton.rpc.codec", "import grpc"),
+        ("baton_kv_transfer.pages.frames", "import threading"),
+        ("baton_kv_transfer.pages.arrived", "from baton_kv_transfer.pages import page_writing"),
+        ("baton_kv_transfer.pages.page_reading", "from baton_kv_transfer.transfers import outbound"),
+        ("baton_kv_transfer.pages.page_writing", "from baton_kv_transfer.transports import base"),
+        ("baton_kv_transfer.pages.page_writing", "import baton_kv_transfer.receiver"),
+        ("baton_kv_transfer.transfers.inbound", "import asyncio"),
+        ("baton_kv_transfer.transfers.inbound", "from time import monotonic"),
+        ("baton_kv_transfer.transfers.inbound_call", "import grpc"),
+        ("baton_kv_transfer.transfers.outbound", "import torch"),
+        ("baton_kv_transfer.transfers.outbound", "from baton_kv_transfer.pages import page_writing"),
+        ("baton_kv_transfer.transfers.outbound", "from baton.rpc import sessions"),
+        ("baton_kv_transfer.transfers.outbound", "from baton_kv_transfer.transports import base"),
+        ("baton_kv_transfer.transports.registry", "from baton_kv_transfer import sender"),
+        ("baton_kv_transfer.transports.grpc_push", "import baton_kv_transfer.peer"),
+        ("baton_kv_transfer.transports.pair.receiver", "from baton_kv_transfer.receiver import SERVICE"),
+        ("baton_kv_transfer.sender", "from baton_kv_transfer.transports import grpc_push"),
+        ("baton_kv_transfer.peer", "from baton_kv_transfer.transports.pair.link import Pair"),
+        ("baton_kv_transfer.receiver", "def read():\n    from baton_kv_transfer.transports import cuda_ipc"),
         ("baton_kv_transfer.transports.pair.pair_end", "import torch"),
         ("baton_kv_transfer.transports.pair.process_group", "import baton.engine.loop"),
+        ("baton_prefill_service.handover", "import asyncio"),
+        ("baton_prefill_service.handover", "from baton_kv_transfer import sender"),
+        ("baton_decode_service.handover", "import time"),
+        ("baton_decode_service.handover", "import grpc"),
+        ("baton_decode_service.handover", "from baton.engine import async_engine"),
+        ("baton_decode_service.handover", "from baton_kv_transfer.pages import page_writing"),
         ("baton_launch.main", "import baton_router.main"),
         ("baton.config", "import baton_launch.main"),
         ("baton.option", "import typer"),
@@ -178,6 +222,9 @@ def test_the_cli_may_import_services_in_functions() -> None:
         ("baton_router", {"torch", "transformers", "baton.engine"}),
         ("baton_launch", {"torch", "transformers", "grpc", "baton.engine", *SERVICES}),
         ("baton_kv_transfer", {"torch", "transformers"}),
+        ("baton_kv_transfer.transfers", {"torch", "grpc"}),
+        ("baton_prefill_service.handover", {"torch", "grpc", "asyncio"}),
+        ("baton_decode_service.handover", {"torch", "grpc"}),
     ],
 )
 def test_importing_loads_no_more_than_it_should(package: str, absent: set[str]) -> None:

@@ -1,6 +1,6 @@
 """The shape of a KV page, as both ends of a transfer must agree on it."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from baton.core.errors import TransferRefused
 
@@ -95,12 +95,3 @@ class KVLayout:
         except TransferRefused:
             return False
         return self.shared_heads(target) == target.heads
-
-    def require_same(self, other: "KVLayout") -> None:
-        """Raise TransferRefused, naming what differs, unless pages of `other` fit here as they are."""
-        differing = [f.name for f in fields(self) if getattr(self, f.name) != getattr(other, f.name)]
-        if differing:
-            raise TransferRefused(
-                "layout",
-                f"KV layouts differ in {', '.join(differing)}: this side has {self}, the other {other}.",
-            )

@@ -184,7 +184,8 @@ class PageStore(Protocol):
     def page(self, block_id: int, first_layer: int, num_layers: int) -> memoryview:
         """Writable bytes of some layers of one page, `num_layers * layout.bytes_per_layer` long.
 
-        The memory is the pool's own: only the page's one writer (DESIGN: who owns a page) may write it.
+        The memory is the pool's own: only the page's one writer (docs/architecture.md: who owns a page) may
+        write it.
         """
         ...
 

@@ -14,6 +14,10 @@ class WorkerTransports:
     names: tuple[str, ...] = ("grpc",)
     gpu_id: str = ""  # of the GPU that the pages lie on, the same in every process; empty: none
 
+    def is_on_host_of(self, other: "WorkerTransports") -> bool:
+        """Whether the two workers are known to share a machine."""
+        return bool(self.host_id) and self.host_id == other.host_id
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ticket:
@@ -26,16 +30,11 @@ class Ticket:
     first_block: int  # blocks before it are in the decode server's prefix cache
     num_blocks: int  # blocks of the whole prompt
     layout: KVLayout
-    protocol_version: int = 1  # newest that the decode server speaks
-    num_tokens: int = 0  # of the prompt; 0 in version 1, where both sides' blocks are of one size
+    protocol_version: int  # newest that the decode server speaks
+    num_tokens: int  # of the prompt
     transports: WorkerTransports = WorkerTransports()
 
     @property
     def first_token(self) -> int:
         """Of the prompt; those before it don't travel."""
         return self.first_block * self.layout.block_size
-
-    @property
-    def end_token(self) -> int:
-        """Where the prompt ends, or the last block where the ticket doesn't say."""
-        return self.num_tokens or self.num_blocks * self.layout.block_size

@@ -14,8 +14,7 @@ from baton.core.ticket import Ticket, WorkerTransports
 from baton.core.transfer_stats import TransferReport, TransferStats
 from baton.v1 import transfer_pb2, worker_pb2
 
-PROTOCOL_VERSION = 2
-OLDEST_PROTOCOL_VERSION = 1  # spoken as well, so that a cluster can be upgraded worker by worker
+PROTOCOL_VERSION = 2  # docs/kv-transfer.md: versions
 
 _FINISH_TO_PROTO = {
     FinishReason.STOP: worker_pb2.FINISH_REASON_STOP,
@@ -144,6 +143,7 @@ def ticket_to_proto(ticket: Ticket) -> transfer_pb2.Ticket:
 
 def ticket_from_proto(message: transfer_pb2.Ticket) -> Ticket:
     """The right to fill one reservation's pages."""
+    offer = message.transports
     return Ticket(
         transfer_id=message.transfer_id,
         epoch=message.epoch,
@@ -152,17 +152,10 @@ def ticket_from_proto(message: transfer_pb2.Ticket) -> Ticket:
         first_block=message.first_block,
         num_blocks=message.num_blocks,
         layout=layout_from_proto(message.layout),
-        protocol_version=message.protocol_version or 1,
+        protocol_version=message.protocol_version,
         num_tokens=message.num_tokens,
-        transports=_transports_from_proto(message),
+        transports=WorkerTransports(offer.host_id, offer.device, tuple(offer.names), offer.gpu_id),
     )
-
-
-def _transports_from_proto(message: transfer_pb2.Ticket) -> WorkerTransports:
-    if not message.HasField("transports"):
-        return WorkerTransports()
-    offer = message.transports
-    return WorkerTransports(offer.host_id, offer.device, tuple(offer.names), offer.gpu_id)
 
 
 def load_to_proto(load: LoadSnapshot, stats: TransferStats) -> worker_pb2.Load:

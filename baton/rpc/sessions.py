@@ -148,12 +148,11 @@ class SessionHost(worker_pb2_grpc.WorkerServicer):
         """See worker.proto."""
         # A caller that says nothing has no version either.
         hello = (await first_message(aiter(request_iterator)) or worker_pb2.Command()).hello
-        if not codec.OLDEST_PROTOCOL_VERSION <= hello.protocol_version <= codec.PROTOCOL_VERSION:
+        if hello.protocol_version != codec.PROTOCOL_VERSION:
             await context.abort(
                 grpc.StatusCode.FAILED_PRECONDITION,
-                f"this worker speaks protocol versions {codec.OLDEST_PROTOCOL_VERSION} to "
-                f"{codec.PROTOCOL_VERSION}, the router {hello.protocol_version}: "
-                "run the same version of Baton on both, or neighbouring ones",
+                f"this worker speaks protocol version {codec.PROTOCOL_VERSION}, "
+                f"the router {hello.protocol_version}: run the same version of Baton on both",
             )
         session = RouterSession(hello.router_id)
         session.send(worker_pb2.Event(welcome=self._welcome()))

@@ -19,7 +19,7 @@ from baton.core.ports import PageStore
 from baton.core.request import BlocksReserved, EngineRequest, TokenEvent
 from baton.core.reservation import Reservation, ReservationTable, TransferDeadlines
 from baton.core.transfer_stats import TransferStats
-from baton_kv_transfer.pages.page_writing import PageWriter
+from baton_kv_transfer.pages.arrived import PageWriter
 from baton_kv_transfer.transfers.inbound import InboundTransfers
 
 _LOCAL = "local"  # the transport of pages that change owner and not place

@@ -19,6 +19,7 @@ from baton.v1 import transfer_pb2, worker_pb2
 from baton_decode_service.handover import DecodeHandover
 from baton_kv_transfer.receiver import SERVICE, TransferReceiver
 from baton_kv_transfer.transfers.pace import InboundPace
+from baton_kv_transfer.transports.base import ReceivingWorker
 from baton_kv_transfer.transports.registry import ReceivingTransports
 
 _TRANSFER_ID_BYTES = 16
@@ -44,15 +45,15 @@ class DecodeService:
         self._handover = DecodeHandover(
             worker.epoch, engine.store, config.transfer_deadlines, self._stats, self, self.transports.writer
         )
-        self.receiver = TransferReceiver(
+        receiving_worker = ReceivingWorker(
             self._handover.inbound,
             self.now,
             self._stats,
-            self.transports,
             InboundPace(self._computes_beside_transfers, available_cores()),
             host=host_of(config.advertise_address) or "127.0.0.1",
             stall_timeout_s=config.transfer_stall_timeout_s,
         )
+        self.receiver = TransferReceiver(receiving_worker, self.transports)
 
     def add_to(self, server: grpc.aio.Server) -> None:
         """Let prefill servers send pages."""

@@ -4,27 +4,21 @@ import logging
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Self
 
 import grpc
 
-from baton.core.kv_layout import KVLayout
 from baton.core.ticket import Ticket, WorkerTransports
 from baton.rpc.limits import CHANNEL_OPTIONS
 from baton.v1 import transfer_pb2
 from baton_kv_transfer.pages import wire
-from baton_kv_transfer.pages.frames import longest_message
+from baton_kv_transfer.transports.base import NUM_CHANNELS, PushCall
 from baton_kv_transfer.transports.choice import Choice, choose
-from baton_kv_transfer.transports.grpc_push import PushCall
-
-if TYPE_CHECKING:
-    from baton_kv_transfer.transports.pair.link import Pair, PairLink
 
 logger = logging.getLogger(__name__)
 
 # A transport that failed is tried again after it: two machines without RDMA between them won't get any.
 AVOID_FAILED_S = 60.0
-NUM_CHANNELS = 2  # measured: a second connection adds a tenth to a third, a third one nothing
 
 
 class Line:
@@ -43,7 +37,7 @@ class Line:
         self._metadata = metadata
         self._num_transfers = 0
 
-    async def __aenter__(self) -> "Line":
+    async def __aenter__(self) -> Self:
         self._num_transfers += 1
         return self
 
@@ -72,7 +66,7 @@ class Line:
 
 
 class Peer:
-    """One decode server: the line to it, the transport, and a pair of process groups where that is it."""
+    """One decode server: the line to it, and the transport."""
 
     def __init__(self, address: str, metadata: tuple[tuple[str, str], ...]) -> None:
         self._metadata = metadata
@@ -80,28 +74,7 @@ class Peer:
         self._choice: Choice | None = None  # as it was logged last
         # Transports that are not used until a time, with the decode server of an epoch.
         self._failed: dict[tuple[str, int], float] = {}
-        self._pair_link: PairLink | None = None
         self.address = address
-
-    def pair(
-        self,
-        epoch: int,
-        device: str,
-        layout: KVLayout,
-        stall_timeout_s: float,
-        checksum: Callable[[Any], int] | None,
-    ) -> "Pair | None":
-        """The pair of process groups with the decode server of this epoch; None while it is being made.
-
-        `checksum`: of bytes on this server's device, where its pages lie on one.
-        """
-        if self._pair_link is None:
-            from baton_kv_transfer.transports.pair.link import PairLink  # imports torch
-
-            self._pair_link = PairLink(
-                self.address, self._metadata, longest_message(layout), stall_timeout_s, checksum
-            )
-        return self._pair_link.pair(epoch, device)
 
     def line(self) -> Line:
         """The connections for a new transfer: none on which another has failed."""
@@ -126,8 +99,6 @@ class Peer:
 
     async def close(self) -> None:
         """Close every connection."""
-        if self._pair_link is not None:
-            await self._pair_link.close()
         await self._line.close()
 
 

@@ -16,22 +16,14 @@ from baton.rpc import codec
 from baton.rpc.auth import credentials
 from baton.rpc.errors import REFUSAL_REASON
 from baton.v1 import transfer_pb2
-from baton_kv_transfer.pages.frames import num_payload_bytes
-from baton_kv_transfer.peer import NUM_CHANNELS, Line, Peer
-from baton_kv_transfer.transfers.outbound import OutboundTransfer, PagesToSend
-from baton_kv_transfer.transports.choice import pair_device
-from baton_kv_transfer.transports.grpc_push import DEVICE_FRAME_BYTES, FRAME_BYTES, GrpcRoute, PushCall, Route
+from baton_kv_transfer.pages.frames import PagesToSend, num_payload_bytes
+from baton_kv_transfer.peer import Line, Peer
+from baton_kv_transfer.transfers.outbound import OutboundTransfer
+from baton_kv_transfer.transports.base import PushCall, Route, RouteRequest
 from baton_kv_transfer.transports.registry import SendingTransports
 
 # A decode server that can't be reached for this long is given up.
 CONNECT_TIMEOUT_S = 5.0
-# From this size on a transfer over gRPC is worth several connections.
-LARGE_TRANSFER_BYTES = 16 << 20
-
-
-# Refusals whose cause is the transport: another one may do better. Only reads of pages have a "deadline" of
-# their own, as where the network swallows what is not gRPC.
-_TRANSPORT_FAILURES = ("cuda_ipc", "deadline", "nixl", "pair", "transport")
 # What grpc.aio makes of a call that the other side ended while a frame was being written.
 _LOST_WORDS = "Internal error from Core"
 
@@ -57,12 +49,7 @@ class OutgoingTransfer:
     was given to it is given back through `release` exactly once, whatever happens.
     """
 
-    def __init__(
-        self,
-        outbound: OutboundTransfer,
-        sender: "TransferSender",
-        peer: Peer,
-    ) -> None:
+    def __init__(self, outbound: OutboundTransfer, sender: "TransferSender", peer: Peer) -> None:
         self._outbound = outbound
         self._sender = sender
         self._peer = peer
@@ -74,8 +61,8 @@ class OutgoingTransfer:
     def first_block(self) -> int:
         """Of the prompt, in this server's blocks, that decode misses."""
         ticket, layout = self._outbound.ticket, self._sender.store.layout
-        if ticket.first_token >= ticket.end_token:  # nothing at all, and no part of our last block
-            return layout.blocks_for(ticket.end_token)
+        if ticket.first_token >= ticket.num_tokens:  # nothing at all, and no part of our last block
+            return layout.blocks_for(ticket.num_tokens)
         return ticket.first_token // layout.block_size
 
     def send_pages(self, place: FramePlace, blocks: tuple[int, ...]) -> None:
@@ -117,7 +104,7 @@ class OutgoingTransfer:
             refusal = await _refusal(calls, error, self._peer.address)
             # Decode's reads and the wait for its answer may run out of time in either order.
             is_late_read = route.keeps_pages and isinstance(error, TimeoutError)
-            if refusal.reason in _TRANSPORT_FAILURES or is_late_read:
+            if refusal.reason in {"transport", *route.failures} or is_late_read:
                 self._peer.note_failure(route.name, self._outbound.ticket.epoch)
             raise refusal from None
         except asyncio.CancelledError:
@@ -153,11 +140,10 @@ class OutgoingTransfer:
     def _opening(self, stream: int, route: Route) -> bytes:
         frame = self._outbound.frame()
         frame.open.layout.CopyFrom(codec.layout_to_proto(self._sender.store.layout))
-        if self._outbound.ticket.protocol_version > 1:
-            frame.open.protocol_version = min(codec.PROTOCOL_VERSION, self._outbound.ticket.protocol_version)
-            frame.open.transport = route.name
-            frame.open.stream = stream
-            route.describe(frame.open)
+        frame.open.protocol_version = codec.PROTOCOL_VERSION
+        frame.open.transport = route.name
+        frame.open.stream = stream
+        route.describe(frame.open)
         return frame.SerializeToString()
 
     def _sent(self, pages: PagesToSend, num_operations: int, route: Route) -> None:
@@ -203,12 +189,16 @@ class TransferSender:
     def begin(self, ticket: Ticket, release: Callable[[tuple[int, ...]], None]) -> OutgoingTransfer:
         """A transfer under `ticket`; the caller owns the task that runs it.
 
-        Raises TransferRefused where decode can't convert this server's pages, or shares no transport.
+        Raises TransferRefused where decode speaks an older protocol, can't convert this server's pages, or
+        shares no transport.
         """
-        if ticket.protocol_version > 1:
-            self.store.layout.require_convertible_to(ticket.layout)
-        else:
-            self.store.layout.require_same(ticket.layout)
+        if ticket.protocol_version < codec.PROTOCOL_VERSION:
+            raise TransferRefused(
+                "version",
+                f"the decode server speaks protocol version {ticket.protocol_version}, this prefill server "
+                f"{codec.PROTOCOL_VERSION}: run the same version of Baton on both",
+            )
+        self.store.layout.require_convertible_to(ticket.layout)
         peer = self._peers.get(ticket.address)
         if peer is None:
             peer = self._peers[ticket.address] = Peer(ticket.address, self._metadata)
@@ -218,33 +208,14 @@ class TransferSender:
     def route(self, ticket: Ticket, peer: Peer, line: Line, calls: list[PushCall]) -> Route:
         """The way of a transfer's pages; may add calls to the one that there is."""
         choice = peer.choose(self._transports.offer, ticket, self._asked_transport)
-        if choice.name in ("nixl", "cuda_ipc"):
-            return self._transports.read_route(choice.name, ticket, calls[0], self.stall_timeout_s)
-        if choice.name == "nccl":
-            device = pair_device(self._transports.offer, ticket.transports)
-            pair = peer.pair(
-                ticket.epoch, device, self.store.layout, self.stall_timeout_s, self._transports.checksum
-            )
-            if pair is not None:
-                return pair.route(ticket, self.store)
-        if _is_large(ticket):
-            calls.extend(line.push(stream) for stream in range(1, NUM_CHANNELS))
-        frame_bytes = FRAME_BYTES if self.store.device_pages is None else DEVICE_FRAME_BYTES
-        return GrpcRoute(
-            ticket, self.store.layout, self._transports.reader, calls, self.stall_timeout_s, frame_bytes
-        )
+        request = RouteRequest(ticket, self._metadata, calls, line.push, self.stall_timeout_s)
+        return self._transports.route(choice.name, request)
 
     async def close(self) -> None:
         """Close every connection."""
         for peer in self._peers.values():
             await peer.close()
-        self._transports.close()
-
-
-def _is_large(ticket: Ticket) -> bool:
-    """Whether several connections are worth their cost; version 1 knows one."""
-    num_bytes = (ticket.num_blocks - ticket.first_block) * ticket.layout.bytes_per_block
-    return ticket.protocol_version > 1 and num_bytes >= LARGE_TRANSFER_BYTES
+        await self._transports.close()
 
 
 async def _refusal(calls: Sequence[PushCall], error: Exception, address: str) -> TransferRefused:

@@ -14,7 +14,7 @@ from baton.rpc import codec
 from baton.v1 import transfer_pb2
 from baton_decode_service.handover import DecodeHandover
 from baton_kv_transfer.pages import wire
-from baton_kv_transfer.pages.page_writing import Arrived, WhenWritten
+from baton_kv_transfer.pages.arrived import Arrived, WhenWritten
 from baton_kv_transfer.pages.wire import Frame
 from baton_kv_transfer.transfers.inbound_call import InboundCall
 from tests.services.fake_engine import BytesPages, fake_layout
@@ -26,7 +26,7 @@ NUM_SCHEDULES = 400
 
 
 class LateWriter:
-    """Implements baton_kv_transfer.pages.page_writing.PageWriter: writes when the test says so."""
+    """Implements baton_kv_transfer.pages.arrived.PageWriter: writes when the test says so."""
 
     def __init__(self, store: BytesPages) -> None:
         self.pending: list[tuple[Arrived, WhenWritten]] = []

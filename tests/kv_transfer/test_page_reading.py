@@ -8,8 +8,8 @@ import pytest
 from baton.core.reservation import FramePlace
 from baton_kv_transfer.pages import page_reading
 from baton_kv_transfer.pages.device_copies import DeviceCopies
+from baton_kv_transfer.pages.frames import PagesToSend
 from baton_kv_transfer.pages.page_reading import DeviceReader
-from baton_kv_transfer.transfers.outbound import PagesToSend
 from tests.services.fake_engine import fake_layout
 
 LAYOUT = fake_layout()

@@ -51,6 +51,7 @@ class Bench:
 
     def open(self, ticket: transfer_pb2.Ticket | None = None, layout: KVLayout | None = None) -> Frame:
         frame = self.frame(ticket)
+        frame.open.protocol_version = codec.PROTOCOL_VERSION
         frame.open.layout.CopyFrom(codec.layout_to_proto(layout or self.layout))
         return frame
 
@@ -78,6 +79,7 @@ class Bench:
         frame = self.frame()
         frame.commit.first_tokens.extend(first_tokens)
         frame.commit.finished_choices.extend(finished)
+        wire.seal(frame.commit)
         return frame
 
     async def push(self, *frames: Frame) -> transfer_pb2.PushResult:

@@ -157,8 +157,16 @@ async def test_a_handle_that_can_not_be_opened_falls_to_the_next_transport(caplo
     """As where containers do not see each other's GPUs. The router tries again, by another transport."""
     caplog.set_level(logging.INFO)
     async with cluster(limits("auto"), limits("auto")) as running:
-        exported = running.prefill.service.sender._transports
-        exported._exported = replace(exported._exported, handle=bytes(64))
+        transports = running.prefill.service.sender._transports
+        route_of = transports.route
+
+        def route_to_nowhere(name, request):
+            route = route_of(name, request)
+            if name == "cuda_ipc":
+                route._memory.cuda_ipc.handle = bytes(64)
+            return route
+
+        transports.route = route_to_nowhere
         await answer_is_right(running, LONG)
         assert running.decode.service._stats.outcomes["cuda_ipc"] == 1
         assert not carried(running, "cuda_ipc")

@@ -21,7 +21,8 @@ async def test_a_pool_whose_reads_never_end_falls_to_the_next_transport(first: s
     limits = Limits(layout=fake_layout(), kv_transport="auto")
     async with cluster(limits, limits) as running:
         sender = running.prefill.service.sender
-        running.decode.service.receiver._stall_timeout_s = 0.3 if first == "decode" else 1.0
+        receiver = running.decode.service.receiver
+        receiver._worker = replace(receiver._worker, stall_timeout_s=0.3 if first == "decode" else 1.0)
         sender.stall_timeout_s = 1.0 if first == "decode" else 0.3
         sender._transports.offer = replace(
             sender._transports.offer, names=("grpc", "nixl")

@@ -15,7 +15,7 @@ HUGE = 2**32 - 1
 
 def serving(made: Bench) -> InboundPace:
     """The decode server's pace, as where requests are running."""
-    pace = made.worker.service.receiver._pace
+    pace = made.worker.service.receiver._worker.pace
     pace._is_serving = lambda: True
     return pace
 
@@ -45,16 +45,7 @@ async def test_a_read_of_more_than_there_is(field: str) -> None:
 async def test_a_message_longer_than_any() -> None:
     async with bench() as made:
         serving(made)
-        receiver = PairReceiver(
-            made.worker.service._handover.inbound,
-            made.worker.service.now,
-            made.worker.service._stats,
-            "127.0.0.1",
-            1 << 20,
-            made.worker.service.receiver._pace,
-            1.0,
-            None,
-        )
+        receiver = PairReceiver(made.worker.service.receiver._worker, 1 << 20, None)
 
         class End:
             def expect(self, num_bytes, crc, token):
@@ -73,7 +64,6 @@ async def test_a_message_longer_than_any() -> None:
 async def test_an_unknown_transport_is_refused_and_makes_no_metric() -> None:
     async with bench() as made:
         frame = made.open()
-        frame.open.protocol_version = 2
         frame.open.transport = "grpb"
         await made.refused("transport", frame, made.pages(0, 3))
         assert made.untouched()

@@ -10,7 +10,6 @@ from crc32c import crc32c
 
 from baton.core.reservation import TransferDeadlines
 from baton.v1 import worker_pb2
-from baton_kv_transfer.pages.wire import seal
 from tests.services.by_hand import next_event, reserve
 from tests.services.cluster import until
 from tests.services.push_bench import NUM_BLOCKS, Bench, Frame, bench
@@ -61,14 +60,17 @@ def cut(frame: Frame) -> Frame:
 
 
 def with_other_token(frame: Frame) -> Frame:
-    seal(frame.commit)
     frame.commit.first_tokens[0] ^= 1
     return frame
 
 
 def with_another_choice_finished(frame: Frame) -> Frame:
-    seal(frame.commit)
     frame.commit.finished_choices.append(frame.commit.first_tokens.pop())
+    return frame
+
+
+def without_seal(frame: Frame) -> Frame:
+    frame.commit.ClearField("crc32c")
     return frame
 
 
@@ -93,6 +95,7 @@ WRONG_FRAMES: dict[str, tuple[str, Callable[[Bench], Frame]]] = {
     "commit of nothing": ("incomplete", lambda made: made.commit(5, finished=(0,))),
     "commit of another token": ("checksum", lambda made: with_other_token(made.commit(5))),
     "commit of other choices": ("checksum", lambda made: with_another_choice_finished(made.commit(5, 1))),
+    "commit without its checksum": ("checksum", lambda made: without_seal(made.commit(5))),
     "pages that a bit turned into a withdrawal": ("frame", pages_as_withdrawal),
     "unknown kind": ("frame", lambda made: made.frame()),
 }
@@ -106,6 +109,15 @@ async def test_a_wrong_frame_ends_the_transfer_and_touches_no_page(case: str) ->
         assert made.untouched()
         await made.let_go()
         await made.refused("ticket", made.open())  # it is worth nothing any more
+
+
+@pytest.mark.parametrize("version", [0, 1, 3])
+async def test_another_protocol_version_is_refused_in_words(version: int) -> None:
+    async with bench() as made:
+        frame = made.open()
+        frame.open.protocol_version = version
+        await made.refused("version", frame, made.pages(0, 3), made.commit(5))
+        assert made.untouched()
 
 
 async def test_a_stream_that_ends_without_commit_is_no_transfer() -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -92,6 +93,14 @@ async def test_connections_where_a_transfer_failed_are_left_to_those_that_they_h
 async def test_pages_that_decode_cannot_convert_are_not_sent() -> None:
     with pytest.raises(TransferRefused, match="num_layers"):
         sender().begin(ticket_to("unix:/nowhere", fake_layout(num_layers=3)), lambda blocks: None)
+
+
+async def test_a_decode_server_of_an_older_protocol_is_refused_in_words() -> None:
+    ticket = ticket_to("unix:/nowhere")
+    with pytest.raises(TransferRefused, match="speaks protocol version 1, this prefill server 2") as refused:
+        sender().begin(replace(ticket, protocol_version=1), lambda blocks: None)
+    assert refused.value.reason == "version"
+    sender().begin(replace(ticket, protocol_version=3), lambda blocks: None)  # it may speak this one too
 
 
 async def test_a_transport_that_decode_lacks_is_not_silently_replaced() -> None:

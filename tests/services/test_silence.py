@@ -8,13 +8,13 @@ import pytest
 
 from baton.rpc import first_message
 from baton.v1 import transfer_pb2_grpc, worker_pb2_grpc
-from tests.services.cluster import DEADLINE_S, Cluster, cluster
+from tests.services.cluster import DEADLINE_S, Cluster, Limits, cluster
 
 
 @pytest.fixture
 async def running(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Cluster]:
     monkeypatch.setattr(first_message, "FIRST_MESSAGE_TIMEOUT_S", 0.1)
-    async with cluster() as running:
+    async with cluster(decode=Limits(kv_transport="nccl")) as running:  # which serves Pair
         yield running
 
 

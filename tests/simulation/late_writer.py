@@ -4,7 +4,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from baton.core.reservation import Reservation, TransferDeadlines, TransferState
-from baton_kv_transfer.pages.page_writing import Arrived, WhenWritten
+from baton_kv_transfer.pages.arrived import Arrived, WhenWritten
 from tests.simulation.pages import DecodePages
 from tests.simulation.schedule import Violation
 
@@ -15,7 +15,7 @@ DEADLINES = TransferDeadlines()
 
 
 class LateWriter:
-    """Implements baton_kv_transfer.pages.page_writing.PageWriter: copies take a while, whatever happens."""
+    """Implements baton_kv_transfer.pages.arrived.PageWriter: copies take a while, whatever happens."""
 
     def __init__(self, world: "World", pages: DecodePages, write_time: float) -> None:
         self._world = world

@@ -18,9 +18,10 @@ from baton.core.reservation import (
 from baton.core.sequence_pages import SequencePages
 from baton_decode_service.handover import DecodeHandover
 from baton_kv_transfer.pages.convert import PageConverter
+from baton_kv_transfer.pages.frames import PagesToSend
 from baton_kv_transfer.transfers import inbound
 from baton_kv_transfer.transfers.inbound import InboundTransfers
-from baton_kv_transfer.transfers.outbound import OutboundTransfer, PagesToSend
+from baton_kv_transfer.transfers.outbound import OutboundTransfer
 from baton_prefill_service.handover import PrefillHandover
 
 Patch = pytest.MonkeyPatch

@@ -13,8 +13,8 @@ from baton.core.ticket import Ticket
 from baton.rpc import codec
 from baton.v1 import transfer_pb2
 from baton_kv_transfer.pages import wire
-from baton_kv_transfer.pages.frames import checksum, frame_places, num_payload_bytes, views
-from baton_kv_transfer.transfers.outbound import OutboundTransfer, PagesToSend
+from baton_kv_transfer.pages.frames import PagesToSend, checksum, frame_places, num_payload_bytes, views
+from baton_kv_transfer.transfers.outbound import OutboundTransfer
 from tests.simulation.calls import PushCall
 from tests.simulation.receiver import LOOP
 from tests.simulation.schedule import HOPS, LONG_STALLS, STALLS, Fault
@@ -284,8 +284,8 @@ def _late() -> TransferRefused:
 
 def _first_block(ticket: Ticket, layout: KVLayout) -> int:
     """Of the prompt, in the sender's blocks, that decode misses (OutgoingTransfer.first_block)."""
-    if ticket.first_token >= ticket.end_token:
-        return layout.blocks_for(ticket.end_token)
+    if ticket.first_token >= ticket.num_tokens:
+        return layout.blocks_for(ticket.num_tokens)
     return ticket.first_token // layout.block_size
 
 

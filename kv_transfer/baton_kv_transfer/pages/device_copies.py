@@ -29,7 +29,7 @@ class DeviceCopies:
         for _ in range(NUM_THREADS):  # a first copy would wait for memory and kernels
             self._threads.submit(_nothing)
 
-    def submit(self, copy: Callable[[], T]) -> "Future[T]":
+    def submit(self, copy: Callable[[], T]) -> Future[T]:
         """Run a copy on one of the threads."""
         return self._threads.submit(copy)
 

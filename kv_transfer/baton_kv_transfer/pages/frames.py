@@ -1,6 +1,7 @@
-"""Pages cut into frames of bounded size, and each frame's checksum."""
+"""Pages that leave, cut into frames of bounded size, and each frame's checksum. Pure."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from crc32c import crc32c
@@ -10,8 +11,16 @@ from baton.core.kv_layout import KVLayout
 from baton.core.ports import PageStore
 from baton.core.reservation import FramePlace
 
-# Staging buffers of this size keep a pair's messages few, and are cheap to have.
+# Staging buffers of this size keep messages few, and are cheap to have.
 _SHORTEST_LIMIT = 16 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class PagesToSend:
+    """Pages that nobody writes any more; `blocks` are those of the place, in order, in this server's pool."""
+
+    place: FramePlace
+    blocks: tuple[int, ...]
 
 
 def frame_places(layout: KVLayout, pages: FramePlace, target_bytes: int) -> Iterator[FramePlace]:
@@ -47,7 +56,7 @@ def checksum(parts: Sequence[memoryview]) -> int:
 
 
 def longest_message(layout: KVLayout) -> int:
-    """Bytes of the longest message of a pair: 256 blocks, a long prompt, are at most 16 messages."""
+    """Bytes of the longest message or read: 256 blocks, a long prompt, are at most 16 messages."""
     return max(_SHORTEST_LIMIT, 16 * layout.bytes_per_block)
 
 

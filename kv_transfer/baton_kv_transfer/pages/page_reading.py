@@ -10,13 +10,11 @@ from baton.core.ports import PageStore
 from baton.core.reservation import FramePlace
 from baton_kv_transfer.pages import frames
 from baton_kv_transfer.pages.device_copies import DeviceCopies
+from baton_kv_transfer.pages.frames import PagesToSend
 from baton_kv_transfer.pages.waiting import settled
-from baton_kv_transfer.transfers.outbound import PagesToSend
 
 # Host memory for pieces on their way, of all transfers: each has one being sent and one being read.
 NUM_STAGES = 8
-
-Pieces = AsyncGenerator["Piece", None]
 
 
 class Piece:
@@ -25,6 +23,9 @@ class Piece:
     def __init__(self, place: FramePlace, views: Callable[[FramePlace], list[memoryview]]) -> None:
         self.place = place
         self.views = views  # the bytes of a part of the place, in order
+
+
+Pieces = AsyncGenerator[Piece, None]
 
 
 class PageReader(Protocol):
@@ -120,7 +121,7 @@ class DeviceReader:
             self._free.put_nowait(None)
             raise
 
-    async def _drop(self, reading: "asyncio.Task[tuple[memoryview, Piece]]") -> None:
+    async def _drop(self, reading: asyncio.Task[tuple[memoryview, Piece]]) -> None:
         """Give back the stage of a piece that nobody asks for any more, once it is not read into."""
         reading.cancel()
         await settled(reading)

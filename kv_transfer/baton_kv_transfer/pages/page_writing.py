@@ -1,66 +1,19 @@
-"""Pages that have come, and were checked, into the places that were reserved for them."""
+"""Pages that have come, into the places that were reserved for them on a device."""
 
 import asyncio
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
 
 from baton.core.kv_layout import KVLayout
 from baton.core.ports import PageStore
 from baton.core.reservation import FramePlace
-from baton_kv_transfer.pages.convert import PageConverter
+from baton_kv_transfer.pages.arrived import Arrived, HostWriter, PageWriter, WhenWritten
 from baton_kv_transfer.pages.device_copies import DeviceCopies
 
 # Bytes that may wait to be written before no more are taken from a connection.
 MAX_WAITING_BYTES = 64 << 20
-
-WhenWritten = Callable[[BaseException | None], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Arrived:
-    """Pages of one place, in their sender's layout, and where they belong: see PageConverter.write."""
-
-    converter: PageConverter
-    block_table: Sequence[int]
-    first_token: int
-    num_tokens: int
-    place: FramePlace
-    payload: Any  # bytes in host memory, or a buffer of DevicePages
-
-
-class PageWriter(Protocol):
-    """Writes pages."""
-
-    def write(self, arrived: Arrived, when_written: WhenWritten) -> None:
-        """Write what has arrived, and tell: at once, or later on the event loop."""
-        ...
-
-    async def room(self) -> None:
-        """Wait while too much waits to be written."""
-        ...
-
-
-class HostWriter:
-    """Pages in host memory are written on the spot."""
-
-    def __init__(self, store: PageStore) -> None:
-        self._store = store
-
-    def write(self, arrived: Arrived, when_written: WhenWritten) -> None:
-        """See PageWriter."""
-        try:
-            _convert(arrived, self._store)
-        except BaseException as error:
-            when_written(error)
-            raise
-        when_written(None)
-
-    async def room(self) -> None:
-        """See PageWriter."""
 
 
 class DeviceWriter:
@@ -103,7 +56,7 @@ class DeviceWriter:
 
     # From here on: on one of the threads.
 
-    def _done(self, num_bytes: int, when_written: WhenWritten, future: "Future[None]") -> None:
+    def _done(self, num_bytes: int, when_written: WhenWritten, future: Future[None]) -> None:
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._written, num_bytes, when_written, future.exception())
 
@@ -129,7 +82,7 @@ class DeviceWriter:
         staged = _StagedPages(self._layout, blocks, place, memoryview(bytearray(num_bytes)))
         with self._converting:
             device.read(blocks, place.first_layer, place.num_layers, staged.memory)
-            _convert(arrived, staged, payload)
+            arrived.convert_into(staged, payload)
             device.write(staged.memory, blocks, place.first_layer, place.num_layers)
 
 
@@ -156,14 +109,3 @@ def page_writer(store: PageStore, copies: DeviceCopies | None) -> PageWriter:
 
 def _fits_as_it_is(arrived: Arrived, layout: KVLayout) -> bool:
     return arrived.converter.is_same and arrived.first_token % layout.block_size == 0
-
-
-def _convert(arrived: Arrived, store: "PageStore | _StagedPages", payload: memoryview | None = None) -> None:
-    arrived.converter.write(
-        store,
-        arrived.block_table,
-        arrived.first_token,
-        arrived.num_tokens,
-        arrived.place,
-        arrived.payload if payload is None else payload,
-    )

@@ -5,7 +5,7 @@ import contextlib
 from typing import Any
 
 
-async def settled(future: "asyncio.Future[Any]") -> None:
+async def settled(future: asyncio.Future[Any]) -> None:
     """Wait for `future`, whatever comes; for those who are cancelled already."""
     while not future.done():
         with contextlib.suppress(asyncio.CancelledError):

@@ -55,11 +55,11 @@ def seal(commit: transfer_pb2.Commit, scales: Sequence[float] = ()) -> None:
     commit.crc32c = _commit_crc32c(commit, scales)
 
 
-def check_seal(commit: transfer_pb2.Commit, version: int, scales: Sequence[float] = ()) -> None:
-    """Raises TransferRefused where a commit's checksum is wrong or missing; version 1 had none."""
-    if version > 1 and not commit.HasField("crc32c"):
+def check_seal(commit: transfer_pb2.Commit, scales: Sequence[float] = ()) -> None:
+    """Raises TransferRefused where a commit's checksum is wrong or missing."""
+    if not commit.HasField("crc32c"):
         raise TransferRefused("checksum", "the commit arrived without its checksum")
-    if commit.HasField("crc32c") and commit.crc32c != _commit_crc32c(commit, scales):
+    if commit.crc32c != _commit_crc32c(commit, scales):
         raise TransferRefused("checksum", "the commit arrived corrupted")
 
 

@@ -18,9 +18,9 @@ from baton.core.ports import PageStore
 from baton.core.reservation import Extent, FramePlace, Reservation, ReservationTable, TransferState
 from baton.core.transfer_stats import TransferStats
 from baton.rpc import codec
+from baton_kv_transfer.pages.arrived import Arrived, HostWriter, PageWriter
 from baton_kv_transfer.pages.convert import PageConverter
 from baton_kv_transfer.pages.frames import check, longest_message
-from baton_kv_transfer.pages.page_writing import Arrived, HostWriter, PageWriter
 from baton_kv_transfer.pages.wire import Frame, check_seal, place_of
 
 
@@ -80,7 +80,6 @@ class Writer:
     layout: KVLayout
     transport: str
     streams: set[int]  # its calls, by number
-    version: int  # of the protocol, that it speaks
 
 
 class InboundTransfers:
@@ -105,7 +104,7 @@ class InboundTransfers:
 
     @property
     def longest_message(self) -> int:
-        """Bytes of the longest message that a pair of process groups brings."""
+        """Bytes of the longest message or read that brings pages."""
         return longest_message(self._store.layout)
 
     # --- calls --------------------------------------------------------------------------------------
@@ -113,13 +112,10 @@ class InboundTransfers:
     def open(self, frame: Frame, now: float) -> Writer:
         """A writer's first frame. Raises TransferRefused."""
         message = frame.message
-        version = message.open.protocol_version or 1
-        if not codec.OLDEST_PROTOCOL_VERSION <= version <= codec.PROTOCOL_VERSION:
-            raise TransferRefused(
-                "version",
-                f"transfer of protocol version {version}; this server speaks "
-                f"{codec.OLDEST_PROTOCOL_VERSION} to {codec.PROTOCOL_VERSION}",
-            )
+        version = message.open.protocol_version
+        if version != codec.PROTOCOL_VERSION:
+            words = f"transfer of protocol version {version}; this server speaks {codec.PROTOCOL_VERSION}"
+            raise TransferRefused("version", words)
         layout = codec.layout_from_proto(message.open.layout)
         converter = PageConverter(layout, self._store.layout)
         reservation = self._table.find(message.transfer_id, message.epoch)
@@ -135,7 +131,7 @@ class InboundTransfers:
         index = reservation.open(extent, now)
         transfer = self._open.setdefault(reservation.transfer_id, InboundTransfer(reservation))
         transport = message.open.transport or "grpc"
-        writer = Writer(transfer, index, converter, layout, transport, {stream}, version)
+        writer = Writer(transfer, index, converter, layout, transport, {stream})
         self._writers.setdefault(reservation.transfer_id, []).append(writer)
         self._owner.deadline_changed(reservation)
         reservation.settle()  # it may have had nothing left to bring
@@ -150,7 +146,7 @@ class InboundTransfers:
 
     def commit(self, frame: Frame, writer: Writer, now: float, *, may_wait: bool) -> None:
         """The writer's last frame. Raises TransferRefused."""
-        check_seal(frame.message.commit, writer.version, writer.layout.scales)
+        check_seal(frame.message.commit, writer.layout.scales)
         finished = set(frame.message.commit.finished_choices)
         first_tokens = {
             choice: token
@@ -166,7 +162,7 @@ class InboundTransfers:
         if not reservation.is_over:
             self._owner.deadline_changed(reservation)
 
-    def call_ended(self, writer: Writer, now: float, end: "CallEnd") -> None:
+    def call_ended(self, writer: Writer, now: float, end: CallEnd) -> None:
         """One of the writer's calls has ended; nothing comes over it any more."""
         transfer = writer.transfer
         if not transfer.reservation.is_over:

@@ -5,20 +5,11 @@ Pure: no I/O, no clock.
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
-from baton.core.reservation import FramePlace
 from baton.core.ticket import Ticket
 from baton.v1 import transfer_pb2
 from baton_kv_transfer.pages import wire
-
-
-@dataclass(frozen=True, slots=True)
-class PagesToSend:
-    """Pages that nobody writes any more; `blocks` are those of the place, in order, in this server's pool."""
-
-    place: FramePlace
-    blocks: tuple[int, ...]
+from baton_kv_transfer.pages.frames import PagesToSend
 
 
 class OutboundTransfer:
@@ -50,8 +41,7 @@ class OutboundTransfer:
         frame = self.frame()
         frame.commit.first_tokens.extend(first_tokens)
         frame.commit.finished_choices.extend(finished_choices)
-        if self.ticket.protocol_version > 1:
-            wire.seal(frame.commit, self._scales)
+        wire.seal(frame.commit, self._scales)
         self._queue.append(frame)
 
     def withdraw(self) -> None:

@@ -1,7 +1,7 @@
-"""Reading the pools of other processes of this machine where they lie on a GPU (transport "cuda_ipc").
+"""Transport "cuda_ipc": the decode server reads pools of other processes of its machine that lie on a GPU.
 
-As with NIXL, the side that has the pages offers its pool and writes nothing: this side fetches what it is
-told of into buffers of its own, checks it there, and only then copies it into the pages that were reserved.
+The side that has the pages offers its pool and writes nothing: this side fetches what it is told of into
+buffers of its own, checks it there, and only then copies it into the pages that were reserved.
 """
 
 import asyncio
@@ -11,15 +11,17 @@ from typing import Any
 
 from baton.core.errors import TransferRefused
 from baton.core.kv_layout import KVLayout
-from baton.core.ports import ExportedPool
+from baton.core.ports import ExportedPool, PageStore
+from baton.core.ticket import WorkerTransports
 from baton.v1 import transfer_pb2
 from baton_kv_transfer.pages.device_copies import DeviceCopies
 from baton_kv_transfer.pages.frames import num_payload_bytes
-from baton_kv_transfer.transports.nixl.messages import shipped_place
-from baton_kv_transfer.transports.nixl.reader import Landing
+from baton_kv_transfer.pages.page_reading import PageReader
+from baton_kv_transfer.transports import base
+from baton_kv_transfer.transports.read_route import ReadRoute
 
+READ_BYTES = 16 << 20
 NUM_SLOTS = 4  # buffers of this size: reads that are under way, checked, or being written
-SLOT_BYTES = 16 << 20
 # A mapping keeps the other process's memory, also when that has died: none outlives its transfers by more.
 LINGER_S = 5.0
 
@@ -30,7 +32,7 @@ class _Mapping:
 
     pool: ExportedPool
     layout: KVLayout
-    opened: "asyncio.Task[Any]"
+    opened: asyncio.Task[Any]
     num_users: int = 0
     closing: asyncio.TimerHandle | None = None
 
@@ -41,14 +43,14 @@ class IpcReader:
     def __init__(self, copies: DeviceCopies, layout: KVLayout) -> None:
         self._copies = copies
         self._free: asyncio.Queue[Any] = asyncio.Queue()
-        slot_bytes = max(SLOT_BYTES, layout.bytes_per_layer)
+        slot_bytes = max(READ_BYTES, layout.bytes_per_layer)
         for _ in range(NUM_SLOTS):
             self._free.put_nowait(copies.pages.buffer(slot_bytes))
         self._mappings: dict[bytes, _Mapping] = {}
 
     async def connect(self, memory: transfer_pb2.CudaIpcMemory, layout: KVLayout) -> None:
         """Map a sender's pool, whose pages have `layout`, until `disconnect`. Raises TransferRefused."""
-        mapping = self._mapping(_exported(memory), layout)
+        mapping = self._mapping(ExportedPool(memory.handle, memory.offset, memory.num_blocks), layout)
         mapping.num_users += 1
         if mapping.closing is not None:
             mapping.closing.cancel()
@@ -77,14 +79,14 @@ class IpcReader:
         layout: KVLayout,
         shipped: transfer_pb2.Shipped,
         timeout_s: float,
-    ) -> Landing:
+    ) -> base.Landing:
         """Fetch the pages that a frame names; `memory` is connected. Raises TransferRefused."""
-        place, mapping = shipped_place(shipped, layout), self._mappings[memory.handle]
+        place, mapping = base.shipped_place(shipped, layout), self._mappings[memory.handle]
         num_bytes = num_payload_bytes(layout, place)
         if not shipped.source_blocks or max(shipped.source_blocks) >= memory.num_blocks:
             raise TransferRefused("range", f"blocks of a pool that has {memory.num_blocks}")
         slot = await self._slot(timeout_s)
-        landing = Landing(slot[:num_bytes], partial(self._free.put_nowait, slot))
+        landing = base.Landing(slot[:num_bytes], partial(self._free.put_nowait, slot))
         try:
             if num_bytes > len(slot):
                 raise TransferRefused("range", f"a read of {num_bytes} bytes; up to {len(slot)} can be read")
@@ -130,12 +132,57 @@ class IpcReader:
             raise TransferRefused("deadline", f"no landing buffer was free for {timeout_s:g} s") from None
 
 
-def describe(pool: ExportedPool, opening: transfer_pb2.Open) -> None:
-    """Say in a transfer's first frame where the pages can be read."""
-    opening.cuda_ipc.handle = pool.handle
-    opening.cuda_ipc.offset = pool.offset
-    opening.cuda_ipc.num_blocks = pool.num_blocks
+class _IpcRoute(ReadRoute):
+    name = "cuda_ipc"
+    failures = ReadRoute.failures | {"cuda_ipc"}
+    read_bytes = READ_BYTES
 
 
-def _exported(memory: transfer_pb2.CudaIpcMemory) -> ExportedPool:
-    return ExportedPool(memory.handle, memory.offset, memory.num_blocks)
+class _IpcIntake(base.Intake):
+    def __init__(self, reader: IpcReader, request: base.IntakeRequest) -> None:
+        super().__init__(request)
+        self._reader = reader
+        self._memory = request.opening.cuda_ipc
+        self._is_connected = False
+
+    async def prepare(self) -> None:
+        """See Intake: map the sender's pool."""
+        await self._reader.connect(self._memory, self.request.layout)
+        self._is_connected = True
+
+    async def fetch(self, shipped: transfer_pb2.Shipped) -> base.Landing:
+        """See Intake."""
+        request = self.request
+        return await self._reader.read(self._memory, request.layout, shipped, request.stall_timeout_s)
+
+    def close(self) -> None:
+        """See Intake."""
+        if self._is_connected:
+            self._reader.disconnect(self._memory)
+
+
+def _sending(store: PageStore, reader: PageReader) -> base.SendingSide:
+    assert store.device_pages is not None
+    pool = store.device_pages.export()
+    ipc = transfer_pb2.CudaIpcMemory(handle=pool.handle, offset=pool.offset, num_blocks=pool.num_blocks)
+    memory = transfer_pb2.Open(cuda_ipc=ipc)
+    return base.SendingSide(route=lambda request: _IpcRoute(request, store.layout, reader, memory))
+
+
+def _receiving(store: PageStore, copies: DeviceCopies | None) -> base.ReceivingSide:
+    assert copies is not None
+    copies.pages.export()  # what can't be offered can't be mapped either
+    reader = IpcReader(copies, store.layout)
+    return base.ReceivingSide(intake=partial(_IpcIntake, reader), close=reader.close)
+
+
+def _lack(store: PageStore) -> str | None:
+    is_on_gpu = store.device_pages is not None
+    return None if is_on_gpu else "is for pages on a GPU: use --device cuda, or another one"
+
+
+def _obstacle(mine: WorkerTransports, theirs: WorkerTransports) -> str | None:
+    return None if mine.is_on_host_of(theirs) else "the two servers are not on one host"
+
+
+TRANSPORT = base.Transport(sending=_sending, receiving=_receiving, lack=_lack, obstacle=_obstacle)

@@ -1,74 +1,40 @@
-"""How the pages of one transfer leave: the interface of every transport's sending side, and gRPC's."""
+"""Transport "grpc": pages in frames on the transfer's own calls. It is always there."""
 
 import asyncio
 from collections.abc import Iterator, Sequence
 from contextlib import aclosing
-from typing import Protocol
 
-import grpc
-
-from baton.core.kv_layout import KVLayout
+from baton.core.ports import PageStore
 from baton.core.reservation import FramePlace
 from baton.core.ticket import Ticket
 from baton.v1 import transfer_pb2
 from baton_kv_transfer.pages import wire
-from baton_kv_transfer.pages.frames import checksum, frame_places, num_payload_bytes
+from baton_kv_transfer.pages.frames import PagesToSend, checksum, frame_places, num_payload_bytes
 from baton_kv_transfer.pages.page_reading import PageReader, Piece
-from baton_kv_transfer.transfers.outbound import PagesToSend
+from baton_kv_transfer.transports import base
 
 # Measured: smaller frames cost more calls, larger ones fall out of the processor's cache.
 FRAME_BYTES = 512 << 10
 # Not measured yet: a frame of pages on a GPU costs the receiver a launch and several waits.
 DEVICE_FRAME_BYTES = 2 << 20
-
-PushCall = grpc.aio.StreamUnaryCall[bytes, transfer_pb2.PushResult]
-
-
-class Route(Protocol):
-    """One transfer's way over one transport. Its calls are cancelled by whoever made them."""
-
-    name: str
-    keeps_pages: bool  # pages are read until the transfer has ended, not only until `send` returns
-    waits_for_open: bool  # pages may overtake the frame that opens the transfer: it is to be taken first
-
-    def describe(self, opening: transfer_pb2.Open) -> None:
-        """Add to the transfer's first frame what the receiver has to know."""
-        ...
-
-    async def send(self, pages: PagesToSend) -> int:
-        """Send pages; returns how many frames, messages or descriptors that took.
-
-        Raises TransferRefused or an error of gRPC where they can't be sent.
-        """
-        ...
-
-    async def finish(self) -> None:
-        """All pages were sent; the last frame comes after this."""
-        ...
+# From this size on a transfer is worth several connections.
+LARGE_TRANSFER_BYTES = 16 << 20
 
 
-class GrpcRoute:
+class GrpcRoute(base.Route):
     """Pages in frames on the transfer's own calls, as many at once as there are calls."""
 
     name = "grpc"
-    keeps_pages = False
-    waits_for_open = False
 
-    def __init__(
-        self,
-        ticket: Ticket,
-        layout: KVLayout,
-        reader: PageReader,
-        calls: Sequence[PushCall],
-        stall_timeout_s: float,
-        frame_bytes: int,
-    ) -> None:
-        self._ticket = ticket
-        self._layout = layout
+    def __init__(self, request: base.RouteRequest, store: PageStore, reader: PageReader) -> None:
+        self._ticket = request.ticket
+        self._calls = request.calls
+        self._stall_timeout_s = request.stall_timeout_s
+        self._layout = store.layout
         self._reader = reader
-        self._calls = calls
-        self._stall_timeout_s = stall_timeout_s
-        self._frame_bytes = frame_bytes
+        self._frame_bytes = FRAME_BYTES if store.device_pages is None else DEVICE_FRAME_BYTES
+        if _is_large(request.ticket):
+            self._calls.extend(request.push(stream) for stream in range(1, base.NUM_CHANNELS))
 
     def describe(self, opening: transfer_pb2.Open) -> None:
         """See Route."""
@@ -98,7 +64,9 @@ class GrpcRoute:
             await self._drain_all(calls, left, piece)
         return len(places)
 
-    async def _drain_all(self, calls: Sequence[PushCall], left: Iterator[FramePlace], piece: Piece) -> None:
+    async def _drain_all(
+        self, calls: Sequence[base.PushCall], left: Iterator[FramePlace], piece: Piece
+    ) -> None:
         try:
             async with asyncio.TaskGroup() as group:
                 for call in calls:
@@ -106,7 +74,7 @@ class GrpcRoute:
         except ExceptionGroup as errors:  # the first one cancelled the others
             raise errors.exceptions[0] from None
 
-    async def _drain(self, call: PushCall, left: Iterator[FramePlace], piece: Piece) -> None:
+    async def _drain(self, call: base.PushCall, left: Iterator[FramePlace], piece: Piece) -> None:
         """Send frames until none is left; other calls take from the same."""
         for place in left:
             frame = self._frame(place, piece.views(place))
@@ -114,6 +82,18 @@ class GrpcRoute:
                 await call.write(frame)
 
     def _frame(self, place: FramePlace, parts: Sequence[memoryview]) -> bytes:
-        head = wire.pages_message(place, checksum(parts))
+        ticket, head = self._ticket, wire.pages_message(place, checksum(parts))
         num_bytes = num_payload_bytes(self._layout, place)
-        return wire.encode_pages(self._ticket.transfer_id, self._ticket.epoch, head, parts, num_bytes)
+        return wire.encode_pages(ticket.transfer_id, ticket.epoch, head, parts, num_bytes)
+
+
+def _is_large(ticket: Ticket) -> bool:
+    num_blocks = ticket.num_blocks - ticket.first_block
+    return num_blocks * ticket.layout.bytes_per_block >= LARGE_TRANSFER_BYTES
+
+
+def _sending(store: PageStore, reader: PageReader) -> base.SendingSide:
+    return base.SendingSide(route=lambda request: GrpcRoute(request, store, reader))
+
+
+TRANSPORT = base.Transport(sending=_sending, receiving=lambda store, copies: base.ReceivingSide())

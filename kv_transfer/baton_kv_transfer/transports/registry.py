@@ -1,26 +1,20 @@
-"""What this worker can move pages with, found out once at start; a transport is imported when it is used."""
+"""The transports that there are, and those that one worker has; each is imported when it may be used."""
 
-import importlib.util
+import importlib
 import logging
 import socket
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TypeVar
 
-from baton.core.errors import StartupError
-from baton.core.ports import DevicePages, ExportedPool, PageStore
-from baton.core.ticket import Ticket, WorkerTransports
+from baton.core.errors import StartupError, TransferRefused
+from baton.core.ports import PageStore
+from baton.core.ticket import WorkerTransports
 from baton_kv_transfer.pages.device_copies import DeviceCopies
-from baton_kv_transfer.pages.page_reading import PageReader, page_reader
-from baton_kv_transfer.pages.page_writing import PageWriter, page_writer
-from baton_kv_transfer.transports.nixl import library as nixl_library
-
-if TYPE_CHECKING:
-    from baton_kv_transfer.transports.cuda_ipc import IpcReader
-    from baton_kv_transfer.transports.grpc_push import PushCall
-    from baton_kv_transfer.transports.nixl.reader import NixlReader, NixlSource
-    from baton_kv_transfer.transports.read_route import ReadRoute
+from baton_kv_transfer.pages.page_reading import page_reader
+from baton_kv_transfer.pages.page_writing import page_writer
+from baton_kv_transfer.transports import base
 
 logger = logging.getLogger(__name__)
 
@@ -29,106 +23,82 @@ T = TypeVar("T")
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One transport: its name, which users know and routes have, and the module that has its TRANSPORT."""
+
+    name: str
+    module: str
+    joins_gpus: bool = False  # of one host, past libraries and the host's memory
+
+    def load(self) -> base.Transport:
+        """Import it."""
+        transport: base.Transport = importlib.import_module(self.module).TRANSPORT
+        return transport
+
+
+# Best first. NIXL reads straight out of the other's memory; process groups need a copy into staging on
+# either side; gRPC copies several times, but is always there.
+ROWS = (
+    Row("cuda_ipc", "baton_kv_transfer.transports.cuda_ipc", joins_gpus=True),
+    Row("nixl", "baton_kv_transfer.transports.nixl.transport"),
+    Row("nccl", "baton_kv_transfer.transports.pair.transport", joins_gpus=True),
+    Row("grpc", "baton_kv_transfer.transports.grpc_push"),
+)
+
+
+def preference(*, between_gpus: bool) -> list[Row]:
+    """All transports, best first; `between_gpus` of one host, those that join them come first."""
+    return sorted(ROWS, key=lambda row: between_gpus and not row.joins_gpus)
+
+
+def row_of(name: str) -> Row:
+    """The transport of that name."""
+    return next(row for row in ROWS if row.name == name)
+
+
 class SendingTransports:
     """A prefill server's transports. Raises StartupError where one that is asked for does not work."""
 
     def __init__(self, store: PageStore, asked: str | None = None) -> None:
-        self._store = store
         self._copies = _copies(store)
-        self._nixl_source: NixlSource | None = None
-        self._exported: ExportedPool | None = None
-        self.reader: PageReader = page_reader(store, self._copies)
-        names = _installed(asked, store.device_pages)
-        if "nixl" in names:
-            self._nixl_source = _unless_it_fails("nixl", self._open_nixl, asked, names)
-        if "cuda_ipc" in names:
-            self._exported = _unless_it_fails("cuda_ipc", self._export, asked, names)
-        self.offer = _offer(names, store.device_pages)
+        reader = page_reader(store, self._copies)
+        self._sides = _made(store, asked, lambda transport: transport.sending(store, reader))
+        self.offer = _offer(store, self._sides)
 
-    @property
-    def checksum(self) -> Callable[[Any], int] | None:
-        """Of bytes on the device where the pages are; None: they are host memory."""
-        return _checksum(self._store.device_pages)
+    def route(self, name: str, request: base.RouteRequest) -> base.Route:
+        """A transfer's way over a transport that is offered; by the last one where there is no way yet."""
+        route = self._sides[name].route(request) or self._sides[ROWS[-1].name].route(request)
+        assert route is not None
+        return route
 
-    def read_route(self, name: str, ticket: Ticket, call: "PushCall", stall_timeout_s: float) -> "ReadRoute":
-        """A transfer's way over "nixl" or "cuda_ipc", which this worker has."""
-        from baton_kv_transfer.transports import cuda_ipc as ipc_reader
-        from baton_kv_transfer.transports.nixl import messages as nixl_route
-        from baton_kv_transfer.transports.read_route import ReadRoute
-
-        if name == "nixl":
-            assert self._nixl_source is not None
-            describe = partial(nixl_route.describe, self._nixl_source)
-        else:
-            assert self._exported is not None
-            describe = partial(ipc_reader.describe, self._exported)
-        return ReadRoute(name, ticket, self._store.layout, self.reader, describe, call, stall_timeout_s)
-
-    def close(self) -> None:
+    async def close(self) -> None:
         """Let go of what was registered."""
-        if self._nixl_source is not None:
-            self._nixl_source.close()
-        if self._copies is not None:
-            self._copies.close()
-
-    def _export(self) -> ExportedPool:
-        assert self._store.device_pages is not None
-        return self._store.device_pages.export()
-
-    def _open_nixl(self) -> "NixlSource":
-        from baton_kv_transfer.transports.nixl.reader import NixlSource
-
-        bytes_per_block, num_blocks = self._store.layout.bytes_per_block, self._store.num_blocks
-        device = self._store.device_pages
-        if device is not None:
-            return NixlSource(device.pool, bytes_per_block, num_blocks, _gpu_index(device))
-        return NixlSource(self._store.memory[: num_blocks * bytes_per_block], bytes_per_block, num_blocks)
+        await _close(self._sides.values(), self._copies)
 
 
 class ReceivingTransports:
     """A decode server's transports; made on its event loop. Raises StartupError as SendingTransports does."""
 
     def __init__(self, store: PageStore, asked: str | None = None) -> None:
-        self._store = store
         self._copies = _copies(store)
-        self.writer: PageWriter = page_writer(store, self._copies)
-        self.nixl_reader: NixlReader | None = None
-        self.ipc_reader: IpcReader | None = None
-        names = _installed(asked, store.device_pages)
-        if "nixl" in names:
-            self.nixl_reader = _unless_it_fails("nixl", self._open_nixl, asked, names)
-        if "cuda_ipc" in names:
-            self.ipc_reader = _unless_it_fails("cuda_ipc", self._open_ipc, asked, names)
-        self.offer = _offer(names, store.device_pages)
+        self.writer = page_writer(store, self._copies)
+        self._sides = _made(store, asked, lambda transport: transport.receiving(store, self._copies))
+        self.offer = _offer(store, self._sides)
 
-    @property
-    def checksum(self) -> Callable[[Any], int] | None:
-        """Of bytes on the device where the pages are; None: they are host memory."""
-        return _checksum(self._store.device_pages)
+    def intake(self, name: str, request: base.IntakeRequest) -> base.Intake:
+        """The way in for a call's pages. Raises TransferRefused where this worker lacks the transport."""
+        if name not in self._sides:  # its bytes would be counted under that name for ever
+            raise TransferRefused("transport", "a transport that this server does not have")
+        return self._sides[name].intake(request)
+
+    def methods(self, worker: base.ReceivingWorker) -> base.Methods:
+        """Calls of baton.v1.Transfer that single transports have, by name."""
+        return {name: call for side in self._sides.values() for name, call in side.methods(worker).items()}
 
     async def close(self) -> None:
         """End what runs."""
-        if self.nixl_reader is not None:
-            await self.nixl_reader.close()
-        if self.ipc_reader is not None:
-            await self.ipc_reader.close()
-        if self._copies is not None:
-            self._copies.close()
-
-    def _open_nixl(self) -> "NixlReader":
-        from baton_kv_transfer.transports.nixl.reader import NixlReader
-
-        device = self._store.device_pages
-        if device is None or _gpu_index(device) is None:
-            return NixlReader()
-        return NixlReader(device=device)
-
-    def _open_ipc(self) -> "IpcReader":
-        from baton_kv_transfer.transports.cuda_ipc import IpcReader
-
-        assert self._copies is not None
-        self._copies.pages.export()  # what can't be offered can't be mapped either
-        return IpcReader(self._copies, self._store.layout)
+        await _close(self._sides.values(), self._copies)
 
 
 def host_id() -> str:
@@ -143,51 +113,38 @@ def _copies(store: PageStore) -> DeviceCopies | None:
     return None if store.device_pages is None else DeviceCopies(store.device_pages, store.layout)
 
 
-def _offer(names: list[str], device: DevicePages | None) -> WorkerTransports:
+def _offer(store: PageStore, names: Iterable[str]) -> WorkerTransports:
+    device = store.device_pages
     if device is None:
         return WorkerTransports(host_id(), "cpu", tuple(names))
     return WorkerTransports(host_id(), device.device, tuple(names), device.gpu_id)
 
 
-def _checksum(device: DevicePages | None) -> Callable[[Any], int] | None:
-    return None if device is None else device.checksum
+def _made(store: PageStore, asked: str | None, make: Callable[[base.Transport], T]) -> dict[str, T]:
+    """One side of each transport that works here and may be used, the last one among them, by name.
+
+    Raises StartupError where the one that is asked for does not work.
+    """
+    sides: dict[str, T] = {}
+    for row in reversed(ROWS):
+        if asked not in (None, row.name) and row is not ROWS[-1]:
+            continue
+        transport = row.load()
+        if (lack := transport.lack(store)) is not None:
+            if asked == row.name:
+                raise StartupError(f"KV transport {asked} {lack}")
+            continue
+        try:
+            sides[row.name] = make(transport)
+        except StartupError as error:
+            if asked == row.name:
+                raise
+            logger.warning("KV transport %s is not used: %s", row.name, error)
+    return sides
 
 
-def _gpu_index(device: DevicePages) -> int | None:
-    """For libraries that tell memory of GPUs from memory of the host."""
-    return device.gpu_index if device.device == "cuda" else None
-
-
-def _installed(asked: str | None, device: DevicePages | None) -> list[str]:
-    """gRPC, which is always there, and those of the others whose packages are and which may be used."""
-    names = ["grpc"]
-    if asked in (None, "nccl") and _is_installed("torch"):
-        names.append("nccl")
-    if asked in (None, "nixl") and nixl_library.is_available():
-        names.append("nixl")
-    if asked in (None, "cuda_ipc") and device is not None:
-        names.append("cuda_ipc")
-    if asked == "cuda_ipc" and device is None:
-        raise StartupError("KV transport cuda_ipc is for pages on a GPU: use --device cuda, or another one")
-    if asked is not None and asked not in names:
-        raise StartupError(
-            f"KV transport {asked} was asked for, but its package is not installed: "
-            f"pip install 'baton-serve[{asked}]'"
-        )
-    return names
-
-
-def _unless_it_fails(name: str, make: Callable[[], T], asked: str | None, names: list[str]) -> T | None:
-    """What a transport needs; where it does not work, it is taken off the names, unless it was asked for."""
-    try:
-        return make()
-    except StartupError as error:
-        if asked == name:
-            raise
-        logger.warning("KV transport %s is not used: %s", name, error)
-        names.remove(name)
-        return None
-
-
-def _is_installed(package: str) -> bool:
-    return importlib.util.find_spec(package) is not None
+async def _close(sides: Iterable[base.SendingSide | base.ReceivingSide], copies: DeviceCopies | None) -> None:
+    for side in sides:
+        await side.close()
+    if copies is not None:
+        copies.close()

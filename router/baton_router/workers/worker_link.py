@@ -201,7 +201,7 @@ class WorkerLink:
             outbox.put_nowait(None)
 
     async def _commands(self, outbox: Outbox) -> AsyncIterator[worker_pb2.Command]:
-        hello = worker_pb2.Hello(protocol_version=codec.OLDEST_PROTOCOL_VERSION, router_id=self._router_id)
+        hello = worker_pb2.Hello(protocol_version=codec.PROTOCOL_VERSION, router_id=self._router_id)
         yield worker_pb2.Command(hello=hello)
         while (command := await outbox.get()) is not None:
             yield command

@@ -45,21 +45,6 @@ class LandingBuffer:
     checksum: Callable[[Any], int]  # crc32c (RFC 3720) of a part of it
 
 
-@dataclass(slots=True)
-class ReadCounters:
-    """Totals of a reader; reads that failed are not among them."""
-
-    num_reads: int = 0
-    num_bytes: int = 0
-    num_descriptors: int = 0  # pieces that lie apart in the source's pool
-    num_connections: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class _Forget:
-    source: bytes
-
-
 class _Connection:
     """An agent that reads from one source.
 
@@ -111,15 +96,12 @@ class _Connection:
 class ReadThread:
     """Takes reads in, looks after them, and ends each by its deadline."""
 
-    def __init__(
-        self, landing_buffer: LandingBuffer, counters: ReadCounters, stopped: Callable[[], None]
-    ) -> None:
+    def __init__(self, landing_buffer: LandingBuffer, stopped: Callable[[], None]) -> None:
         """`stopped` is called on the thread as the last thing it does."""
         self._landing_buffer = landing_buffer
-        self._counters = counters
         self._stopped = stopped
         # Bounded by the slots of the landing buffer.
-        self._inbox: queue.SimpleQueue[Read | _Forget | None] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[Read | None] = queue.SimpleQueue()
         self._connections: dict[bytes, _Connection] = {}  # the one used last stands last
         self._last_event = 0.0
         self._thread = threading.Thread(target=self._run, name="nixl-reader", daemon=True)
@@ -128,10 +110,6 @@ class ReadThread:
     def start(self, read: Read) -> None:
         """Read, then call `read.finish`."""
         self._inbox.put(read)
-
-    def forget(self, source: bytes) -> None:
-        """End the connection with a source; its reads fail."""
-        self._inbox.put(_Forget(source))
 
     def stop(self) -> None:
         """End the thread; reads under way fail."""
@@ -156,11 +134,10 @@ class ReadThread:
         except queue.Empty:
             return True
         self._last_event = time.monotonic()
-        if isinstance(message, Read):
-            self._begin(message)
-        elif isinstance(message, _Forget):
-            self._drop(message.source, TransferRefused("nixl", "the server with the pages was given up"))
-        return message is not None
+        if message is None:
+            return False
+        self._begin(message)
+        return True
 
     def _nap(self) -> float | None:
         if not any(connection.reads for connection in self._connections.values()):
@@ -186,7 +163,6 @@ class ReadThread:
         if connection is None:
             self._make_room()
             connection = _Connection(source, self._landing_buffer)
-            self._counters.num_connections += 1
         self._connections[source] = connection
         return connection
 
@@ -212,9 +188,6 @@ class ReadThread:
 
     def _finish(self, read: Read) -> None:
         if read.crc is None or self._landing_buffer.checksum(read.landing) == read.crc:
-            self._counters.num_reads += 1
-            self._counters.num_bytes += len(read.landing)
-            self._counters.num_descriptors += len(read.pieces)
             read.finish(None)
         else:
             read.finish(TransferRefused("checksum", "pages were not what their server said of them"))

@@ -20,11 +20,14 @@ from crc32c import crc32c
 
 from baton.core.errors import TransferRefused
 from baton.core.ports import DevicePages
+from baton_kv_transfer.transports.base import Landing
 from baton_kv_transfer.transports.nixl import library as nixl_library
-from baton_kv_transfer.transports.nixl.read_thread import LandingBuffer, Read, ReadCounters, ReadThread
+from baton_kv_transfer.transports.nixl.read_thread import LandingBuffer, Read, ReadThread
 
 logger = logging.getLogger(__name__)
 
+# Of the landing buffer, whose slots hold one read each.
+SLOT_BYTES = 8 << 20
 # How long the reader's thread may be within a call of NIXL that ignores the deadline.
 GRACE_S = 2.0
 
@@ -65,21 +68,6 @@ class NixlSource:
         self._agent = None
 
 
-class Landing:
-    """Bytes that were read: host memory, or a buffer of DevicePages. They lie in a slot of the landing
-    buffer, which `release` gives back."""
-
-    def __init__(self, memory: Any, give_back: Callable[[], None]) -> None:
-        self.memory = memory  # another read's after `release`
-        self._give_back: Callable[[], None] | None = give_back
-
-    def release(self) -> None:
-        """Give the slot back, once. To be called on the reader's event loop."""
-        if self._give_back is not None:
-            self._give_back()
-            self._give_back = None
-
-
 class NixlReader:
     """Reads other servers' pools. Belongs to the event loop that it was made on.
 
@@ -89,7 +77,7 @@ class NixlReader:
     """
 
     def __init__(
-        self, *, num_slots: int = 4, slot_bytes: int = 8 << 20, device: DevicePages | None = None
+        self, *, num_slots: int = 4, slot_bytes: int = SLOT_BYTES, device: DevicePages | None = None
     ) -> None:
         """`device`: where the pages lie, and what is read lands; None: host memory.
 
@@ -98,7 +86,6 @@ class NixlReader:
         # What the first agent of a process takes half a second for, or fails at, is better done now.
         nixl_library.new_agent(has_progress_thread=False)
         self.slot_bytes = slot_bytes
-        self.counters = ReadCounters()
         self._loop = asyncio.get_running_loop()
         landing_buffer = _landing_buffer(num_slots * slot_bytes, device)
         self._landing_buffer = landing_buffer.memory
@@ -109,9 +96,7 @@ class NixlReader:
         self._turns: WeakValueDictionary[bytes, asyncio.Semaphore] = WeakValueDictionary()
         self._is_closed = False
         self._has_stopped = asyncio.Event()
-        self._thread = ReadThread(
-            landing_buffer, self.counters, partial(self._tell_loop, self._has_stopped.set)
-        )
+        self._thread = ReadThread(landing_buffer, partial(self._tell_loop, self._has_stopped.set))
 
     async def connect(self, remote: RemoteMemory, timeout_s: float) -> None:
         """Make sure that `remote` can be read, so that the first read does not find out.
@@ -145,10 +130,6 @@ class NixlReader:
                 return await _landed(future)
         except TimeoutError:
             raise TransferRefused("deadline", "a call of NIXL does not return") from None
-
-    def forget(self, remote: RemoteMemory) -> None:
-        """End the connection with a source that is gone. Reads of it that are under way fail."""
-        self._thread.forget(remote.agent_metadata)
 
     async def close(self) -> None:
         """End the thread and every connection. Reads under way fail."""

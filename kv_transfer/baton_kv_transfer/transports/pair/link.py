@@ -15,8 +15,9 @@ from baton.core.ticket import Ticket
 from baton.rpc.limits import CHANNEL_OPTIONS
 from baton.v1 import transfer_pb2, transfer_pb2_grpc
 from baton_kv_transfer.pages import wire
-from baton_kv_transfer.pages.frames import copy_into, frame_places, num_payload_bytes, views
-from baton_kv_transfer.transfers.outbound import PagesToSend
+from baton_kv_transfer.pages.frames import PagesToSend, copy_into, frame_places, num_payload_bytes, views
+from baton_kv_transfer.transports.base import Route
+from baton_kv_transfer.transports.pair.pair_end import breaking
 from baton_kv_transfer.transports.pair.process_group import sending_end
 from baton_kv_transfer.transports.pair.sending_end import SendingEnd
 
@@ -71,10 +72,6 @@ class Pair:
             self._announcements.put_nowait(transfer_pb2.PairFrame(pages=header))
 
         await self._end.send(num_bytes, fill, announce)
-
-    def route(self, ticket: Ticket, store: PageStore) -> "PairRoute":
-        """A transfer's way over this pair."""
-        return PairRoute(ticket, store, self)
 
     async def announce_all(self) -> None:
         """Write announcements, in order, until the call breaks."""
@@ -162,7 +159,7 @@ class PairLink:
         pair: Pair | None = None
         try:
             async with asyncio.timeout(MEETING_TIMEOUT_S):
-                end = await self._meet(call, _fail(broken))
+                end = await self._meet(call, breaking(broken))
                 pair = Pair(end, call)
                 if not (await _reply(call)).HasField("ready"):
                     raise TransferRefused("pair", "the decode server did not make its end")
@@ -188,7 +185,7 @@ class PairLink:
             checksum=self._checksum,
         )
 
-    async def _use(self, pair: Pair, call: _PairCall, broken: "asyncio.Future[None]") -> None:
+    async def _use(self, pair: Pair, call: _PairCall, broken: asyncio.Future[None]) -> None:
         """Announce what is sent, until the pair or its call breaks; raises how."""
         announcing = asyncio.create_task(pair.announce_all())
         ending = asyncio.create_task(_reply(call))  # nothing more is said but by the call's end
@@ -204,20 +201,17 @@ class PairLink:
             await asyncio.gather(announcing, ending, broken, return_exceptions=True)
 
 
-class PairRoute:
-    """Pages in messages of a pair (baton_kv_transfer.transports.grpc_push.Route)."""
+class PairRoute(Route):
+    """Pages in messages of a pair."""
 
     name = "nccl"
-    keeps_pages = False
+    failures = frozenset({"pair"})
     waits_for_open = True
 
     def __init__(self, ticket: Ticket, store: PageStore, pair: Pair) -> None:
         self._ticket = ticket
         self._store = store
         self._pair = pair
-
-    def describe(self, opening: transfer_pb2.Open) -> None:
-        """See Route."""
 
     async def send(self, pages: PagesToSend) -> int:
         """See Route; counts messages."""
@@ -227,17 +221,6 @@ class PairRoute:
             blocks = pages.blocks[first : first + place.num_blocks]
             await self._pair.send(self._ticket, self._store, place, blocks)
         return len(places)
-
-    async def finish(self) -> None:
-        """See Route."""
-
-
-def _fail(broken: "asyncio.Future[None]") -> Callable[[TransferRefused], None]:
-    def fail(error: TransferRefused) -> None:
-        if not broken.done():
-            broken.set_exception(error)
-
-    return fail
 
 
 async def _reply(call: _PairCall) -> transfer_pb2.PairReply:

@@ -186,6 +186,16 @@ class PairEnd:
         return buffer
 
 
+def breaking(broken: asyncio.Future[None]) -> Callable[[TransferRefused], None]:
+    """An `on_broken` that fails a future."""
+
+    def on_broken(error: TransferRefused) -> None:
+        if not broken.done():
+            broken.set_exception(error)
+
+    return on_broken
+
+
 def explain(error: Exception) -> str:
     """What a person needs of torch's words: not the place in its source, nor its guesses and stack traces."""
     words = re.sub(r"^\[[^\]]*\] ", "", str(error) or type(error).__name__)

@@ -40,14 +40,6 @@ _Store: Any = getattr(_dist, "Store", object)
 Token = TypeVar("Token")
 
 
-def is_available(device: str) -> bool:
-    """Whether this torch can make pairs for pages on `device`: "cpu", "cuda" or "cuda:<index>"."""
-    if not torch.distributed.is_available():
-        return False
-    is_cuda = torch.device(device).type == "cuda"
-    return bool(_dist.is_nccl_available() if is_cuda else _dist.is_gloo_available())
-
-
 class Meeting:
     """Where a sending end finds this process: `host` and `port`, served for one pair."""
 

@@ -5,68 +5,46 @@ import logging
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-import grpc
-
 from baton.core.errors import TransferRefused
-from baton.core.transfer_stats import TransferStats
 from baton.rpc.first_message import first_message
 from baton.v1 import transfer_pb2
 from baton_kv_transfer.pages.frames import num_payload_bytes
 from baton_kv_transfer.pages.wire import place_of
-from baton_kv_transfer.transfers.inbound import InboundTransfers
-from baton_kv_transfer.transfers.pace import InboundPace
+from baton_kv_transfer.transports.base import ReceivingWorker
+from baton_kv_transfer.transports.pair.pair_end import breaking
 from baton_kv_transfer.transports.pair.process_group import Meeting
 from baton_kv_transfer.transports.pair.receiving_end import Landed, ReceivingEnd
+from baton_kv_transfer.transports.pair.transport import PairContext
 
 logger = logging.getLogger(__name__)
-
-_PairContext = grpc.aio.ServicerContext[transfer_pb2.PairFrame, transfer_pb2.PairReply]
 
 
 class PairReceiver:
     """Serves Pair: one call is one pair."""
 
     def __init__(
-        self,
-        inbound: InboundTransfers,
-        clock: Callable[[], float],
-        stats: TransferStats,
-        host: str,
-        max_bytes: int,
-        pace: InboundPace,
-        stall_timeout_s: float,
-        checksum: Callable[[Any], int] | None,
+        self, worker: ReceivingWorker, max_bytes: int, checksum: Callable[[Any], int] | None
     ) -> None:
-        """`checksum`: of bytes on a device, for pairs between devices."""
-        self._checksum = checksum
-        self._inbound = inbound
-        self._clock = clock
-        self._stats = stats
-        self._host = host
+        """`max_bytes`: of a message. `checksum`: of bytes on a device, for pairs between devices."""
+        self._worker = worker
         self._max_bytes = max_bytes
-        self._pace = pace
-        self._stall_timeout_s = stall_timeout_s
+        self._checksum = checksum
 
-    async def pair(self, frames: AsyncIterator[transfer_pb2.PairFrame], context: _PairContext) -> None:
+    async def pair(self, frames: AsyncIterator[transfer_pb2.PairFrame], context: PairContext) -> None:
         """See transfer.proto."""
         hello = await first_message(aiter(frames))
         if hello is None or not hello.HasField("hello"):
             raise TransferRefused("pair", "a pair begins with a hello")
         broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-        def on_broken(error: TransferRefused) -> None:
-            if not broken.done():
-                broken.set_exception(error)
-
-        meeting = Meeting(self._host, max_bytes=self._max_bytes)
+        meeting = Meeting(self._worker.host, max_bytes=self._max_bytes)
         try:
             where = transfer_pb2.PairMeeting(host=meeting.host, port=meeting.port)
             await context.write(transfer_pb2.PairReply(meeting=where))
             end: ReceivingEnd[transfer_pb2.PairPages] = await meeting.receiving_end(
                 hello.hello.device,
                 self._landed,
-                on_broken,
-                stall_timeout_s=self._stall_timeout_s,
+                breaking(broken),
+                stall_timeout_s=self._worker.stall_timeout_s,
                 checksum=self._checksum,
             )
         finally:
@@ -82,7 +60,7 @@ class PairReceiver:
         self,
         end: ReceivingEnd[transfer_pb2.PairPages],
         frames: AsyncIterator[transfer_pb2.PairFrame],
-        broken: "asyncio.Future[None]",
+        broken: asyncio.Future[None],
     ) -> None:
         """Pass announcements on until the call or the pair ends. Raises TransferRefused where it broke."""
         reading = asyncio.create_task(self._read(end, frames))
@@ -93,7 +71,7 @@ class PairReceiver:
                     done.result()
         except TransferRefused as error:
             logger.warning("a pair of process groups broke: %s", error)
-            self._stats.outcomes[error.reason] += 1
+            self._worker.stats.outcomes[error.reason] += 1
             raise
         finally:
             reading.cancel()
@@ -107,16 +85,16 @@ class PairReceiver:
                 raise TransferRefused("pair", "a frame of a kind that this server does not know")
             # Only said, and not checked yet: no message is longer, and others wait for what is counted here.
             num_bytes = min(frame.pages.num_bytes, self._max_bytes)
-            await asyncio.sleep(self._pace.delay_s(num_bytes, self._clock()))
+            await asyncio.sleep(self._worker.pace.delay_s(num_bytes, self._worker.clock()))
             end.expect(frame.pages.num_bytes, frame.pages.pages.crc32c, frame.pages)
 
     def _landed(self, announced: transfer_pb2.PairPages, landed: Landed | TransferRefused) -> None:
         """A message has come, right or wrong; what it was for may be over."""
-        is_being_read = False
+        worker, inbound, is_being_read = self._worker, self._worker.inbound, False
         try:
-            writer = self._inbound.writer_of(announced.transfer_id, announced.epoch)
+            writer = inbound.writer_of(announced.transfer_id, announced.epoch)
         except TransferRefused as stale:
-            self._stats.outcomes[stale.reason] += 1
+            worker.stats.outcomes[stale.reason] += 1
         else:
             try:
                 if isinstance(landed, TransferRefused):
@@ -124,10 +102,10 @@ class PairReceiver:
                 place = place_of(announced.pages)
                 if len(landed.payload) != num_payload_bytes(writer.layout, place):
                     raise TransferRefused("length", f"{len(landed.payload)} bytes that don't fit {place}")
-                self._inbound.deliver_checked(writer, place, landed.payload, self._clock(), landed.release)
+                inbound.deliver_checked(writer, place, landed.payload, worker.clock(), landed.release)
                 is_being_read = True
             except TransferRefused as error:
-                self._inbound.fail(writer, error)
+                inbound.fail(writer, error)
         finally:
             if isinstance(landed, Landed) and not is_being_read:
                 landed.release()

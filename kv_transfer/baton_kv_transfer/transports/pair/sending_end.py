@@ -32,7 +32,7 @@ class _Send:
     num_bytes: int
     fill: Callable[[Any], None]
     announce: Callable[[int], None]
-    read: "asyncio.Future[None]"  # done once the source is no longer read
+    read: asyncio.Future[None]  # done once the source is no longer read
     _lock: Lock
     _is_taken: bool = False
 
