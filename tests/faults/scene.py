@@ -8,7 +8,7 @@ from tests.faults.traffic import Prompt, Request, Traffic
 # 2 KiB of KV a token: the victim's pages are about 2 MB, in 16 messages.
 VICTIM = Prompt(num_tokens=1000, max_tokens=8)  # its transfer is hit
 NEIGHBOUR = Prompt(num_tokens=100, max_tokens=8)  # its transfer shares the connection
-BYSTANDER = Prompt(num_tokens=20, max_tokens=150)  # decodes before, while and after it happens
+BYSTANDER = Prompt(num_tokens=20, max_tokens=500)  # decodes before, while and after it happens
 MID_TRANSFER_BYTES = 1_000_000
 
 STRUCK_WITHIN_S = 10.0
