@@ -15,7 +15,8 @@ import torch
 
 from baton import worker_process
 from baton.config import EngineConfig, Role, WorkerConfig
-from baton.core.ports import PageStore, Runner
+from baton.core.page_ports import PageStore
+from baton.core.ports import Runner
 from baton.engine.models.decoder import DecoderConfig
 from baton.rpc import lifecycle
 from baton_decode_service.service import DecodeService

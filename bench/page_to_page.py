@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from baton.core.kv_layout import KVLayout
-from baton.core.ports import PageStore
+from baton.core.page_ports import PageStore
 from baton.core.reservation import FramePlace, Reservation, ReservationTable, TransferDeadlines
 from baton.core.ticket import Ticket, WorkerTransports
 from baton.core.transfer_stats import TransferStats
@@ -44,7 +44,7 @@ LAYERS, HEADS, HEAD_DIM, BLOCK_SIZE = 16, 8, 64, 16  # 512 KiB a block in bfloat
 
 
 class NumpyPages:
-    """A pool of pages in plain memory (baton.core.ports.PageStore)."""
+    """A pool of pages in plain memory (baton.core.page_ports.PageStore)."""
 
     device_pages = None
 

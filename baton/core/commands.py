@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from enum import Enum
 
-from baton.core.ports import Mark
+from baton.core.page_ports import Mark
 from baton.core.request import BlocksReserved, EngineRequest, LoadSnapshot, PagesReady, TokenEvent
 
 

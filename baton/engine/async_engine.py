@@ -8,7 +8,8 @@ from baton.config import EngineConfig
 from baton.core.block_pool import BlockPool
 from baton.core.commands import EngineCommand, EngineOutput
 from baton.core.errors import RequestFailed
-from baton.core.ports import LoadedEngine, PageStore
+from baton.core.page_ports import PageStore
+from baton.core.ports import LoadedEngine
 from baton.core.request import LoadSnapshot
 from baton.core.scheduler import Scheduler
 from baton.core.scheduler_limits import SchedulerConfig

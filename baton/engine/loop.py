@@ -25,7 +25,8 @@ from baton.core.commands import (
     StepTimes,
 )
 from baton.core.errors import InvalidRequest, TransferRefused
-from baton.core.ports import LayersDone, Mark, Runner, SubmittedStep
+from baton.core.page_ports import Mark
+from baton.core.ports import LayersDone, Runner, SubmittedStep
 from baton.core.scheduler import ScheduledStep, Scheduler
 
 logger = logging.getLogger(__name__)

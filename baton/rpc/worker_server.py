@@ -7,7 +7,7 @@ from typing import Protocol
 from baton.config import WorkerConfig
 from baton.core.commands import EngineOutput
 from baton.core.features import KNOWN_FEATURES
-from baton.core.ports import PageStore
+from baton.core.page_ports import PageStore
 from baton.core.request import LoadSnapshot
 from baton.core.scheduler_limits import SchedulerConfig
 from baton.core.transfer_stats import TransferStats

@@ -15,7 +15,7 @@ from baton.core.commands import (
     ReserveBlocks,
 )
 from baton.core.kv_layout import KVLayout
-from baton.core.ports import PageStore
+from baton.core.page_ports import PageStore
 from baton.core.request import BlocksReserved, EngineRequest, TokenEvent
 from baton.core.reservation import Reservation, ReservationTable, TransferDeadlines
 from baton.core.transfer_stats import TransferStats

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import grpc
 
 from baton.core.errors import TransferRefused
-from baton.core.ports import PageStore
+from baton.core.page_ports import PageStore
 from baton.core.reservation import FramePlace
 from baton.core.ticket import Ticket
 from baton.core.transfer_stats import TransferReport, TransferStats

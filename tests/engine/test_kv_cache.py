@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from baton.core.kv_layout import DTYPE_BYTES, KVLayout
-from baton.core.ports import PageStore, Runner
+from baton.core.page_ports import PageStore
+from baton.core.ports import Runner
 from baton.engine.pages.kv_cache import KVCache
 from tests.engine.driver import GREEDY_LOGPROBS, Driver, Request, make_prompt
 

@@ -66,7 +66,7 @@ class RecordedRunner:
 
 
 class NumberedMark:
-    """Implements `baton.core.ports.Mark`."""
+    """Implements `baton.core.page_ports.Mark`."""
 
     def __init__(self, number: int) -> None:
         self.number = number

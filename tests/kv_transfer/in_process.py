@@ -6,7 +6,7 @@ It is what docs/how-to/add-a-transport.md asks for, less the proto message: the 
 from contextlib import suppress
 
 from baton.core.errors import TransferRefused
-from baton.core.ports import PageStore
+from baton.core.page_ports import PageStore
 from baton.core.ticket import WorkerTransports
 from baton.v1 import transfer_pb2
 from baton_kv_transfer.pages.device_copies import DeviceCopies

@@ -70,7 +70,7 @@ class LateStaging(PageStaging):
 
 @dataclass(frozen=True, slots=True)
 class LateMark:
-    """Implements baton.core.ports.Mark."""
+    """Implements baton.core.page_ports.Mark."""
 
     device: LateStaging
     number: int

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from baton.core.kv_layout import KVLayout
+from baton.core.page_ports import DevicePages
 from baton.core.plan import ScheduledRow, StepPlan, StepResult
-from baton.core.ports import DevicePages, LayersDone, SubmittedStep
+from baton.core.ports import LayersDone, SubmittedStep
 from baton.core.sampling import SampledToken, SamplingParams, choice_seed
 from baton.core.stopping import FinishReason, finish_reason
 
@@ -26,7 +27,7 @@ def fake_layout(block_size: int = 4, num_layers: int = 2) -> KVLayout:
 
 
 class BytesPages:
-    """Implements `baton.core.ports.PageStore` on a bytearray, filled with a pattern that is no state."""
+    """Implements `baton.core.page_ports.PageStore` on a bytearray, filled with a pattern that is no state."""
 
     device_pages: DevicePages | None = None
 

@@ -17,7 +17,7 @@ def layout_of(block_size: int) -> KVLayout:
 
 
 class Pages:
-    """Implements `baton.core.ports.PageStore`; fresh pages hold a pattern that is no state."""
+    """Implements `baton.core.page_ports.PageStore`; fresh pages hold a pattern that is no state."""
 
     device_pages = None
 

@@ -8,11 +8,11 @@ from torch import Tensor
 
 from baton.core.errors import StartupError
 from baton.core.kv_layout import KVLayout
-from baton.core.ports import DevicePages
+from baton.core.page_ports import DevicePages
 
 
 class KVCache:
-    """Pages `[num_blocks + 1, num_layers, 2, kv_heads, block_size, head_dim]`; a `core.ports.PageStore`.
+    """Pages `[num_blocks + 1, num_layers, 2, kv_heads, block_size, head_dim]`; a `core.page_ports.PageStore`.
 
     The last page is not in the block pool: padding is written to it and read from it, and never looked at.
     """

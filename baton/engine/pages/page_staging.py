@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from baton.core.kv_layout import KVLayout
-from baton.core.ports import ExportedPool
+from baton.core.page_ports import ExportedPool
 from baton.engine.pages.ipc_memory import IpcMemory, ipc_memory
 from baton_kernels.gpu.checksum import crc32c_of, crc32c_remainder
 from baton_kernels.gpu.page_copies import gather_blocks, scatter_blocks
@@ -26,7 +26,7 @@ _one_at_a_time = threading.RLock()  # Triton interprets one kernel at a time
 
 
 class StreamMark:
-    """The end of what a stream had queued when this was made (core.ports.Mark)."""
+    """The end of what a stream had queued when this was made (core.page_ports.Mark)."""
 
     def __init__(self, device: torch.device) -> None:
         # Blocking: who waits for a long step should not keep a core busy with it.
@@ -79,7 +79,7 @@ class Lane:
 
 
 class PageStaging:
-    """Copies of the pages of one pool (core.ports.DevicePages)."""
+    """Copies of the pages of one pool (core.page_ports.DevicePages)."""
 
     def __init__(self, pool: Tensor, ipc: IpcMemory | None = None) -> None:
         """`pool`: `[N, L, 2, K, P, D]`, contiguous. `ipc`: how processes share memory; None: as CUDA does."""

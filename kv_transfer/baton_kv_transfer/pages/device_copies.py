@@ -6,7 +6,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 from baton.core.kv_layout import KVLayout
-from baton.core.ports import DevicePages
+from baton.core.page_ports import DevicePages
 from baton_kv_transfer.pages.waiting import settled
 
 # So many copies overlap: one prepares while the device works on another's.

@@ -8,7 +8,7 @@ from crc32c import crc32c
 
 from baton.core.errors import TransferRefused
 from baton.core.kv_layout import KVLayout
-from baton.core.ports import PageStore
+from baton.core.page_ports import PageStore
 from baton.core.reservation import FramePlace
 
 # Staging buffers of this size keep messages few, and are cheap to have.

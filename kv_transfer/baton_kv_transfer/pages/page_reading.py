@@ -6,7 +6,7 @@ from functools import partial
 from typing import Protocol
 
 from baton.core.kv_layout import KVLayout
-from baton.core.ports import PageStore
+from baton.core.page_ports import PageStore
 from baton.core.reservation import FramePlace
 from baton_kv_transfer.pages import frames
 from baton_kv_transfer.pages.device_copies import DeviceCopies

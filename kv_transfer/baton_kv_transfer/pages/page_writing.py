@@ -7,7 +7,7 @@ from concurrent.futures import Future
 from functools import partial
 
 from baton.core.kv_layout import KVLayout
-from baton.core.ports import PageStore
+from baton.core.page_ports import PageStore
 from baton.core.reservation import FramePlace
 from baton_kv_transfer.pages.arrived import Arrived, HostWriter, PageWriter, WhenWritten
 from baton_kv_transfer.pages.device_copies import DeviceCopies

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from baton.core.errors import TransferRefused
 from baton.core.kv_layout import KVLayout
-from baton.core.ports import PageStore
+from baton.core.page_ports import PageStore
 from baton.core.reservation import Extent, FramePlace, Reservation, ReservationTable, TransferState
 from baton.core.transfer_stats import TransferStats
 from baton.rpc import codec

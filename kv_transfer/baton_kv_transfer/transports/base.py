@@ -12,7 +12,7 @@ import grpc
 
 from baton.core.errors import TransferRefused
 from baton.core.kv_layout import KVLayout
-from baton.core.ports import PageStore
+from baton.core.page_ports import PageStore
 from baton.core.reservation import FramePlace
 from baton.core.ticket import Ticket, WorkerTransports
 from baton.core.transfer_stats import TransferStats

@@ -11,7 +11,7 @@ from typing import Any
 
 from baton.core.errors import TransferRefused
 from baton.core.kv_layout import KVLayout
-from baton.core.ports import ExportedPool, PageStore
+from baton.core.page_ports import ExportedPool, PageStore
 from baton.core.ticket import WorkerTransports
 from baton.v1 import transfer_pb2
 from baton_kv_transfer.pages.device_copies import DeviceCopies

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from baton.core.errors import StartupError, TransferRefused
-from baton.core.ports import PageStore
+from baton.core.page_ports import PageStore
 from baton.core.ticket import WorkerTransports
 from baton_kv_transfer.pages.device_copies import DeviceCopies
 from baton_kv_transfer.pages.page_reading import page_reader

@@ -19,7 +19,7 @@ from weakref import WeakValueDictionary
 from crc32c import crc32c
 
 from baton.core.errors import TransferRefused
-from baton.core.ports import DevicePages
+from baton.core.page_ports import DevicePages
 from baton_kv_transfer.transports.base import Landing
 from baton_kv_transfer.transports.nixl import library as nixl_library
 from baton_kv_transfer.transports.nixl.read_thread import LandingBuffer, Read, ReadThread

@@ -2,7 +2,7 @@
 
 from functools import partial
 
-from baton.core.ports import DevicePages, PageStore
+from baton.core.page_ports import DevicePages, PageStore
 from baton.v1 import transfer_pb2
 from baton_kv_transfer.pages.device_copies import DeviceCopies
 from baton_kv_transfer.pages.page_reading import PageReader

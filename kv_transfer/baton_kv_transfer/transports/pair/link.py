@@ -9,7 +9,7 @@ from typing import Any
 import grpc
 
 from baton.core.errors import TransferRefused
-from baton.core.ports import PageStore
+from baton.core.page_ports import PageStore
 from baton.core.reservation import FramePlace
 from baton.core.ticket import Ticket
 from baton.rpc.limits import CHANNEL_OPTIONS

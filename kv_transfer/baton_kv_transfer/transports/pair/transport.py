@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 
-from baton.core.ports import PageStore
+from baton.core.page_ports import PageStore
 from baton.core.ticket import WorkerTransports
 from baton.v1 import transfer_pb2
 from baton_kv_transfer.pages.device_copies import DeviceCopies
