@@ -3,6 +3,8 @@
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures.thread import BrokenThreadPool
+from contextlib import suppress
 from typing import TypeVar
 
 from baton.core.kv_layout import KVLayout
@@ -27,7 +29,8 @@ class DeviceCopies:
             NUM_THREADS, "page-copies", initializer=lambda: pages.prepare(self.stage_bytes)
         )
         for _ in range(NUM_THREADS):  # a first copy would wait for memory and kernels
-            self._threads.submit(_nothing)
+            with suppress(BrokenThreadPool):  # one has failed already: copies are told, each of them
+                self._threads.submit(_nothing)
 
     def submit(self, copy: Callable[[], T]) -> Future[T]:
         """Run a copy on one of the threads."""
