@@ -174,7 +174,7 @@ class RouterConfig:
     host: str = option("--host", "127.0.0.1", "Address that clients connect to; 0.0.0.0 for all.")
     http_port: int = option("--port", 8000, "Port of the HTTP API.", _PORT)
     grpc_port: int = option("--grpc-port", 8001, "Port of the gRPC API.", _PORT)
-    max_queue: int = option("--max-queue", 256, "Requests that may wait; more are refused.", POSITIVE)
+    max_queue: int = option("--max-queue", 4096, "Requests that may wait; more are refused.", POSITIVE)
     max_model_len: int | None = option(
         "--max-model-len", None, "Most tokens of prompt and answer.", POSITIVE, unset="as the workers say"
     )

@@ -71,6 +71,11 @@ class PoolCollector(Collector):
         yield GaugeMetricFamily(
             "baton_queue_requests", "Requests in the router's queue.", value=self._admission.num_waiting
         )
+        yield CounterMetricFamily(
+            "baton_refused_requests",
+            "Requests that got 503 because the queue was full, or no place came in time.",
+            value=self._admission.num_refused,
+        )
         up = GaugeMetricFamily("baton_worker_up", "Whether the worker is connected.", labels=_LABELS)
         for link in self._pool.links:
             up.add_metric((link.role_name, link.address), float(link.worker is not None))

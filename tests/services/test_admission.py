@@ -7,6 +7,7 @@ import pytest
 from baton.core.errors import Overloaded, Unavailable
 from baton_router.requests import admission
 from baton_router.requests.admission import Admission
+from baton_router.requests.drain_rate import MAX_RETRY_AFTER_S
 
 
 class Gate:
@@ -14,16 +15,19 @@ class Gate:
 
     def __init__(self, capacity: int, max_queue: int = 10) -> None:
         self.capacity = capacity
-        self.admission = Admission(max_queue, lambda: self.capacity)
+        self.now = 0.0
+        self.admission = Admission(max_queue, lambda: self.capacity, lambda: self.now)
         self.entered: list[str] = []
 
-    async def enter(self, name: str, num_slots: int = 1, priority: int = 0) -> None:
-        await self.admission.enter(num_slots, priority)
+    async def enter(self, name: str, num_slots: int = 1, priority: int = 0, num_tokens: int = 1) -> None:
+        await self.admission.enter(num_slots, priority, num_tokens)
         self.entered.append(name)
 
-    async def queue(self, name: str, num_slots: int = 1, priority: int = 0) -> asyncio.Task[None]:
+    async def queue(
+        self, name: str, num_slots: int = 1, priority: int = 0, num_tokens: int = 1
+    ) -> asyncio.Task[None]:
         """Let a request ask, as far as it comes."""
-        task = asyncio.create_task(self.enter(name, num_slots, priority))
+        task = asyncio.create_task(self.enter(name, num_slots, priority, num_tokens))
         await settle()
         return task
 
@@ -85,6 +89,60 @@ async def test_a_full_queue_refuses_at_once() -> None:
     await settle()
     await gate.queue("fifth")
     assert gate.admission.num_waiting == 2
+
+
+async def test_prompts_that_wait_have_a_bound_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(admission, "MAX_QUEUED_TOKENS", 100)
+    gate = Gate(1)
+    await gate.enter("first")
+    huge = await gate.queue("alone it may wait", num_tokens=500)
+    with pytest.raises(Overloaded):
+        await gate.enter("one more", num_tokens=1)
+    huge.cancel()
+    await settle()
+    for name in ("a", "b"):
+        await gate.queue(name, num_tokens=50)
+    with pytest.raises(Overloaded):
+        await gate.enter("c", num_tokens=1)
+    gate.admission.leave(1)  # "a" goes
+    await settle()
+    await gate.queue("c", num_tokens=50)
+    assert gate.admission.num_waiting == 2
+    assert gate.admission.num_refused == 2
+
+
+async def test_refusals_are_logged_now_and_then(caplog: pytest.LogCaptureFixture) -> None:
+    gate = Gate(1, max_queue=1)
+    await gate.enter("first")
+    await gate.queue("second")
+    for _ in range(100):
+        with pytest.raises(Overloaded):
+            await gate.enter("refused")
+    [record] = [record for record in caplog.records if "the queue is full" in record.getMessage()]
+    assert "--max-queue 1" in record.getMessage()
+    assert gate.admission.num_refused == 100
+
+
+async def test_who_is_refused_is_told_when_the_queue_will_have_emptied() -> None:
+    gate = Gate(1, max_queue=10)
+    await gate.enter("first")
+    for number in range(10):
+        await gate.queue(str(number))
+
+    async def retry_after_s() -> int:
+        with pytest.raises(Overloaded) as caught:
+            await gate.enter("refused")
+        return caught.value.retry_after_s
+
+    assert await retry_after_s() == 1  # nobody knows
+    for number in range(8):  # each 1.5 s after the one before
+        gate.now += 1.5
+        gate.admission.leave(1)
+        await settle()
+        await gate.queue(f"again {number}")
+    assert 10 <= await retry_after_s() <= 15
+    gate.now += 3600
+    assert await retry_after_s() == MAX_RETRY_AFTER_S
 
 
 async def test_one_that_leaves_the_queue_makes_room_for_those_behind_it() -> None:

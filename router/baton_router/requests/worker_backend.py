@@ -41,7 +41,7 @@ class WorkerBackend:
         """See baton_router.backend.Backend."""
         self._pool.place(needed_features(request.sampling, is_answered=False))  # else it need not wait
         num_slots = request.sampling.n
-        await self._admission.enter(num_slots, request.priority)
+        await self._admission.enter(num_slots, request.priority, len(request.token_ids))
         try:
             flight = Flight(request, self._pool, self._metrics)
             self._flights[request.request_id] = flight
