@@ -178,7 +178,10 @@ def child_specs(plan: ServePlan) -> list["ChildSpec"]:
         **{name: ["worker", *arguments_of(worker)] for name, worker in plan.workers.items()},
     }
     ours = f"--exit-with-parent={os.getpid()}"
-    return [ChildSpec(name, (*program, *child, ours), environment) for name, child in children.items()]
+    return [
+        ChildSpec(name, (*program, *child, ours), environment, finishes=name == "router")
+        for name, child in children.items()
+    ]
 
 
 def banner(router: RouterConfig) -> str:

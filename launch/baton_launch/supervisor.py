@@ -5,7 +5,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -21,6 +21,7 @@ class ChildSpec:
     name: str
     arguments: Sequence[str]  # the program first
     environment: dict[str, str]
+    finishes: bool = False  # at SIGTERM it ends what it has begun, for which the others have to be there
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +30,8 @@ class Timing:
 
     startup_deadline: float = 900.0
     poll_interval: float = 0.1
-    stop_grace: float = 10.0  # between the first signal and SIGKILL
+    finish_grace: float = 35.0  # for children that finish what they have begun
+    stop_grace: float = 10.0  # between the signal to end and SIGKILL
     first_backoff: float = 1.0  # before the first restart; each one doubles it
     longest_backoff: float = 30.0
     steady_after: float = 60.0  # a process that ran so long starts again with the first backoff
@@ -79,28 +81,49 @@ class Supervisor:
         self._started = False
         self._failure: str | None = None
         self._stopping = asyncio.Event()
+        self._hurrying = asyncio.Event()  # what has begun need not be finished
         self._killing = asyncio.Event()  # set when there is nothing left to wait for
 
     def stop(self) -> None:
-        """Stop all children; asked a second time, kill them."""
-        if self._stopping.is_set():
+        """Stop all children when they have finished; asked again, at once; asked a third time, kill them."""
+        if self._hurrying.is_set():
             self._killing.set()
+        elif self._stopping.is_set():
+            self._hurrying.set()
         self._stopping.set()
 
     async def run(self) -> None:
         """Return when all children have ended after `stop`; StartupError if they did not become ready."""
         try:
             async with asyncio.TaskGroup() as tasks:
-                keepers = [tasks.create_task(self._keep_running(child)) for child in self._children]
+                keepers = {
+                    child.name: tasks.create_task(self._keep_running(child)) for child in self._children
+                }
                 tasks.create_task(self._await_ready())
                 await self._stopping.wait()
-                self._reporter.notice("stopping; asked again, it kills what still runs")
+                if self._started:
+                    await self._let_finish(keepers)
                 self._signal_all(self._stop_signal)
-                await self._wait_for_end(keepers)
+                await self._wait_for_end(keepers.values())
         finally:
             self._signal_all(signal.SIGKILL)
         if self._failure is not None:
             raise StartupError(self._failure)
+
+    async def _let_finish(self, keepers: Mapping[str, asyncio.Task[None]]) -> None:
+        """Wait for the children that finish what they have begun, unless somebody is in a hurry."""
+        self._reporter.notice(
+            "stopping when all requests have ended, in 30 s at most; ask again to end them now"
+        )
+        names = {child.name for child in self._children if child.finishes}
+        self._signal_all(signal.SIGTERM, names)
+        ended = asyncio.gather(*(keepers[name] for name in names))
+        hurry = asyncio.ensure_future(self._hurrying.wait())
+        await asyncio.wait(
+            (ended, hurry), timeout=self._timing.finish_grace, return_when=asyncio.FIRST_COMPLETED
+        )
+        hurry.cancel()
+        self._hurrying.set()
 
     @property
     def _stop_signal(self) -> signal.Signals:
@@ -108,7 +131,7 @@ class Supervisor:
         Python may lose SIGINT, or hear it late, while it imports and loads."""
         return signal.SIGINT if self._started else signal.SIGTERM
 
-    async def _wait_for_end(self, keepers: Sequence[asyncio.Task[None]]) -> None:
+    async def _wait_for_end(self, keepers: Iterable[asyncio.Task[None]]) -> None:
         """Wait until all children have ended, the grace period is over, or somebody is in a hurry."""
         ended = asyncio.gather(*keepers)
         ended.add_done_callback(lambda _: self._killing.set())
@@ -182,10 +205,10 @@ class Supervisor:
             async with asyncio.timeout(seconds):
                 await self._stopping.wait()
 
-    def _signal_all(self, number: signal.Signals) -> None:
-        """Signal what still runs; SIGKILL also goes to what the children have started."""
-        for process in self._processes.values():
-            if process.returncode is not None:
+    def _signal_all(self, number: signal.Signals, names: Collection[str] | None = None) -> None:
+        """Signal what still runs, or those of these names; SIGKILL also goes to what they have started."""
+        for name, process in self._processes.items():
+            if process.returncode is not None or (names is not None and name not in names):
                 continue
             with contextlib.suppress(ProcessLookupError):
                 if number == signal.SIGKILL:

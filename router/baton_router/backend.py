@@ -5,6 +5,7 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from baton.core.errors import BatonError
 from baton.core.sampling import SampledToken, SamplingParams
 from baton.core.stopping import FinishReason
 from baton_router.text.stop_strings import StopStrings
@@ -60,6 +61,10 @@ class Backend(Protocol):
         Closing the generator aborts the request on every worker. Raises Overloaded or Unavailable
         before the first delta, WorkerLost or RequestFailed at any time.
         """
+        ...
+
+    def end_all(self, error: BatonError) -> None:
+        """End every request, those that come included: its generator raises the error."""
         ...
 
     def abort_choice(self, request_id: str, choice: int) -> None:

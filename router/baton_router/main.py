@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry
 
 from baton import __version__
 from baton.config import RouterConfig
-from baton.core.errors import StartupError
+from baton.core.errors import StartupError, Unavailable
 from baton.fingerprint import config_digest
 from baton.model_files import (
     eos_token_ids,
@@ -35,6 +35,8 @@ from baton_router.workers.pool import WorkerPool
 
 logger = logging.getLogger(__name__)
 
+_LAST_WORDS_S = 1.0  # for the errors that cut requests end with
+
 
 def run(config: RouterConfig) -> None:
     """Serve until a signal. Raises StartupError."""
@@ -57,22 +59,24 @@ async def _main(config: RouterConfig) -> None:
         serving = tasks.create_task(http.serve([listener]))
         logger.info("serving '%s' at http://%s", served.model, _address(config.host, config.http_port))
 
-        async def drain() -> None:
+        async def end(within_s: float) -> None:
+            """Take no more, and wait for what runs."""
             http.should_exit = True
-            async with asyncio.TaskGroup() as draining:
-                draining.create_task(rpc.stop(DRAIN_TIMEOUT_S))
-                draining.create_task(_ended(serving))
+            async with asyncio.TaskGroup() as ending:
+                ending.create_task(rpc.stop(within_s))
+                ending.create_task(_ended(serving, within_s))
 
-        await signals.drain_then_stop(drain)
-        http.should_exit = http.force_exit = True
-        await rpc.stop()
+        await signals.drain_then_stop(lambda: end(DRAIN_TIMEOUT_S))
+        served.backend.end_all(Unavailable("The server is stopping. Try again later."))
+        await end(_LAST_WORDS_S)
+        http.force_exit = True
         await asyncio.wait((serving,))
         sessions.cancel()
 
 
-async def _ended(task: asyncio.Task[None]) -> None:
+async def _ended(task: asyncio.Task[None], within_s: float) -> None:
     """Wait for a task without cancelling it or raising what it raises."""
-    await asyncio.wait((task,))
+    await asyncio.wait((task,), timeout=within_s)
 
 
 def _served_model(config: RouterConfig, pool: WorkerPool, admission: Admission) -> ServedModel:

@@ -2,8 +2,10 @@
 
 import asyncio
 import os
+import signal
 import sys
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -134,13 +136,61 @@ raise SystemExit(3)
     ]
 
 
-async def test_a_second_stop_kills() -> None:
+FINISH = """
+import pathlib, signal, sys, time
+def finish(number, frame):
+    print("finishing" if number == signal.SIGTERM else "cut", flush=True)
+    while number == signal.SIGTERM and not pathlib.Path({!r}).exists():
+        time.sleep(0.01)
+    raise SystemExit
+signal.signal(signal.SIGTERM, finish)
+signal.signal(signal.SIGINT, finish)
+"""
+
+
+def finishing(name: str, done: Path) -> ChildSpec:
+    """One that ends when the file is there, or at SIGINT."""
+    return replace(script(name, FINISH.format(str(done)) + SAY_AND_SLEEP), finishes=True)
+
+
+async def test_others_stay_until_what_has_begun_is_finished(tmp_path: Path) -> None:
+    reporter = RecordingReporter()
+    children = [finishing("router", tmp_path / "done"), script("worker", SAY_AND_WAIT)]
+    supervisor = Supervisor(children, when_up(reporter, 2), reporter, QUICK)
+    running = asyncio.create_task(supervisor.run())
+    await reporter.seen("ready")
+    supervisor.stop()
+    await reporter.seen("[router] finishing")
+    assert supervisor._processes["worker"].returncode is None
+    (tmp_path / "done").touch()
+    async with asyncio.timeout(QUICK.stop_grace / 2):
+        await running
+    assert supervisor._processes["worker"].returncode == -signal.SIGINT
+
+
+@pytest.mark.parametrize("asks", [True, False])
+async def test_asked_again_or_after_a_while_what_has_begun_is_cut(tmp_path: Path, asks: bool) -> None:
+    reporter = RecordingReporter()
+    timing = replace(QUICK, finish_grace=60 if asks else 0.2)
+    supervisor = Supervisor([finishing("router", tmp_path / "done")], when_up(reporter, 1), reporter, timing)
+    running = asyncio.create_task(supervisor.run())
+    await reporter.seen("ready")
+    supervisor.stop()
+    await reporter.seen("[router] finishing")
+    if asks:
+        supervisor.stop()
+    async with asyncio.timeout(QUICK.stop_grace / 2):
+        await running
+    assert "[router] cut" in reporter.lines
+
+
+async def test_the_last_stop_kills() -> None:
     reporter = RecordingReporter()
     supervisor = Supervisor([script("a", IGNORE_SIGINT)], when_up(reporter, 1), reporter, QUICK)
     running = asyncio.create_task(supervisor.run())
     await reporter.seen("ready")
-    supervisor.stop()
-    supervisor.stop()
+    for _ in range(3):  # finish, end, and now
+        supervisor.stop()
     async with asyncio.timeout(QUICK.stop_grace / 2):
         await running
 

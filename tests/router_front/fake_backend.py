@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
 
+from baton.core.errors import BatonError
 from baton.core.sampling import SampledToken, SamplingParams
 from baton.core.stopping import finish_reason
 from baton_router.backend import GenerationRequest, TokenDelta
@@ -21,6 +22,7 @@ class FakeBackend:
         self.is_ready = True
         self.error: Exception | None = None
         self.error_after = 0
+        self.ended: BatonError | None = None
         self.hang_after: int | None = None
         self.ends_early = False
         self.tokens_per_delta = 1
@@ -44,6 +46,10 @@ class FakeBackend:
             if not self.num_running:
                 self.is_closed.set()
 
+    def end_all(self, error: BatonError) -> None:
+        self.ended = error
+        self.may_go_on.set()
+
     def abort_choice(self, request_id: str, choice: int) -> None:
         self.aborted.append((request_id, choice))
 
@@ -57,6 +63,8 @@ class FakeBackend:
             if self.hang_after is not None and step >= self.hang_after:
                 self.is_hanging.set()
                 await self.may_go_on.wait()
+            if self.ended is not None:
+                raise self.ended
             if all(is_done) or self.ends_early:
                 return
             for choice in range(params.n):

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import json
 import os
 import signal
 from collections.abc import AsyncGenerator
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import httpx
 import pytest
 
 from baton.config import RouterConfig
@@ -20,15 +22,16 @@ from baton_router.served_model import ServedModel
 from baton_router.workers.pool import WorkerPool
 from tests.free_ports import free_port
 from tests.router_front.fake_backend import FakeBackend
+from tests.services.cluster import until
 
 DEADLINE_S = 10
 
 
 @pytest.fixture
-async def call(
+async def router(
     served: ServedModel, backend: FakeBackend, model_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> AsyncGenerator[Any]:
-    """Of twelve tokens, of a router without workers: one has come, the next waits for the backend."""
+) -> AsyncGenerator[RouterConfig]:
+    """One without workers; of each answer one token comes, the next waits for the backend."""
 
     async def no_workers(self: WorkerPool, on_change: object) -> None:
         await asyncio.Event().wait()
@@ -42,8 +45,17 @@ async def call(
     config = RouterConfig(
         model_dir, "tiny", ("unix:/p",), ("unix:/d",), http_port=free_port(), grpc_port=free_port()
     )
-    router = asyncio.create_task(router_main._main(config))
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{config.grpc_port}") as channel:
+    task = asyncio.create_task(router_main._main(config))
+    yield config
+    await asyncio.wait_for(task, DEADLINE_S)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().remove_signal_handler(number)
+
+
+@pytest.fixture
+async def call(router: RouterConfig, backend: FakeBackend) -> AsyncGenerator[Any]:
+    """Of twelve tokens, of which one has come."""
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{router.grpc_port}") as channel:
         request = pb.GenerateRequest(text="x", stream=True, sampling=pb.Sampling(max_tokens=12))
         call = inference_pb2_grpc.InferenceStub(channel).Generate(
             request, wait_for_ready=True, timeout=DEADLINE_S
@@ -51,9 +63,6 @@ async def call(
         await call.read()
         await asyncio.wait_for(backend.is_hanging.wait(), DEADLINE_S)
         yield call
-    await asyncio.wait_for(router, DEADLINE_S)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().remove_signal_handler(number)
 
 
 async def test_sigterm_lets_grpc_calls_end(call: Any, backend: FakeBackend) -> None:
@@ -73,4 +82,31 @@ async def test_the_second_signal_cuts_them(call: Any) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await call.read()
-    assert caught.value.code() != grpc.StatusCode.DEADLINE_EXCEEDED
+    assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
+    assert caught.value.details() == "The server is stopping. Try again later."
+
+
+@pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGINT])
+async def test_what_is_cut_over_http_ends_with_openais_error(
+    call: Any, router: RouterConfig, backend: FakeBackend, first: signal.Signals
+) -> None:
+    """`call` is there as well: the router serves, and has more than one to cut."""
+    body = {"prompt": "x", "max_tokens": 12}
+    async with httpx.AsyncClient(
+        base_url=f"http://127.0.0.1:{router.http_port}", timeout=DEADLINE_S
+    ) as client:
+        whole = asyncio.create_task(client.post("/v1/completions", json=body))
+        async with client.stream("POST", "/v1/completions", json={**body, "stream": True}) as stream:
+            lines = stream.aiter_lines()
+            assert "choices" in await anext(lines)
+            await until(lambda: backend.num_running == 3)
+            os.kill(os.getpid(), first)
+            if first == signal.SIGTERM:
+                os.kill(os.getpid(), signal.SIGTERM)
+            *_, last = [line async for line in lines if line]
+        error = json.loads(last.removeprefix("data: "))["error"]
+        answer = await whole
+    assert (error["code"], error["message"]) == ("unavailable", "The server is stopping. Try again later.")
+    assert (answer.status_code, answer.json()["error"]) == (503, error)
+    with pytest.raises(grpc.aio.AioRpcError):
+        await call.read()

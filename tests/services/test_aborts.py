@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from baton.core.errors import Unavailable
 from baton_router.backend import GenerationRequest, TokenDelta
 from tests.services.cluster import Cluster, Limits, Worker, cluster, until
 from tests.services.fake_engine import expected
@@ -229,4 +230,18 @@ async def test_a_choice_dropped_while_it_decodes() -> None:
         [(_, _), (other, _)] = expected(request.token_ids, request.sampling)
         assert len(tokens[0]) == 5
         assert tokens[1] == other
+        await running.all_clean()
+
+
+async def test_all_at_once_as_the_router_stops() -> None:
+    limits = Limits(max_num_seqs=1)
+    async with cluster(prefill=limits, decode=limits) as running:
+        tasks = [await begin(running, running.request(prompt_of(20), max_tokens=400)) for _ in range(3)]
+        await until(lambda: running.admission.num_waiting == 2)
+        running.backend.end_all(Unavailable("stopping"))
+        for task in tasks:
+            with pytest.raises(Unavailable, match="stopping"):
+                await task
+        with pytest.raises(Unavailable, match="stopping"):
+            await running.ask(running.request(prompt_of(5)))
         await running.all_clean()

@@ -6,8 +6,6 @@ from collections.abc import Iterator
 import uvicorn
 from fastapi import FastAPI
 
-from baton.rpc.lifecycle import DRAIN_TIMEOUT_S
-
 # Longer than any usual client or proxy keeps an idle connection (httpx 5 s, aiohttp 15 s, most proxies 60 s):
 # whoever closes last never closes one that a request is on its way over.
 KEEP_ALIVE_S = 75
@@ -29,7 +27,7 @@ class HttpServer(uvicorn.Server):
                 lifespan="off",
                 log_config=None,
                 access_log=False,
-                timeout_graceful_shutdown=int(DRAIN_TIMEOUT_S),
+                timeout_graceful_shutdown=None,  # the router's main says when
                 timeout_keep_alive=KEEP_ALIVE_S,
             )
         )

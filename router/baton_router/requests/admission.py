@@ -7,7 +7,7 @@ from bisect import insort
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from baton.core.errors import Overloaded, Unavailable
+from baton.core.errors import BatonError, Overloaded, Unavailable
 from baton_router.requests.drain_rate import DrainRate
 
 logger = logging.getLogger(__name__)
@@ -43,6 +43,7 @@ class Admission:
         self._num_arrivals = 0
         self._drain_rate = DrainRate()
         self._next_warning_s = 0.0
+        self._closed: BatonError | None = None
         self.num_refused = 0
 
     @property
@@ -56,6 +57,8 @@ class Admission:
         Raises Overloaded when the queue is full, or no place came in time; Unavailable when the workers
         went away meanwhile.
         """
+        if self._closed is not None:
+            raise self._closed
         if not self._waiters and self._fits(num_slots, self._capacity()):
             self._num_slots_taken += num_slots
             return
@@ -72,6 +75,15 @@ class Admission:
         """Give places back."""
         self._num_slots_taken -= num_slots
         self.update()
+
+    def close(self, error: BatonError) -> None:
+        """Let nobody in any more: who waits, and who comes, gets the error."""
+        self._closed = error
+        self._num_queued_tokens = 0
+        for waiter in self._waiters:
+            if not waiter.admitted.done():
+                waiter.admitted.set_exception(error)
+        self._waiters.clear()
 
     def update(self) -> None:
         """Let in whom there is room for now; call it when the capacity changed."""

@@ -78,6 +78,7 @@ class Flight:
         self._num_begun = 0
         self._news = asyncio.Event()  # something has come for an attempt, or nobody wants a choice any more
         self._timeline = Timeline(time.monotonic())
+        self._end: BatonError | None = None  # what ends it, whatever becomes of its attempts
 
     async def run(self) -> AsyncGenerator[TokenDelta]:
         """Stream the tokens; closing it aborts the request on its workers."""
@@ -86,6 +87,8 @@ class Flight:
             await self._begin([everything], attempt_number=1, num_losses_before=0)
             while self._are_open(everything):
                 await self._wait_for_news()
+                if self._end is not None:
+                    raise self._end
                 for attempt in self._attempts:
                     self._take_all(attempt)
                 for delta in self._deltas():
@@ -99,6 +102,11 @@ class Flight:
                 self._leave(attempt)
             self._stamp("ended")
             logger.info("request %s: %s", self._request.request_id, self._timeline.text())
+
+    def end(self, error: BatonError) -> None:
+        """Give the request up: `run` raises the error."""
+        self._end = error
+        self._news.set()
 
     def abort_choice(self, choice: int) -> None:
         """Nobody wants more of this choice; an attempt that has no other one is left."""

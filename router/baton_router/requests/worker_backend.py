@@ -3,6 +3,7 @@
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
+from baton.core.errors import BatonError
 from baton.core.features import needed_features
 from baton_router.backend import GenerationRequest, TokenDelta
 from baton_router.metrics import FrontMetrics
@@ -51,6 +52,12 @@ class WorkerBackend:
         finally:
             self._flights.pop(request.request_id, None)
             self._admission.leave(num_slots)
+
+    def end_all(self, error: BatonError) -> None:
+        """See baton_router.backend.Backend."""
+        self._admission.close(error)
+        for flight in self._flights.values():
+            flight.end(error)
 
     def abort_choice(self, request_id: str, choice: int) -> None:
         """See baton_router.backend.Backend."""
