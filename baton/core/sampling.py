@@ -38,7 +38,7 @@ class SamplingParams:
 
     temperature: Annotated[float, Between(0.0, 100.0)] = 1.0
     top_k: Annotated[int, Between(0, _MAX_INT32), AlsoOff(-1)] = 0  # 0: off
-    top_p: Annotated[float, Above(0, 1)] = 1.0
+    top_p: Annotated[float, Between(0.0, 1.0)] = 1.0  # 0: the likeliest token alone
     min_p: Annotated[float, Between(0.0, 1.0)] = 0.0
     presence_penalty: Annotated[float, Between(-2.0, 2.0)] = 0.0
     frequency_penalty: Annotated[float, Between(-2.0, 2.0)] = 0.0
@@ -58,7 +58,7 @@ class SamplingParams:
     @property
     def is_greedy(self) -> bool:
         """Whether the likeliest token is always taken."""
-        return self.temperature == 0.0
+        return self.temperature == 0.0 or self.top_p == 0.0
 
     @property
     def has_penalties(self) -> bool:

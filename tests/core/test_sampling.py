@@ -25,7 +25,7 @@ NAN, INFINITY = float("nan"), float("inf")
 RANGES: list[tuple[str, str, list[Any], list[Any]]] = [
     ("temperature", "temperature", [0.0, 100.0], [-0.01, 100.01, NAN, INFINITY]),
     ("top_k", "top_k", [0, 2**31 - 1], [-1, 2**31]),
-    ("top_p", "top_p", [1e-9, 1.0], [0.0, 1.01, -0.5, NAN]),
+    ("top_p", "top_p", [0.0, 1e-9, 1.0], [1.01, -0.5, NAN]),
     ("min_p", "min_p", [0.0, 1.0], [-0.01, 1.01, NAN]),
     ("presence_penalty", "presence_penalty", [-2.0, 2.0], [-2.01, 2.01, NAN]),
     ("frequency_penalty", "frequency_penalty", [-2.0, 2.0], [-2.01, 2.01, NAN]),
@@ -70,6 +70,7 @@ def test_every_field_has_its_range_tested() -> None:
 
 def test_greedy_means_no_temperature() -> None:
     assert SamplingParams(temperature=0.0).is_greedy
+    assert SamplingParams(top_p=0.0).is_greedy
     assert not SamplingParams(temperature=0.01).is_greedy
 
 

@@ -43,7 +43,7 @@ BAD_COMPLETIONS = [
     ("temperature", {"temperature": -1}),
     ("temperature", {"temperature": "hot"}),
     ("temperature", {"temperature": True}),
-    ("top_p", {"top_p": 0}),
+    ("top_p", {"top_p": -0.1}),
     ("top_k", {"top_k": -2}),
     ("min_p", {"min_p": 2}),
     ("presence_penalty", {"presence_penalty": 3}),

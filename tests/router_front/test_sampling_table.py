@@ -42,7 +42,7 @@ class Example:
 EXAMPLES = {
     "temperature": Example(0.5, 0.5, 100.5),
     "top_k": Example(7, 7, -2),
-    "top_p": Example(0.75, 0.75, 0),
+    "top_p": Example(0.75, 0.75, 1.5),
     "min_p": Example(0.25, 0.25, 1.5),
     "presence_penalty": Example(1.5, 1.5, -2.5),
     "frequency_penalty": Example(-1.5, -1.5, 2.5),
@@ -115,6 +115,23 @@ async def test_http_reaches_the_workers(client: httpx.AsyncClient, backend: Fake
     [request] = backend.requests
     assert getattr(request.sampling, row.name) == example.value
     assert through_a_worker(request.sampling) == request.sampling
+
+
+@pytest.mark.parametrize("path", [COMPLETIONS, CHAT])
+async def test_whole_numbers_may_have_a_point(client: httpx.AsyncClient, backend: FakeBackend, path: str):
+    """As from languages that have one kind of number; OpenAI takes them."""
+    integers = [row for row in ROWS if row.type in (int, int | None)]
+    fields: dict[str, Any] = {}
+    for row in integers:
+        value = EXAMPLES[row.name].http
+        fields |= fields_of(path, row, float(value) if type(value) is int and value < 2**53 else value)
+    response = await post(client, path, {**fields, "max_tokens": 16.0, "priority": -3.0})
+    assert response.status_code == 200, response.text
+    [request] = backend.requests
+    assert (request.priority, request.sampling.max_tokens) == (-3, 16)
+    assert all(type(getattr(request.sampling, row.name)) is int for row in integers)
+    refused = await post(client, path, {"max_tokens": 16.5})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "max_tokens")
 
 
 @each_row

@@ -44,7 +44,8 @@ def sampling_columns(tasks: Sequence[SampleTask]) -> tuple[Tensor, Tensor]:
     """
     params = [task.params for task in tasks]
     integers = [[p.top_k for p in params], [_signed(t.seed) for t in tasks], [t.position for t in tasks]]
-    numbers = [[p.temperature for p in params], [p.top_p for p in params], [p.min_p for p in params]]
+    temperatures = [0.0 if p.is_greedy else p.temperature for p in params]
+    numbers = [temperatures, [p.top_p for p in params], [p.min_p for p in params]]
     return torch.tensor(integers), torch.tensor(numbers, dtype=torch.float64)
 
 

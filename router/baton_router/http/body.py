@@ -3,7 +3,15 @@
 from collections.abc import Callable
 from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, PlainValidator, ValidationInfo, create_model
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    PlainValidator,
+    ValidationInfo,
+    create_model,
+)
 
 from baton.core.errors import InvalidRequest
 from baton.core.fields import TokenBiases, TokenIds, rows
@@ -20,6 +28,15 @@ class Body(BaseModel):
     def unknown_fields(self) -> dict[str, Any]:
         """Fields that the body has and the schema has not."""
         return self.model_extra or {}
+
+
+def _whole_number(value: Any) -> Any:
+    """3 where JSON says 3.0, as clients do whose language has one kind of number."""
+    return int(value) if type(value) is float and value.is_integer() else value
+
+
+# An integer of a body: strict but for that.
+WholeNumber = Annotated[int, BeforeValidator(_whole_number)]
 
 
 def _token_biases(value: Any, info: ValidationInfo) -> TokenBiases:
@@ -40,6 +57,8 @@ def _token_biases(value: Any, info: ValidationInfo) -> TokenBiases:
 
 # The types of a table that JSON spells otherwise.
 _JSON_TYPES: dict[Any, Any] = {
+    int: WholeNumber,
+    int | None: WholeNumber,
     TokenIds: Annotated[list[int], AfterValidator(tuple)],
     TokenBiases: Annotated[Any, PlainValidator(_token_biases, json_schema_input_type=dict[str, float])],
 }

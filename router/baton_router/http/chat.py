@@ -11,6 +11,7 @@ from baton.core.fields import Between
 from baton.core.sampling import MAX_LOGPROBS
 from baton_router.backend import GenerationRequest
 from baton_router.http.answer import Answer
+from baton_router.http.body import WholeNumber
 from baton_router.http.conversation import ConversationBody
 from baton_router.http.generation import GenerationBody
 from baton_router.http.logprobs import chat_logprobs
@@ -23,9 +24,9 @@ from baton_router.text_stream import TextDelta
 class ChatBody(GenerationBody, ConversationBody):
     """POST /v1/chat/completions."""
 
-    max_completion_tokens: int | None = None
+    max_completion_tokens: WholeNumber | None = None
     logprobs: bool | None = False
-    top_logprobs: int | None = None
+    top_logprobs: WholeNumber | None = None
 
 
 def chat_routes(served: ServedModel) -> APIRouter:

@@ -11,6 +11,7 @@ from pydantic import PlainValidator
 from baton.core.errors import InvalidRequest
 from baton_router.backend import GenerationRequest
 from baton_router.http.answer import Answer
+from baton_router.http.body import WholeNumber
 from baton_router.http.generation import GenerationBody
 from baton_router.http.logprobs import CompletionLogprobs
 from baton_router.http.unsupported import COMPLETIONS, refuse_unsupported, unsupported
@@ -56,7 +57,7 @@ class CompletionBody(GenerationBody):
         PlainValidator(_prompts, json_schema_input_type=str | list[int] | list[str] | list[list[int]]),
     ]
     echo: bool | None = False
-    best_of: int | None = None
+    best_of: WholeNumber | None = None
     add_special_tokens: bool | None = True
 
 

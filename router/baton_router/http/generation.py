@@ -8,7 +8,7 @@ from baton.core.errors import InvalidRequest
 from baton.core.fields import rows
 from baton.core.sampling import SamplingParams
 from baton_router.backend import TextOptions
-from baton_router.http.body import Body, with_fields_of
+from baton_router.http.body import Body, WholeNumber, with_fields_of
 from baton_router.text.stop_strings import StopStrings
 
 
@@ -37,7 +37,7 @@ class GenerationBody(Body):
     stream_options: StreamOptions | None = None
     stop: Annotated[tuple[str, ...], PlainValidator(_stop, json_schema_input_type=str | list[str])] = ()
     ignore_eos: bool | None = False
-    priority: int | None = None
+    priority: WholeNumber | None = None
     cache_salt: str | None = None
     skip_special_tokens: bool | None = True
     return_token_ids: bool | None = False
