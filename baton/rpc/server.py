@@ -25,8 +25,13 @@ class RpcServer:
         self.grpc = grpc.aio.server(interceptors=[*auth, ErrorInterceptor()], options=SERVER_OPTIONS)
         self._health = health.aio.HealthServicer()
 
-    async def start(self, address: str, service_names: Sequence[str], flag: str) -> None:
-        """Serve at 'host:port' or 'unix:/path'. Raises StartupError, naming `flag`, if it can't be had."""
+    async def start(
+        self, address: str, service_names: Sequence[str], flag: str, *, is_serving: bool = True
+    ) -> None:
+        """Serve at 'host:port' or 'unix:/path'. Raises StartupError, naming `flag`, if it can't be had.
+
+        `is_serving`: what health checks are told, until `set_serving` says otherwise.
+        """
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.grpc)
         names = (*service_names, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self.grpc)
@@ -38,7 +43,7 @@ class RpcServer:
             raise StartupError(f"{address} {_obstacle(address)}: choose another with {flag}") from None
         self._service_names = names
         await self.grpc.start()
-        await self.set_serving(True)
+        await self.set_serving(is_serving)
 
     async def set_serving(self, is_serving: bool) -> None:
         """Tell health checks, for the server as a whole ("") and each service."""

@@ -51,11 +51,19 @@ async def _main(config: RouterConfig) -> None:
     listener = _listen(config.host, config.http_port)
     rpc = RpcServer()
     inference_pb2_grpc.add_InferenceServicer_to_server(InferenceServicer(served), rpc.grpc)
-    await rpc.start(_address(config.host, config.grpc_port), ("baton.v1.Inference",), "--grpc-port")
+    address = _address(config.host, config.grpc_port)
+    await rpc.start(address, ("baton.v1.Inference",), "--grpc-port", is_serving=False)
     http = HttpServer(create_app(served))
     gc.freeze()  # what start-up made lives as long as the process: collections need not walk it
     async with asyncio.TaskGroup() as tasks:
-        sessions = tasks.create_task(pool.run(admission.update))
+        changed = asyncio.Event()
+
+        def on_change() -> None:
+            admission.update()
+            changed.set()
+
+        sessions = tasks.create_task(pool.run(on_change))
+        telling = tasks.create_task(_tell_health(rpc, pool, changed))
         serving = tasks.create_task(http.serve([listener]))
         logger.info("serving '%s' at http://%s", served.model, _address(config.host, config.http_port))
 
@@ -72,6 +80,15 @@ async def _main(config: RouterConfig) -> None:
         http.force_exit = True
         await asyncio.wait((serving,))
         sessions.cancel()
+        telling.cancel()
+
+
+async def _tell_health(rpc: RpcServer, pool: WorkerPool, changed: asyncio.Event) -> None:
+    """gRPC's health checks say what /health says."""
+    while True:
+        await changed.wait()
+        changed.clear()
+        await rpc.set_serving(pool.is_ready)
 
 
 async def _ended(task: asyncio.Task[None], within_s: float) -> None:

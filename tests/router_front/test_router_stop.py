@@ -12,6 +12,7 @@ from typing import Any
 import grpc
 import httpx
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from baton.config import RouterConfig
 from baton.rpc import server
@@ -63,6 +64,16 @@ async def call(router: RouterConfig, backend: FakeBackend) -> AsyncGenerator[Any
         await call.read()
         await asyncio.wait_for(backend.is_hanging.wait(), DEADLINE_S)
         yield call
+
+
+async def test_without_workers_it_lives_and_is_not_healthy(call: Any, router: RouterConfig) -> None:
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{router.grpc_port}") as channel:
+        asked = health_pb2.HealthCheckRequest(service="baton.v1.Inference")
+        answer = await health_pb2_grpc.HealthStub(channel).Check(asked, timeout=DEADLINE_S)
+    assert answer.status == health_pb2.HealthCheckResponse.NOT_SERVING
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{router.http_port}") as client:
+        assert (await client.get("/live")).status_code == 200
+    os.kill(os.getpid(), signal.SIGINT)
 
 
 async def test_sigterm_lets_grpc_calls_end(call: Any, backend: FakeBackend) -> None:

@@ -5,7 +5,7 @@ from fastapi import FastAPI
 from baton_router.http import errors
 from baton_router.http.chat import chat_routes
 from baton_router.http.completions import completion_routes
-from baton_router.http.middleware import BodyLimit, RequestGuard
+from baton_router.http.middleware import BodyLimit, RequestGuard, RequestTarget
 from baton_router.http.service_routes import model_routes, service_routes
 from baton_router.served_model import ServedModel
 
@@ -20,5 +20,6 @@ def create_app(served: ServedModel, *, max_body_bytes: int = MAX_BODY_BYTES) -> 
     for routes in (completion_routes, chat_routes, model_routes, service_routes):
         app.include_router(routes(served))
     app.add_middleware(BodyLimit, max_bytes=max_body_bytes)
-    app.add_middleware(RequestGuard, metrics=served.metrics)  # added last: the outermost
+    app.add_middleware(RequestGuard, metrics=served.metrics)
+    app.add_middleware(RequestTarget)  # added last: the outermost
     return app

@@ -6,6 +6,7 @@ Plain ASGI, because Starlette's BaseHTTPMiddleware hides http.disconnect from th
 import logging
 from collections.abc import MutableMapping
 from typing import Any
+from urllib.parse import quote
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -14,6 +15,7 @@ from baton_router.metrics import FrontMetrics
 
 _log = logging.getLogger(__name__)
 
+_PROBES = frozenset({"/health", "/live", "/metrics", "/ping"})
 _CLIENT_GONE = 499  # nginx's number for a request that its client gave up
 
 
@@ -45,7 +47,28 @@ class RequestGuard:
                 raise
             await internal_error_response()(scope, receive, watched_send)
         finally:
-            self._metrics.http_requests.labels(_endpoint(scope), str(status)).inc()
+            endpoint = _endpoint(scope)
+            if endpoint not in _PROBES:  # their number says nothing, and 503 is an answer there
+                self._metrics.http_requests.labels(endpoint, str(status)).inc()
+
+
+class RequestTarget:
+    """Lets the app see one form of requests: GET for HEAD, whose body the server leaves out, and the path of
+    a target that names scheme and host as well, as proxies send it (RFC 9112, 3.2.2)."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        if scope["type"] == "http":
+            method = "GET" if scope["method"] == "HEAD" else scope["method"]
+            path, raw_path = scope["path"], scope.get("raw_path", b"")
+            if path.lower().startswith(("http://", "https://")):
+                path = "/" + path.split("/", 3)[3] if path.count("/") > 2 else "/"
+                raw_path = quote(path).encode()
+            scope = {**scope, "method": method, "path": path, "raw_path": raw_path}
+        await self._app(scope, receive, send)
 
 
 class BodyLimit:

@@ -31,12 +31,15 @@ def service_routes(served: ServedModel) -> APIRouter:
     """The routes about the server itself."""
     router = APIRouter()
 
-    @router.head("/health", response_model=None)
+    @router.get("/live", response_model=None)
+    async def live() -> Response:
+        """That the process answers; whether it has workers, /health says."""
+        return Response()
+
     @router.get("/health", response_model=None)
     async def health() -> Response:
         return Response(status_code=200 if served.backend.is_ready else 503)
 
-    @router.head("/ping", response_model=None)
     @router.get("/ping", response_model=None)
     @router.post("/ping", response_model=None)
     async def ping() -> Response:
@@ -64,6 +67,8 @@ def model_routes(served: ServedModel) -> APIRouter:
 
     @router.get("/v1/models/{name:path}")
     async def retrieve_model(name: str) -> dict[str, Any]:
+        if not name:
+            return await list_models()
         served.check_model(name)
         return _model(served)
 
