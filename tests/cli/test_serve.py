@@ -79,7 +79,8 @@ def start(tmp_path: Path, model_dir: Path, free_ports: tuple[int, int]) -> Itera
         (services / package / "main.py").write_text(FAKE_SERVICE)
     python_path = os.pathsep.join(filter(None, (str(services), os.environ.get("PYTHONPATH"))))
     ports = [f"--port={free_ports[0]}", f"--grpc-port={free_ports[1]}"]
-    command = [sys.executable, "-m", "baton_launch.main", "serve", str(model_dir), *ports]
+    # -P: like the installed command, it does not look for modules where it is started.
+    command = [sys.executable, "-P", "-m", "baton_launch.main", "serve", str(model_dir), *ports]
     started: list[subprocess.Popen[str]] = []
 
     def start(*options: str, prefix: Sequence[str] = ()) -> Serve:
@@ -132,7 +133,8 @@ def test_outlives_its_terminal_where_it_is_told_to(start: Callable[..., Serve]) 
 def test_files_where_it_is_started_are_not_taken_for_batons(
     start: Callable[[], Serve], tmp_path: Path
 ) -> None:
-    (tmp_path / "router.py").write_text("raise SystemExit('somebody else wrote this')")
+    for name in ("baton", "baton_router", "kernels", "launch", "router"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('somebody else wrote this')")
     start().wait_for("curl http://127.0.0.1:")
 
 
