@@ -10,6 +10,7 @@ PAGES = [
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",
     *sorted((ROOT / "docs").rglob("*.md")),
+    ROOT / "clients/python/README.md",
     ROOT / "examples/README.md",
 ]
 RECIPES = sorted((ROOT / "docs" / "how-to").glob("*.md"))

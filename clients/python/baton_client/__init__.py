@@ -1,0 +1,1 @@
+"""The stubs of Baton's public gRPC API: `baton_client.v1`."""
