@@ -34,8 +34,11 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.write_line("Triton is not installed: the tests of GPU kernels were left out")
 
 
-# Folders whose tests start many processes, compile kernels or interpret them.
-SLOW_FOLDERS = ("bench", "e2e", "engine/gpu", "faults", "kernels/gpu", "kv_transfer/gpu", "parity")
+# Folders whose tests start many processes, build and install, compile kernels or interpret them.
+SLOW_FOLDERS = (
+    *("bench", "e2e", "engine/gpu", "faults", "kernels/gpu", "kv_transfer/gpu"),
+    *("packaging", "parity"),
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
