@@ -233,6 +233,16 @@ async def test_the_space_between_prompt_and_answer(served: ServedModel, backend:
     assert echo["choices"][0]["text"] == "hello wörldhello"
 
 
+async def test_a_token_that_the_model_lacks_is_refused(served: ServedModel, backend: FakeBackend):
+    """Files may name more tokens than the model has rows for: an engine can't take their ids."""
+    served = replace(served, vocab_size=served.tokenizer.vocab_size - 1)
+    transport = httpx.ASGITransport(create_app(served))
+    async with httpx.AsyncClient(transport=transport, base_url="http://baton") as client:
+        refused = await client.post("/v1/completions", json={"prompt": "a<tool call>b"})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (400, "token_id_out_of_range")
+        await complete(client, prompt="a<tool>b")
+
+
 async def test_every_sampling_field_reaches_the_backend(
     client: httpx.AsyncClient, backend: FakeBackend, served: ServedModel
 ):

@@ -1,7 +1,6 @@
 """The model's tokenizer, read from its files with the `tokenizers` library alone."""
 
 import asyncio
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,34 +16,27 @@ from baton_router.text.detokenizer import (
     byte_rules,
     decoder_of,
 )
+from baton_router.text.model_text_files import read_model_text_files
+from baton_router.text.special_tokens import add_tokens
 
 # Up to so many characters an encode takes a few milliseconds; a thread's round trip costs one itself.
 _MAX_CHARACTERS_ON_LOOP = 8192
 _CHARACTERS_A_SLICE = 65_536
 _CHARACTERS_A_TOKEN = 8  # more than texts have on average
-_SPECIAL_TOKEN_NAMES = (
-    "bos_token",
-    "eos_token",
-    "unk_token",
-    "sep_token",
-    "pad_token",
-    "cls_token",
-    "mask_token",
-)
 
 
 class Tokenizer:
     """Text to token ids and back. Safe to share between requests and threads."""
 
     def __init__(
-        self, backend: tokenizers.Tokenizer, config: Mapping[str, Any], template: str | None
+        self, backend: tokenizers.Tokenizer, special_tokens: Mapping[str, str], template: str | None
     ) -> None:
-        """`config` is tokenizer_config.json; raises StartupError if the chat template is broken."""
+        """`special_tokens` are texts by name, such as `eos_token`; raises StartupError if the chat template
+        is broken."""
         self._backend = backend
         self._backend.no_truncation()
         self._backend.no_padding()
         self.vocab_size = backend.get_vocab_size(with_added_tokens=True)
-        special_tokens = _special_tokens(config)
         self.eos_token_ids = self._ids_of(special_tokens.get("eos_token"))
         self._chat_template = ChatTemplate(template, special_tokens) if template is not None else None
         added = backend.get_added_tokens_decoder()
@@ -65,8 +57,10 @@ class Tokenizer:
             backend = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises Exception itself
             raise StartupError(f"{path} can't be read: {error}") from error
-        config = _read_config(model_dir / "tokenizer_config.json")
-        return cls(backend, config, _read_template(model_dir, config))
+        files = read_model_text_files(model_dir)
+        special_tokens = add_tokens(backend, files)
+        backend.encode_special_tokens = bool(files.tokenizer_config.get("split_special_tokens"))
+        return cls(backend, special_tokens, files.chat_template)
 
     async def encode(self, text: str, *, max_tokens: int, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a text; long texts are encoded on a thread, so that the event loop goes on.
@@ -171,44 +165,3 @@ def check_unicode(name: str, text: str) -> None:
             f"{name} holds half a surrogate pair at character {error.start}.",
             param=name,
         ) from error
-
-
-def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
-    """Texts of the named special tokens; a file writes each as a string or as an object with `content`."""
-    found = {}
-    for name in _SPECIAL_TOKEN_NAMES:
-        token = config.get(name)
-        content = token.get("content") if isinstance(token, dict) else token
-        if isinstance(content, str):
-            found[name] = content
-    return found
-
-
-def _read_config(path: Path) -> Mapping[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise StartupError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise StartupError(f"{path} must hold a JSON object.")
-    return config
-
-
-def _read_template(model_dir: Path, config: Mapping[str, Any]) -> str | None:
-    """The file of its own wins over the config, as in transformers; of named templates, `default`.
-
-    Raises StartupError where there is one that can't be read.
-    """
-    path = model_dir / "chat_template.jinja"
-    try:
-        if path.is_file():
-            return path.read_text(encoding="utf-8")
-        template = config.get("chat_template")
-        if isinstance(template, list):
-            named = {entry["name"]: entry["template"] for entry in template}
-            return named.get("default") or next(iter(named.values()), None)
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise StartupError(f"The chat template of '{model_dir}' can't be read: {error!r}") from error
-    return template
