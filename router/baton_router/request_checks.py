@@ -77,9 +77,8 @@ async def _prompt_token_ids(
         token_ids = tuple(encoded)
     else:
         token_ids = tuple(prompt)
-    check_token_ids(
-        "prompt", token_ids, served.vocab_size
-    )  # a tokenizer may know tokens that the model lacks
+    # Of a text too: a tokenizer may know tokens that the model lacks.
+    check_token_ids("prompt", token_ids, served.vocab_size)
     if not token_ids:
         raise InvalidRequest("The prompt is empty.", param="prompt", code="empty_prompt")
     return token_ids
