@@ -2,7 +2,7 @@
 
 import functools
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -69,7 +69,7 @@ def _trained(tokenizer: tokenizers.Tokenizer, trainer: Any, **settings: Any) -> 
     return tokenizer
 
 
-KINDS = {
+KINDS: dict[str, Callable[..., tokenizers.Tokenizer]] = {
     "byte level": _byte_level,
     "metaspace": _metaspace,
     "llama": _llama,
