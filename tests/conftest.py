@@ -10,6 +10,8 @@ import torch
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in a script's background jobs; tests send it
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # as under nohup
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 HAS_CUDA = torch.cuda.is_available()
 if not HAS_CUDA:
