@@ -36,18 +36,19 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.write_line("Triton is not installed: the tests of GPU kernels were left out")
 
 
-# Folders whose tests start many processes, build and install, compile kernels or interpret them.
-SLOW_FOLDERS = (
-    *("bench", "e2e", "engine/gpu", "faults", "kernels/gpu", "kv_transfer/gpu"),
-    *("packaging", "parity"),
+# What starts many processes, compiles kernels or interprets them: folders, and files of others.
+SLOW = (
+    *("bench", "e2e", "engine/gpu", "faults", "kernels/gpu", "kv_transfer/gpu", "packaging", "parity"),
+    *("cli/test_serve.py", "engine/test_model_parity.py", "kernels/test_build.py"),
+    *("kv_transfer/test_nixl_memory.py", "services/test_device_pages.py"),
 )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     here = Path(__file__).parent
-    slow = tuple(here / folder for folder in SLOW_FOLDERS)
+    slow = tuple(here / path for path in SLOW)
     for item in items:
-        if any(item.path.is_relative_to(folder) for folder in slow):
+        if any(item.path.is_relative_to(path) for path in slow):
             item.add_marker(pytest.mark.slow)
         if not HAS_CUDA and item.get_closest_marker("gpu") is not None:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device, and this machine has none"))
