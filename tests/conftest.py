@@ -40,7 +40,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 SLOW = (
     *("bench", "e2e", "engine/gpu", "faults", "kernels/gpu", "kv_transfer/gpu", "packaging", "parity"),
     *("cli/test_chat.py", "cli/test_serve.py", "engine/test_model_parity.py", "kernels/test_build.py"),
-    *("kv_transfer/test_nixl_memory.py", "kv_transfer/test_process_group.py", "services/test_device_pages.py"),
+    *("kv_transfer/test_nixl_memory.py", "kv_transfer/test_process_group.py"),
+    "services/test_device_pages.py",
 )
 
 
