@@ -39,6 +39,7 @@ _DTYPE = aliased_choice("dtype", _DTYPES | {name: name for name in MODEL_DTYPES}
 _KV_CACHE_DTYPE = aliased_choice("KV cache dtype", {"auto": "auto", "fp8": FLOAT8, FLOAT8: FLOAT8})
 _DEVICE = choice("device", "auto", "cpu", "cuda")
 _QUANTIZATION = choice("quantization", "none", "int8", "fp8")
+_STRUCTURED_OUTPUTS = choice("backend of structured outputs", "auto", "guidance", "xgrammar")
 _ROLE = choice("role", *get_args(Role))
 _KV_TRANSPORT = choice("KV transport", *KV_TRANSPORTS)
 _PORT = between(1, 65535)
@@ -179,6 +180,12 @@ class RouterConfig:
         "--max-model-len", None, "Most tokens of prompt and answer.", POSITIVE, unset="as the workers say"
     )
     cluster_token: str = field(default="", repr=False)  # empty: none
+    structured_outputs_backend: str = option(
+        "--structured-outputs-backend",
+        "auto",
+        "What keeps answers in a form: guidance; or xgrammar, if workers have it; auto is guidance.",
+        _STRUCTURED_OUTPUTS,
+    )
 
     def __post_init__(self) -> None:
         check_options(self)

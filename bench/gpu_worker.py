@@ -18,6 +18,7 @@ from baton.config import EngineConfig, Role, WorkerConfig
 from baton.core.page_ports import PageStore
 from baton.core.ports import Runner
 from baton.engine.models.decoder import DecoderConfig
+from baton.grammars.compiler import GrammarCompiler
 from baton.rpc import lifecycle
 from baton_decode_service.service import DecodeService
 from baton_launch.logging_setup import set_up_logging
@@ -26,6 +27,7 @@ from bench.gpu_model import BLOCK_SIZE, LLAMA_8B, random_decoder, runner_for
 
 NUM_BLOCKS = 4 * 4096 // BLOCK_SIZE + 64  # four prompts that no cache shares
 CHUNK_TOKENS = 512
+NOWHERE = Path("/nowhere")
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class RandomEngine:
     max_model_len: int
     vocab_size: int
     fingerprint: bytes
+    grammars: GrammarCompiler
 
 
 def load(role: str, config: DecoderConfig, device: torch.device) -> RandomEngine:
@@ -44,16 +47,18 @@ def load(role: str, config: DecoderConfig, device: torch.device) -> RandomEngine
     decoder = random_decoder(config, device)
     batch_sizes = (1,) if role == "decode" and device.type == "cuda" else ()
     made = runner_for(decoder, device, num_blocks=NUM_BLOCKS, batch_sizes=batch_sizes)
-    return RandomEngine(made.runner, made.cache, config.max_position_embeddings, config.vocab_size, bytes(32))
+    grammars = GrammarCompiler(NOWHERE, config.vocab_size, ())
+    return RandomEngine(
+        made.runner, made.cache, config.max_position_embeddings, config.vocab_size, bytes(32), grammars
+    )
 
 
 def worker_config(role: str, address: str, transport: str) -> WorkerConfig:
     """As the options of `baton prefill` would spell it."""
     engine = EngineConfig(block_size=BLOCK_SIZE, max_num_seqs=4, max_num_batched_tokens=CHUNK_TOKENS)
     token = os.environ.get("BATON_CLUSTER_TOKEN", "")
-    nowhere = Path("/nowhere")
     return WorkerConfig(
-        cast(Role, role), nowhere, address, address, role, token, engine, kv_transport=transport
+        cast(Role, role), NOWHERE, address, address, role, token, engine, kv_transport=transport
     )
 
 

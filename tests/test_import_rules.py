@@ -47,7 +47,10 @@ class Rule:
 
 OPTIONS = ("baton.option", "baton.option_values")
 SETTINGS = ("baton.core", "baton.config", "baton.__version__")
-SHARED = (*SETTINGS, "baton.fingerprint", "baton.model_files", "baton.rpc", GENERATED)
+SHARED = (
+    *(*SETTINGS, "baton.fingerprint", "baton.grammars", "baton.model_files", "baton.rpc", "baton.tokenizer"),
+    GENERATED,
+)
 WORKER = ("baton.engine", "baton.worker_process")
 ROLES = ("baton_prefill_service", "baton_decode_service")
 SERVICES = ("baton_router", *ROLES, "baton_both_service")
@@ -71,6 +74,9 @@ RULES = (
     Rule("baton.model_files",     ours=("baton.core",), stdlib_only=True),
     Rule("baton.fingerprint",     ours=("baton.core", "baton.config", "baton.model_files"), stdlib_only=True),
     Rule("baton_kernels",         ours=()),
+    Rule("baton.tokenizer",       ours=("baton.core",), never=TENSORS),
+    Rule("baton.grammars.xgrammar", ours=("baton.core", "baton.grammars", "baton.tokenizer")),
+    Rule("baton.grammars",        ours=("baton.core", "baton.tokenizer"), never=TENSORS),
     Rule("baton.rpc.codec",       ours=("baton.core", GENERATED), never=STATEFUL),
     Rule("baton.rpc",             ours=("baton.core", "baton.config", GENERATED), never=TENSORS),
     Rule("baton.engine",          ours=(*SHARED, "baton_kernels")),

@@ -16,6 +16,13 @@ TokenIds = tuple[int, ...]
 TokenBiases = tuple[tuple[int, float], ...]  # (token id, added to its logit)
 
 
+class FormatText(str):
+    """What an answer has to look like, as JSON text; clients write it as an object."""
+
+
+ANY_FORMAT = FormatText("")
+
+
 class PublicName(str):
     """What clients call a field that has another name in the table."""
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from baton.core.grammar import TokenMatcher
 from baton.core.sampling import SampledToken, SamplingParams
 
 
@@ -19,6 +20,7 @@ class SampleTask:
     position: int  # index that the sampled token will have in prompt + output
     prompt_token_ids: Sequence[int]
     output_token_ids: Sequence[int]
+    matcher: TokenMatcher | None = None  # says which tokens may be sampled; None: all
 
     @property
     def num_output_tokens(self) -> int:

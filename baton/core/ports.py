@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Protocol
 
+from baton.core.grammar import Grammar
 from baton.core.page_ports import PageStore
 from baton.core.plan import StepPlan, StepResult
 
@@ -46,6 +47,18 @@ class Runner(Protocol):
         ...
 
 
+class Grammars(Protocol):
+    """Makes grammars of what requests carry; any thread."""
+
+    def known(self, text: str) -> Grammar | None:
+        """The grammar, if it is made already."""
+        ...
+
+    def compile(self, text: str) -> Grammar:
+        """The grammar, which may take long. Raises InvalidRequest, which says what is wrong with the text."""
+        ...
+
+
 class LoadedEngine(Protocol):
     """A model ready to run, and what its worker says of it."""
 
@@ -72,4 +85,9 @@ class LoadedEngine(Protocol):
     @property
     def fingerprint(self) -> bytes:
         """32 bytes that differ between models, the first 16 between their configurations."""
+        ...
+
+    @property
+    def grammars(self) -> Grammars:
+        """For its requests' `sampling.grammar`."""
         ...

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
+from baton.core.grammar import Grammar, TokenMatcher
 from baton.core.sampling import SampledToken, SamplingParams, choice_seed
 from baton.core.stopping import FinishReason
 
@@ -25,6 +26,7 @@ class EngineRequest:
     sampling: SamplingParams
     priority: int = 0  # lower first; equal ones in order of arrival
     answered_token_ids: tuple[int, ...] = ()
+    grammar: Grammar | None = field(default=None, compare=False, repr=False)  # made of sampling.grammar
     # The prompt as samplers get it: memory that they read as it is, where they read it at every step.
     prompt_for_sampler: Sequence[int] = field(init=False, compare=False, repr=False)
 
@@ -73,10 +75,13 @@ class SequenceState:
     phase: Phase = Phase.WAITING
     has_begun: bool = False  # it was part of the batch, or its prompt was; if it waits, it has lost its pages
     seed: int = field(init=False)
+    matcher: TokenMatcher | None = field(init=False)  # of the request's grammar
 
     def __post_init__(self) -> None:
         self.seed = choice_seed(self.request.sampling.seed, self.choice)
         self.output_token_ids = list(self.request.answered_token_ids)
+        grammar = self.request.grammar
+        self.matcher = None if grammar is None else grammar.matcher()
         self.block_hashes = list(self.request.block_hashes)
         self.num_exported_blocks = self.export_from or 0
 

@@ -21,7 +21,7 @@ def num_ready_tokens(sequence: SequenceState, max_model_len: int) -> int:
 def _may_follow(sequence: SequenceState, max_model_len: int) -> bool:
     """Whether the sequence can go on from a token that is not known yet."""
     params = sequence.request.sampling
-    if sequence.hands_over or params.has_penalties:  # penalties count tokens, on the host
+    if sequence.hands_over or params.has_penalties or params.grammar:  # which read tokens, on the host
         return False
     if not sequence.output_token_ids and params.n > 1:
         return False  # choices fork from the prompt as it is
@@ -57,4 +57,5 @@ def _sample_task(sequence: SequenceState, choice: int, position: int) -> SampleT
         position=position,
         prompt_token_ids=sequence.request.prompt_for_sampler,
         output_token_ids=sequence.output_token_ids,
+        matcher=sequence.matcher,
     )

@@ -5,11 +5,13 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from baton.core.fields import (
+    ANY_FORMAT,
     Above,
     AlsoOff,
     AtMost,
     Between,
     EachBias,
+    FormatText,
     PublicName,
     TokenBiases,
     TokenIds,
@@ -17,6 +19,7 @@ from baton.core.fields import (
 )
 
 MAX_CHOICES = 128
+MAX_FORMAT_LENGTH = 1_000_000  # characters
 MAX_LOGPROBS = 20
 MAX_STOP_TOKEN_IDS = 128
 MAX_LOGIT_BIASES = 1024  # a step, which others share, takes time for each
@@ -51,6 +54,8 @@ class SamplingParams:
     # None: no logprobs; 0: the chosen token's; k: and the k likeliest
     num_logprobs: Annotated[int | None, PublicName("logprobs"), Between(0, MAX_LOGPROBS)] = None
     n: Annotated[int, Between(1, MAX_CHOICES)] = 1
+    # What the answer has to look like: see baton/grammars/formats.py. Empty: anything.
+    grammar: Annotated[FormatText, PublicName("structured_outputs"), AtMost(MAX_FORMAT_LENGTH)] = ANY_FORMAT
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -53,6 +53,7 @@ class StepEvents:
 
     tokens: list[TokenEvent] = field(default_factory=list)
     pages: list[PagesReady] = field(default_factory=list)
+    failures: dict[str, str] = field(default_factory=dict)  # requests that can't go on, and why
 
 
 class Scheduler:
@@ -293,6 +294,11 @@ class Scheduler:
         self, sequence: SequenceState, samples: dict[int, SampledToken], events: StepEvents
     ) -> None:
         """`samples`: the token of each choice."""
+        if sequence.matcher is not None and sequence.matcher.failure is not None:
+            request_id = sequence.request.request_id
+            events.failures[request_id] = sequence.matcher.failure
+            self.abort(request_id)
+            return
         going_on, tokens = take_tokens(sequence, samples, self.config.max_model_len)
         events.tokens.extend(tokens)
         if sequence.export_from is not None and going_on:

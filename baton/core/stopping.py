@@ -18,9 +18,10 @@ def finish_reason(
     """Whether the choice whose newest token is `token_id` ends with it.
 
     `num_output_tokens` and `num_tokens` (prompt + output) count the newest token. A stop token before
-    `min_tokens` can't come up: the sampler forbids it.
+    `min_tokens` can't come up, as the sampler forbids it, unless a grammar allows nothing else.
     """
-    if token_id in params.stop_token_ids and num_output_tokens > params.min_tokens:
+    may_stop = num_output_tokens > params.min_tokens or params.grammar
+    if token_id in params.stop_token_ids and may_stop:
         return FinishReason.STOP
     if ends_by_length(params, num_output_tokens, num_tokens, max_model_len):
         return FinishReason.LENGTH

@@ -6,13 +6,14 @@ from collections.abc import Callable
 
 from baton.config import EngineConfig
 from baton.core.block_pool import BlockPool
-from baton.core.commands import EngineCommand, EngineOutput
+from baton.core.commands import EngineCommand, EngineOutput, RequestFailure
 from baton.core.errors import RequestFailed
 from baton.core.page_ports import PageStore
 from baton.core.ports import LoadedEngine
 from baton.core.request import LoadSnapshot
 from baton.core.scheduler import Scheduler
 from baton.core.scheduler_limits import SchedulerConfig
+from baton.engine.grammar_gate import GrammarGate
 from baton.engine.loop import EngineLoop
 from baton.engine.pages.device_order import DeviceOrder
 
@@ -46,6 +47,7 @@ class AsyncEngine:
             self._order = DeviceOrder(self._emit, self._report_crash)
             emit, mark = self._order.put, pages.mark
         self._engine = EngineLoop(scheduler, loaded.runner, emit, self._report_crash, mark)
+        self._gate = GrammarGate(loaded.grammars, self._engine.submit, self._report_failure)
 
     def start(self, on_output: Callable[[EngineOutput], None]) -> None:
         """Run; `on_output` is called on this event loop's thread, in order, with all that happens."""
@@ -64,10 +66,11 @@ class AsyncEngine:
 
     def submit(self, command: EngineCommand) -> None:
         """Ask the engine for something; it takes effect before its next step."""
-        self._engine.submit(command)
+        self._gate.submit(command)
 
     async def stop(self) -> None:
         """End the thread after the step under way."""
+        self._gate.close()
         if not await asyncio.to_thread(self._engine.stop, _STOP_TIMEOUT_S):
             logger.warning("the engine's step did not end within %.0f s", _STOP_TIMEOUT_S)
         elif self._order is not None:
@@ -77,6 +80,9 @@ class AsyncEngine:
         assert self._event_loop is not None
         if not self._event_loop.is_closed():
             self._event_loop.call_soon_threadsafe(self._receive, output)
+
+    def _report_failure(self, failure: RequestFailure) -> None:
+        self._receive(EngineOutput(self.load, failures=[failure]))
 
     def _report_crash(self, error: Exception) -> None:
         assert self._event_loop is not None

@@ -32,6 +32,7 @@ from baton.engine.pages.memory import PoolSize, num_blocks_for, require_page_siz
 from baton.engine.quantization.checkpoint_scales import float8_matrices, kv_cache_scales
 from baton.engine.weights import load_weights, progress, resolve_dtype
 from baton.fingerprint import fingerprint_beside
+from baton.grammars.compiler import GrammarCompiler
 from baton.model_files import eos_token_ids, read_config, safetensors_files
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ class Engine:
     vocab_size: int
     fingerprint: bytes  # see baton.fingerprint
     eos_token_ids: tuple[int, ...]
+    grammars: GrammarCompiler
 
 
 def load_engine(model_dir: Path, options: EngineConfig) -> Engine:
@@ -96,9 +98,9 @@ def load_engine(model_dir: Path, options: EngineConfig) -> Engine:
         time.monotonic() - started, model_dir, layout.dtype, num_blocks, layout.block_size,
         num_blocks / layout.blocks_for(max_model_len), max_model_len,
     )  # fmt: skip
-    return Engine(
-        runner, page_store, config, max_model_len, config.vocab_size, fingerprint, eos_token_ids(model_dir)
-    )
+    ends = eos_token_ids(model_dir)
+    grammars = GrammarCompiler(model_dir, config.vocab_size, ends)
+    return Engine(runner, page_store, config, max_model_len, config.vocab_size, fingerprint, ends, grammars)
 
 
 def _asked_size(options: EngineConfig, device: torch.device) -> PoolSize | None:

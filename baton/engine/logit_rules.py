@@ -1,8 +1,9 @@
-"""What one request's settings do to its logits before a token is drawn: bias, forbidden tokens, penalties."""
+"""What one request's settings do to its logits before a token is drawn."""
 
 from array import array
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,7 +15,9 @@ _FLOAT32 = torch.finfo(torch.float32)
 def has_rules(task: SampleTask) -> bool:
     """Whether the task's logits are changed at all."""
     params = task.params
-    return bool(params.logit_bias) or params.has_penalties or _forbids_stopping(task)
+    return (
+        bool(params.logit_bias) or params.has_penalties or task.matcher is not None or _forbids_stopping(task)
+    )
 
 
 def apply_rules(logits: Tensor, task: SampleTask) -> None:
@@ -29,6 +32,29 @@ def apply_rules(logits: Tensor, task: SampleTask) -> None:
         logits[_known(params.stop_token_ids, logits)] = float("-inf")
     if params.has_penalties:
         _penalise(logits, task)
+
+
+def keep_allowed(logits: Tensor, tasks: Sequence[SampleTask]) -> None:
+    """Let no token be drawn that a row's grammar does not allow, in place, after all rules: `[tasks, V]`.
+
+    Where `min_tokens` has forbidden all that a grammar allows, which are end tokens then, the grammar wins.
+    """
+    rows = [row for row, task in enumerate(tasks) if task.matcher is not None]
+    if not rows:
+        return
+    allowed = torch.stack([_allowed(tasks[row], logits.shape[1]) for row in rows]).to(logits.device)
+    lines = torch.tensor(rows, device=logits.device)
+    chosen = logits.index_select(0, lines).masked_fill_(~allowed, float("-inf"))
+    nothing_left = chosen.amax(dim=-1, keepdim=True) == float("-inf")
+    chosen.masked_fill_(nothing_left & allowed, 0.0)
+    logits.index_copy_(0, lines, chosen)
+
+
+def _allowed(task: SampleTask, vocab_size: int) -> Tensor:
+    """Which tokens may come next by the task's grammar, bool `[V]` in host memory."""
+    assert task.matcher is not None
+    bits = np.frombuffer(task.matcher.allowed(task.output_token_ids), dtype=np.uint8)
+    return torch.from_numpy(np.unpackbits(bits, count=vocab_size, bitorder="little")).bool()
 
 
 def _forbids_stopping(task: SampleTask) -> bool:

@@ -175,8 +175,12 @@ class EngineLoop:
         started_ns, ended_ns = max(first.submitted_ns, self._last_end_ns), time.monotonic_ns()
         self._last_end_ns = ended_ns
         events = self._scheduler.apply(first.step, result)
+        failures = [
+            RequestFailure(request_id, FailureReason.INVALID, reason)
+            for request_id, reason in events.failures.items()
+        ]
         return EngineOutput(
-            self._scheduler.load(), StepTimes(started_ns, ended_ns), events.tokens, events.pages
+            self._scheduler.load(), StepTimes(started_ns, ended_ns), events.tokens, events.pages, [], failures
         )
 
     def _drain(self) -> list[ScheduledStep]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from baton.core.plan import SampleTask
 from baton.core.sampling import SampledToken, SamplingParams, uniform
-from baton.engine.logit_rules import apply_rules, has_rules
+from baton.engine.logit_rules import apply_rules, has_rules, keep_allowed
 from baton_kernels.cpu.argmax import argmax
 from baton_kernels.cpu.library import DTYPES, cpu_kernels
 from baton_kernels.cpu.logprobs import Chosen, logprobs
@@ -50,6 +50,7 @@ def sample(
         chosen = [(line, tasks[index][1]) for line, index in enumerate(group)]
         for line, task in chosen:
             apply_rules(changed[line], task)
+        keep_allowed(changed, [task for _, task in chosen])
         for index, token_id in zip(group, _choose(changed, chosen), strict=True):
             token_ids[index] = token_id
     return with_logprobs(logits, tasks, token_ids)

@@ -9,13 +9,14 @@ from typing import Any
 import grpc
 
 from baton.core.errors import InvalidRequest, RequestFailed
-from baton.core.fields import TokenBiases, TokenIds, rows
+from baton.core.fields import FormatText, TokenBiases, TokenIds, rows
 from baton.core.sampling import SampledToken, SamplingParams
 from baton.v1 import inference_pb2 as pb
 from baton.v1 import inference_pb2_grpc
 from baton_router.backend import GenerationRequest, TextOptions
 from baton_router.request_checks import build_request, check_token_ids
 from baton_router.served_model import ServedModel
+from baton_router.structured_outputs import from_structured_outputs
 from baton_router.text.chat_template import require_few_messages
 from baton_router.text.stop_strings import StopStrings
 from baton_router.text_stream import TextDelta, generate_text, joined
@@ -24,7 +25,17 @@ WRITE_TIMEOUT_S = 60.0  # a client that reads nothing for so long must not keep 
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
+
+def _format(message: pb.StructuredOutputs) -> FormatText | None:
+    form = message.WhichOneof("form")
+    if form is None:
+        return None
+    value: Any = getattr(message, form)
+    return from_structured_outputs({form: list(value.texts) if form == "choice" else value})
+
+
 _FROM_PROTO: dict[Any, Callable[[Any], Any]] = {
+    FormatText: _format,
     TokenIds: tuple,
     TokenBiases: lambda biases: tuple(biases.items()),
 }

@@ -30,6 +30,7 @@ from baton_router.pool_metrics import PoolCollector
 from baton_router.requests.admission import Admission
 from baton_router.requests.worker_backend import WorkerBackend
 from baton_router.served_model import ServedModel
+from baton_router.structured_outputs import FormatChecks
 from baton_router.text.tokenizer import Tokenizer
 from baton_router.workers.pool import WorkerPool
 
@@ -115,6 +116,7 @@ def _served_model(config: RouterConfig, pool: WorkerPool, admission: Admission) 
         # Without any, every answer would go on to its greatest length.
         eos_token_ids=eos_token_ids(config.model_dir) or tokenizer.eos_token_ids,
         metrics=metrics,
+        formats=FormatChecks(config.structured_outputs_backend),
     )
 
 

@@ -3,11 +3,13 @@
 import secrets
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from baton.core.errors import InvalidRequest
 from baton.core.fields import Between, rows
 from baton.core.sampling import MAX_SEED, SamplingParams
+from baton.grammars.formats import FIELD
 from baton_router.backend import GenerationRequest, TextOptions
 from baton_router.served_model import ServedModel
 from baton_router.text.tokenizer import check_unicode
@@ -30,15 +32,19 @@ async def build_request(
 ) -> GenerationRequest:
     """Encode the prompt (text) or check it (token ids), and check everything else.
 
-    `fields` are those of SamplingParams by public name, `ignore_eos` and `max_completion_tokens`, as the
-    client sent them; None: left out. Without `default_max_tokens` the default is what the prompt leaves of
-    the model's length. Raises InvalidRequest, with the public name of the field in `param`.
+    `fields` are those of SamplingParams by public name, `ignore_eos`, `max_completion_tokens` and
+    `response_format`, as the client sent them; None: left out. Without `default_max_tokens` the default is
+    what the prompt leaves of the model's length. Raises InvalidRequest, with the public name of the field in
+    `param`.
     """
     arrived_s = time.monotonic()
     _check_routing(priority, cache_salt)
     token_ids = await _prompt_token_ids(served, prompt, add_special_tokens)
     max_tokens = _max_tokens(fields, len(token_ids), served.backend.max_model_len, default_max_tokens)
     sampling = _sampling(served, fields, max_tokens)
+    for field in (FIELD, "response_format"):
+        if (form := fields.get(field)) is not None:
+            sampling = replace(sampling, grammar=await served.formats.checked(form, field))
     return GenerationRequest(request_id, token_ids, sampling, priority, cache_salt, text, arrived_s)
 
 
@@ -122,7 +128,9 @@ def _sampling(served: ServedModel, fields: Mapping[str, Any], max_tokens: int) -
         if value is not None and value != row.also_off:
             check_token_ids(row.public_name, row.token_ids(value), served.vocab_size)
             values[row.name] = value
-    eos_token_ids = () if fields.get("ignore_eos") else served.eos_token_ids
+    has_format = any(fields.get(field) is not None for field in (FIELD, "response_format"))
+    goes_on = fields.get("ignore_eos") and not has_format  # which says where its answer ends
+    eos_token_ids = () if goes_on else served.eos_token_ids
     stop_token_ids = (*values.get("stop_token_ids", ()), *eos_token_ids)
     values["stop_token_ids"] = tuple(dict.fromkeys(stop_token_ids))
     values["seed"] = values.get("seed", secrets.randbits(64)) & MAX_SEED

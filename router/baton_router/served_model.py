@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from baton.core.errors import ModelNotFound
 from baton_router.backend import Backend
 from baton_router.metrics import FrontMetrics
+from baton_router.structured_outputs import FormatChecks
 from baton_router.text.tokenizer import Tokenizer
 
 _COUNTED_TOKENS = 2**20
@@ -23,6 +24,7 @@ class ServedModel:
     vocab_size: int  # the model's; token ids from clients lie below it
     eos_token_ids: tuple[int, ...]
     metrics: FrontMetrics
+    formats: FormatChecks
 
     @property
     def max_counted_tokens(self) -> int:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from baton.core.errors import InvalidRequest
 from baton.core.sampling import (
     MAX_CHOICES,
+    MAX_FORMAT_LENGTH,
     MAX_LOGIT_BIASES,
     MAX_LOGPROBS,
     MAX_STOP_TOKEN_IDS,
@@ -47,6 +48,7 @@ RANGES: list[tuple[str, str, list[Any], list[Any]]] = [
     ),
     ("num_logprobs", "logprobs", [None, 0, MAX_LOGPROBS], [-1, MAX_LOGPROBS + 1]),
     ("n", "n", [1, MAX_CHOICES], [0, MAX_CHOICES + 1]),
+    ("grammar", "structured_outputs", ["", "x" * MAX_FORMAT_LENGTH], ["x" * (MAX_FORMAT_LENGTH + 1)]),
 ]
 GOOD = [(field, value) for field, _, good, _ in RANGES for value in good]
 BAD = [(field, param, value) for field, param, _, bad in RANGES for value in bad]

@@ -16,6 +16,7 @@ from baton_router.http.app import create_app
 from baton_router.http.server import HttpServer
 from baton_router.metrics import FrontMetrics
 from baton_router.served_model import ServedModel
+from baton_router.structured_outputs import FormatChecks
 from baton_router.text.tokenizer import Tokenizer
 from tests.router_front.fake_backend import MODEL, FakeBackend
 
@@ -77,6 +78,7 @@ def served(backend: FakeBackend, tokenizer: Tokenizer) -> ServedModel:
         created=1700000000,
         vocab_size=tokenizer.vocab_size,
         eos_token_ids=tokenizer.eos_token_ids,
+        formats=FormatChecks("auto"),
         metrics=FrontMetrics(CollectorRegistry()),
     )
 

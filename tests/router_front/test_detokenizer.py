@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, decoders, models
 
+from baton.tokenizer.backend import TokenizerFiles
 from baton_router.text.detokenizer import ByteDetokenizer, WindowDetokenizer
 from baton_router.text.tokenizer import Tokenizer
 
@@ -59,7 +60,7 @@ def byte_fallback_tokenizer(*, strip: bool) -> Tokenizer:
     steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
     backend.decoder = decoders.Sequence([*steps, decoders.Strip(" ", 1, 0)] if strip else steps)
     backend.add_special_tokens([AddedToken(token, special=True) for token in ("<unk>", "<s>", "</s>")])
-    return Tokenizer(backend, {"eos_token": "</s>"}, None)
+    return Tokenizer(TokenizerFiles(backend, {"eos_token": "</s>"}, None))
 
 
 LLAMA, GEMMA = byte_fallback_tokenizer(strip=True), byte_fallback_tokenizer(strip=False)
@@ -91,7 +92,7 @@ def window_tokenizer(decoder: decoders.Decoder) -> Tokenizer:
     )
     backend.decoder = decoder
     backend.add_special_tokens([AddedToken(token, special=True) for token in ("<unk>", "</s>")])
-    return Tokenizer(backend, {"eos_token": "</s>"}, None)
+    return Tokenizer(TokenizerFiles(backend, {"eos_token": "</s>"}, None))
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,10 @@ import pytest
 from pydantic import ValidationError
 
 from baton.core.errors import InvalidRequest
-from baton.core.fields import Above, AlsoOff, Between, PublicName, Row, TokenIds, rows
+from baton.core.fields import Above, AlsoOff, Between, FormatText, PublicName, Row, TokenIds, rows
 from baton.core.request import EngineRequest
 from baton.core.sampling import SamplingParams
+from baton.grammars import formats
 from baton.rpc import codec
 from baton.v1 import inference_pb2, worker_pb2
 from baton_router.grpc_front import InferenceServicer
@@ -36,9 +37,12 @@ class Example:
     refused: Any
 
     def grpc(self) -> Any:
+        if isinstance(self.value, FormatText):
+            return inference_pb2.StructuredOutputs(choice=inference_pb2.Choices(texts=self.http["choice"]))
         return dict(self.value) if isinstance(self.http, dict) else self.value
 
 
+CHOICE = FormatText(formats.to_text(formats.choice(["yes", "no"])))
 EXAMPLES = {
     "temperature": Example(0.5, 0.5, 100.5),
     "top_k": Example(7, 7, -2),
@@ -54,6 +58,7 @@ EXAMPLES = {
     "logit_bias": Example(((5, -1.5),), {"5": -1.5}, {"5": 101}),
     "num_logprobs": Example(3, 3, 21),
     "n": Example(2, 2, 0),
+    "grammar": Example(CHOICE, {"choice": ["yes", "no"]}, {"regex": "("}),
 }
 ROWS = rows(SamplingParams)
 each_row = pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)

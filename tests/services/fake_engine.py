@@ -139,6 +139,7 @@ class FakeEngine:
     max_model_len: int
     vocab_size: int
     fingerprint: bytes
+    grammars: Any = None  # its tokens are no text
 
 
 def load_fake_engine(

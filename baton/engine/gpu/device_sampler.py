@@ -10,7 +10,7 @@ from torch import Tensor
 
 from baton.core.plan import SampleTask
 from baton.engine.gpu.host_copies import all_to_device, to_device
-from baton.engine.logit_rules import has_rules, known_tokens
+from baton.engine.logit_rules import has_rules, keep_allowed, known_tokens
 from baton.engine.sampler import Task
 from baton_kernels.gpu.penalties import penalise
 from baton_kernels.gpu.sample_tokens import SamplingRows, sample_tokens
@@ -69,7 +69,7 @@ def _rows(lines: list[int], tasks: list[SampleTask], device: torch.device) -> Sa
 
 
 def _with_rules(logits: Tensor, tasks: list[Task]) -> Tensor:
-    """Float32 copies `[tasks, V]` after bias, `min_tokens` and penalties, as `logit_rules` applies them."""
+    """Float32 copies `[tasks, V]` after all rules, as `logit_rules` applies them."""
     device, vocab_size = logits.device, logits.shape[1]
     lines = _to_device([line for line, _ in tasks], torch.int64, device)
     changed = torch.nan_to_num(logits.index_select(0, lines).float(), nan=_LEAST)
@@ -86,6 +86,7 @@ def _with_rules(logits: Tensor, tasks: list[Task]) -> Tensor:
     changed.view(-1).index_fill_(0, _places(forbidden, vocab_size, device), float("-inf"))
     if any(task.params.has_penalties for _, task in tasks):
         _penalise(changed, [task for _, task in tasks])
+    keep_allowed(changed, [task for _, task in tasks])
     return changed
 
 

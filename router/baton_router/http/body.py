@@ -1,6 +1,6 @@
 """Bodies of requests, strict: a value of the wrong type is an error, not a guess."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, TypeVar
 
 from pydantic import (
@@ -8,13 +8,15 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Field,
     PlainValidator,
     ValidationInfo,
     create_model,
 )
 
 from baton.core.errors import InvalidRequest
-from baton.core.fields import TokenBiases, TokenIds, rows
+from baton.core.fields import FormatText, TokenBiases, TokenIds, rows
+from baton_router.structured_outputs import from_structured_outputs
 
 
 class Body(BaseModel):
@@ -55,10 +57,31 @@ def _token_biases(value: Any, info: ValidationInfo) -> TokenBiases:
     return tuple(pairs)
 
 
+class StructuredOutputs(BaseModel):
+    """One of them: what the answer has to look like."""
+
+    model_config = ConfigDict(title="StructuredOutputs")
+
+    json_schema: dict[str, Any] | str | None = Field(None, alias="json")
+    regex: str | None = None
+    choice: list[str] | None = None
+    grammar: str | None = None
+    json_object: bool | None = None
+    structural_tag: dict[str, Any] | str | None = None
+    disable_any_whitespace: bool | None = None
+
+
+def _format(value: Any, info: ValidationInfo) -> FormatText | None:
+    if not isinstance(value, Mapping):
+        raise InvalidRequest(f"{info.field_name} must be an object.", param=info.field_name)
+    return from_structured_outputs(value)
+
+
 # The types of a table that JSON spells otherwise.
 _JSON_TYPES: dict[Any, Any] = {
     int: WholeNumber,
     int | None: WholeNumber,
+    FormatText: Annotated[Any, PlainValidator(_format, json_schema_input_type=StructuredOutputs)],
     TokenIds: Annotated[list[int], AfterValidator(tuple)],
     TokenBiases: Annotated[Any, PlainValidator(_token_biases, json_schema_input_type=dict[str, float])],
 }

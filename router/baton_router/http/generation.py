@@ -5,10 +5,12 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, PlainValidator
 
 from baton.core.errors import InvalidRequest
-from baton.core.fields import rows
+from baton.core.fields import FormatText, rows
 from baton.core.sampling import SamplingParams
+from baton.grammars.formats import FIELD
 from baton_router.backend import TextOptions
 from baton_router.http.body import Body, WholeNumber, with_fields_of
+from baton_router.structured_outputs import from_response_format
 from baton_router.text.stop_strings import StopStrings
 
 
@@ -18,6 +20,13 @@ def _stop(value: Any) -> tuple[str, ...]:
     if not isinstance(strings, list) or not all(isinstance(string, str) for string in strings):
         raise InvalidRequest("stop must be a string or a list of strings.", param="stop")
     return tuple(strings)
+
+
+def _response_format(value: Any) -> FormatText | None:
+    """None, or OpenAI's object."""
+    if value is not None and not isinstance(value, dict):
+        raise InvalidRequest("response_format must be an object.", param="response_format")
+    return None if value is None else from_response_format(value)
 
 
 class StreamOptions(BaseModel):
@@ -36,6 +45,9 @@ class GenerationBody(Body):
     stream: bool | None = False
     stream_options: StreamOptions | None = None
     stop: Annotated[tuple[str, ...], PlainValidator(_stop, json_schema_input_type=str | list[str])] = ()
+    response_format: Annotated[
+        FormatText | None, PlainValidator(_response_format, json_schema_input_type=dict[str, Any] | None)
+    ] = None
     ignore_eos: bool | None = False
     priority: WholeNumber | None = None
     cache_salt: str | None = None
@@ -50,7 +62,9 @@ class GenerationBody(Body):
     def sampling_fields(self) -> dict[str, Any]:
         """As `build_request` takes them; None: left out."""
         fields = {row.public_name: getattr(self, row.public_name) for row in rows(SamplingParams)}
-        return {**fields, "ignore_eos": self.ignore_eos}
+        if self.response_format is not None and fields[FIELD] is not None:
+            raise InvalidRequest(f"A request has response_format or {FIELD}, not both.", param=FIELD)
+        return {**fields, "ignore_eos": self.ignore_eos, "response_format": self.response_format}
 
     def text_options(self) -> TextOptions:
         """How tokens become text."""

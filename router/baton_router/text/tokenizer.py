@@ -5,9 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import tokenizers
-
-from baton.core.errors import InvalidRequest, StartupError
+from baton.core.errors import InvalidRequest
+from baton.tokenizer.backend import TokenizerFiles, read_tokenizer
 from baton_router.text.chat_template import ChatTemplate
 from baton_router.text.detokenizer import (
     ByteDetokenizer,
@@ -16,8 +15,6 @@ from baton_router.text.detokenizer import (
     byte_rules,
     decoder_of,
 )
-from baton_router.text.model_text_files import read_model_text_files
-from baton_router.text.special_tokens import add_tokens
 
 # Up to so many characters an encode takes a few milliseconds; a thread's round trip costs one itself.
 _MAX_CHARACTERS_ON_LOOP = 8192
@@ -28,17 +25,14 @@ _CHARACTERS_A_TOKEN = 8  # more than texts have on average
 class Tokenizer:
     """Text to token ids and back. Safe to share between requests and threads."""
 
-    def __init__(
-        self, backend: tokenizers.Tokenizer, special_tokens: Mapping[str, str], template: str | None
-    ) -> None:
-        """`special_tokens` are texts by name, such as `eos_token`; raises StartupError if the chat template
-        is broken."""
+    def __init__(self, files: TokenizerFiles) -> None:
+        """Raises StartupError if the chat template is broken."""
+        backend = files.backend
         self._backend = backend
-        self._backend.no_truncation()
-        self._backend.no_padding()
         self.vocab_size = backend.get_vocab_size(with_added_tokens=True)
-        self.eos_token_ids = self._ids_of(special_tokens.get("eos_token"))
-        self._chat_template = ChatTemplate(template, special_tokens) if template is not None else None
+        self.eos_token_ids = files.eos_token_ids
+        template = files.chat_template
+        self._chat_template = ChatTemplate(template, files.special_tokens) if template is not None else None
         added = backend.get_added_tokens_decoder()
         self._special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
         self._rules = byte_rules(decoder_of(backend.to_str()))
@@ -50,17 +44,7 @@ class Tokenizer:
 
         Raises StartupError where tokenizer.json is missing or a file can't be read.
         """
-        path = model_dir / "tokenizer.json"
-        if not path.is_file():
-            raise StartupError(f"{path} is missing: Baton needs the model's fast tokenizer file.")
-        try:
-            backend = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises Exception itself
-            raise StartupError(f"{path} can't be read: {error}") from error
-        files = read_model_text_files(model_dir)
-        special_tokens = add_tokens(backend, files)
-        backend.encode_special_tokens = bool(files.tokenizer_config.get("split_special_tokens"))
-        return cls(backend, special_tokens, files.chat_template)
+        return cls(read_tokenizer(model_dir))
 
     async def encode(self, text: str, *, max_tokens: int, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a text; long texts are encoded on a thread, so that the event loop goes on.
@@ -150,10 +134,6 @@ class Tokenizer:
         if self._rules is None:
             return self.decode([token_id], skip_special_tokens=False).encode()
         return self._rules.token_bytes(self.token_name(token_id))
-
-    def _ids_of(self, token: str | None) -> tuple[int, ...]:
-        token_id = self._backend.token_to_id(token) if token is not None else None
-        return () if token_id is None else (token_id,)
 
 
 def check_unicode(name: str, text: str) -> None:

@@ -15,7 +15,7 @@ import tokenizers
 from tokenizers import AddedToken
 
 from baton.core.errors import StartupError
-from baton_router.text.model_text_files import ModelTextFiles
+from baton.tokenizer.text_files import ModelTextFiles
 
 logger = logging.getLogger(__name__)
 
