@@ -85,6 +85,7 @@ class ColocatedEngine:
             hash_seed=seed,
             block_hashes=tuple(block_hashes(seed, prompt, self.block_size)),
             sampling=params,
+            grammar=self.engine.grammars.compile(params.grammar) if params.grammar else None,
         )
         self.scheduler.add(request)
         return request.request_id

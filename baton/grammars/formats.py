@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from baton.core.errors import InvalidRequest
+from baton.core.fields import FormatText
 from baton.core.sampling import MAX_FORMAT_LENGTH
 
 MAX_DEPTH = 64  # of objects and lists within each other, a schema's included
@@ -53,14 +54,14 @@ def choice(texts: Sequence[str]) -> Format:
     return {"type": "or", "elements": [{"type": "const_string", "value": text} for text in texts]}
 
 
-def to_text(form: Format, field: str = FIELD) -> str:
+def to_text(form: Format, field: str = FIELD) -> FormatText:
     """A format as requests carry it. Raises InvalidRequest, which says where it is no format."""
     check_depth(form, field)
     _check(form, field)
     text = json.dumps(form, ensure_ascii=False, separators=(",", ":"))
     if len(text) > MAX_FORMAT_LENGTH:
         raise _wrong(field, f"{field} has {len(text)} characters; at most {MAX_FORMAT_LENGTH} are allowed.")
-    return text
+    return FormatText(text)
 
 
 def from_text(text: str) -> Format:

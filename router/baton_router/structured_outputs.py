@@ -45,7 +45,7 @@ def from_structured_outputs(value: Mapping[str, Any]) -> FormatText | None:
     form = _KINDS[key](entry, f"{FIELD}.{key}")
     if is_compact and form["type"] == "json_schema":
         form = {**form, "is_compact": True}
-    return FormatText(formats.to_text(form, f"{FIELD}.{key}"))
+    return formats.to_text(form, f"{FIELD}.{key}")
 
 
 def from_response_format(value: Mapping[str, Any]) -> FormatText | None:
@@ -69,7 +69,7 @@ def from_response_format(value: Mapping[str, Any]) -> FormatText | None:
                 f"{field}.type",
                 f"{field}.type is {kind!r}; there are text, json_object, json_schema and structural_tag.",
             )
-    return FormatText(formats.to_text(form, field))
+    return formats.to_text(form, field)
 
 
 class FormatChecks:

@@ -42,7 +42,7 @@ class Example:
         return dict(self.value) if isinstance(self.http, dict) else self.value
 
 
-CHOICE = FormatText(formats.to_text(formats.choice(["yes", "no"])))
+CHOICE = formats.to_text(formats.choice(["yes", "no"]))
 EXAMPLES = {
     "temperature": Example(0.5, 0.5, 100.5),
     "top_k": Example(7, 7, -2),

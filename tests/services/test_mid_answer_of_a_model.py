@@ -9,6 +9,7 @@ import pytest
 from baton.config import EngineConfig
 from baton.core.sampling import SamplingParams
 from baton.engine.factory import load_engine
+from baton.grammars import formats
 from tests.colocated import ColocatedEngine
 from tests.e2e.processes import DEMO_MODEL
 from tests.services.cluster import Limits, cluster
@@ -28,6 +29,7 @@ CONFIG = EngineConfig(
 PROMPT = tuple((37 * index + 11) % 250 + 4 for index in range(45))
 NUM_TOKENS = 30
 
+SCHEMA = formats.to_text(formats.json_schema({"type": "array", "items": {"type": "string", "minLength": 50}}))
 SAMPLINGS: dict[str, dict[str, Any]] = {
     "greedy": {"temperature": 0.0},
     "seeded": {"temperature": 0.9, "top_p": 0.9, "top_k": 50, "seed": 99},
@@ -38,6 +40,8 @@ SAMPLINGS: dict[str, dict[str, Any]] = {
         "repetition_penalty": 1.2,
     },
     "seeded, with penalties": {"temperature": 1.1, "seed": 7, "presence_penalty": 2.0},
+    "a schema": {"temperature": 1.0, "seed": 11, "grammar": SCHEMA, "stop_token_ids": (1,)},
+    "choices with a schema": {"temperature": 1.0, "seed": 3, "n": 3, "grammar": SCHEMA},
     "choices": {"temperature": 1.0, "seed": 5, "n": 3, "frequency_penalty": 1.0, "num_logprobs": 0},
 }
 

@@ -20,6 +20,7 @@ from baton.engine.gpu.host_copies import HostCopies
 from baton.engine.gpu.runner import largest_step
 from baton.engine.pages.memory import PoolSize, kv_cache_bytes_on_gpu, num_blocks_for, require_page_size
 from baton.engine.sampler import sample
+from tests.core.grammars import Allowing
 from tests.engine.driver import Driver, Request, make_prompt
 from tests.engine.gpu.runners import gpu_runner
 
@@ -167,10 +168,17 @@ def mixed_tasks():
         SamplingParams(min_p=0.02, temperature=1.4, min_tokens=4, stop_token_ids=(1, 2, 999)),
     ]
     prompt = [1, 2, 3, 999]
-    return [
+    tasks = [
         (line % 4, SampleTask(kinds[line % 5], 2**64 - 1 - line, 7, prompt, [4, 4, line]))
         for line in range(10)
     ]
+    grammars = [Allowing({5, 9, 30}), Allowing({1, 2}), Allowing({40})]  # the second against `min_tokens`
+    kinds = [kinds[1], kinds[4], kinds[0]]
+    with_grammars = [
+        (line, SampleTask(kind, line, 5, prompt, [4], grammar.matcher()))
+        for line, (kind, grammar) in enumerate(zip(kinds, grammars, strict=True))
+    ]
+    return [*tasks, *with_grammars]
 
 
 def test_samples_as_the_cpu_does(device):
