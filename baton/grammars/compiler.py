@@ -77,4 +77,8 @@ class GrammarCompiler:
             from baton.grammars.guidance import GuidanceCompiler
 
             return GuidanceCompiler(files.backend, self._vocab_size, ends)
+        if name == XGRAMMAR:
+            from baton.grammars.xgrammar import XgrammarCompiler
+
+            return XgrammarCompiler(files.backend, self._vocab_size, ends)
         raise InvalidRequest(f"This worker has no backend '{name}' for structured outputs.")

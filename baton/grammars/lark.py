@@ -90,7 +90,7 @@ class _Writer:
         return f"{self._rule(terminal, options='[lazy]')} {rest}".rstrip()
 
     def _triggered_tags(self, form: Format) -> str:
-        """Any text, in which each trigger begins one of its tags."""
+        """Any text, in which each trigger begins one of its tags; at least one: it begins with a tag."""
         tags = []
         for trigger in form["triggers"]:
             begun = [tag for tag in form["tags"] if _trigger_of(tag, form["triggers"]) == trigger]
@@ -102,9 +102,10 @@ class _Writer:
                 tags.append(f"{self._text_up_to(trigger, form.get('excludes') or ())} {_either(rests)}")
         tag = self._rule(_either(tags))
         text = self.expression({"type": "any_text", "excludes": form.get("excludes")})
-        if form.get("stop_after_first"):
-            return tag if form.get("at_least_one") else f"({text} | {tag})"
-        return f"{tag}+ {text}" if form.get("at_least_one") else f"{tag}* {text}"
+        if not form.get("at_least_one"):
+            return f"({text} | {tag})" if form.get("stop_after_first") else f"{tag}* {text}"
+        first = _either(map(self.expression, form["tags"]))
+        return first if form.get("stop_after_first") else f"{first} {tag}* {text}"
 
     def _tags_with_separator(self, form: Format) -> str:
         tag = self._rule(_either(map(self.expression, form["tags"])))

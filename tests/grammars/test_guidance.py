@@ -7,7 +7,7 @@ import pytest
 
 from baton.core.errors import InvalidRequest
 from baton.grammars import formats, guidance
-from baton.grammars.compiler import GrammarCompiler
+from baton.grammars.compiler import Compiler, GrammarCompiler
 from baton.grammars.guidance import GuidanceCompiler
 from baton.tokenizer.backend import TokenizerFiles, read_tokenizer
 from tests.e2e.processes import DEMO_MODEL
@@ -52,7 +52,8 @@ CASES: list[tuple[formats.Format, list[str], list[str]]] = [
     ({"type": "sequence", "elements": [tag("", ANY, "<|user|>"), NUMBERED]},
      ['th<ink<|user|>{"x":1}'], ["a<|user|>b"]),
     (TRIGGERED, ["no tag", '<f>{"x":1}</f> and <g>any</end>', "<"], ['<f>{"y"', "<g>any</g><h<f>{1", "<fx"]),
-    ({**TRIGGERED, "at_least_one": True}, ['t <f>{"x":1}</f> u'], ["<f>1"]),
+    ({**TRIGGERED, "at_least_one": True}, ['<f>{"x":1}</f> u <g>v</g>'], ["<f>1", "t", "t <f>"]),
+    ({**TRIGGERED, "at_least_one": True, "stop_after_first": True}, ["<g>u</g>"], ["t", "<g>u</g>t"]),
     ({**TRIGGERED, "stop_after_first": True}, ["t", "t <g>u</g>"], ["<g>u</g>t"]),
     (SPECIAL, ["t", 't<|user|>{"x":1}<|assistant|>t'], ["<|user|>t", "<|assistant|>"]),
     ({**SEPARATED, "at_least_one": True}, ['<f>{"x":1}</f>, <g>t</g>'], ["t", '<f>{"x":1}</f>,t']),
@@ -76,9 +77,7 @@ def allows(mask: bytes, token_id: int) -> bool:
     return bool(mask[token_id // 8] >> token_id % 8 & 1)
 
 
-def follow(
-    compiler: GuidanceCompiler, files: TokenizerFiles, form: formats.Format, answer: str
-) -> bool | None:
+def follow(compiler: Compiler, files: TokenizerFiles, form: formats.Format, answer: str) -> bool | None:
     """Whether the answer may end there; None: it can't come to that."""
     matcher = compiler.compile(formats.from_text(formats.to_text(form))).matcher()
     token_ids = files.backend.encode(answer, add_special_tokens=False).ids
