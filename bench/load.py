@@ -5,6 +5,7 @@ import json
 import random
 import statistics
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 from urllib.parse import urlsplit
@@ -26,6 +27,7 @@ class Workload:
     num_output_tokens: int
     concurrency: int
     num_requests: int
+    more_fields: Mapping[str, Any] = field(default_factory=dict)  # of each request
 
     def prompts(self, seed: int) -> list[list[int]]:
         """The same ones for the same seed; no two begin alike, so that no prefix cache helps."""
@@ -110,7 +112,9 @@ class _Stream(asyncio.Protocol):
             self.done.set_exception(error)
 
 
-async def complete(url: str, model: str, prompt: list[int], max_tokens: int) -> Answer:
+async def complete(
+    url: str, model: str, prompt: list[int], max_tokens: int, more_fields: Mapping[str, Any]
+) -> Answer:
     """One request. Raises RequestRefused, ConnectionError or TimeoutError."""
     request = {
         "model": model,
@@ -120,6 +124,7 @@ async def complete(url: str, model: str, prompt: list[int], max_tokens: int) -> 
         "ignore_eos": True,
         "stream": True,
         "stream_options": {"include_usage": True},
+        **more_fields,
     }
     parts = urlsplit(url)
     assert parts.hostname is not None
@@ -144,7 +149,7 @@ async def run(url: str, model: str, workload: Workload, seed: int) -> dict[str, 
 
     async def ask(prompt: list[int]) -> Answer:
         async with places:
-            return await complete(url, model, prompt, workload.num_output_tokens)
+            return await complete(url, model, prompt, workload.num_output_tokens, workload.more_fields)
 
     started = time.perf_counter()
     async with asyncio.TaskGroup() as tasks:

@@ -16,49 +16,52 @@ def has_rules(task: SampleTask) -> bool:
     """Whether the task's logits are changed at all."""
     params = task.params
     return (
-        bool(params.logit_bias) or params.has_penalties or task.matcher is not None or _forbids_stopping(task)
+        bool(params.logit_bias)
+        or params.has_penalties
+        or task.matcher is not None
+        or task.num_output_tokens < params.min_tokens
     )
 
 
-def apply_rules(logits: Tensor, task: SampleTask) -> None:
+def allowed_tokens(task: SampleTask) -> bytes | None:
+    """The tokens that the task's grammar allows, a bit each, the lowest ids in the lowest bits; None: all."""
+    return None if task.matcher is None else task.matcher.allowed(task.output_token_ids)
+
+
+def apply_rules(logits: Tensor, task: SampleTask, allowed: bytes | None) -> None:
     """Change one row of logits, float32 `[V]`, in place: bias, then `min_tokens`, then penalties.
 
-    Tokens outside the vocabulary are passed over.
+    What the grammar does not allow has the least numbers already. Tokens outside the vocabulary are passed
+    over.
     """
     params = task.params
     if params.logit_bias:
         _add_bias(logits, params.logit_bias)
-    if _forbids_stopping(task):
+    if forbids_stopping(task, allowed):
         logits[_known(params.stop_token_ids, logits)] = float("-inf")
     if params.has_penalties:
         _penalise(logits, task)
 
 
-def keep_allowed(logits: Tensor, tasks: Sequence[SampleTask]) -> None:
-    """Let no token be drawn that a row's grammar does not allow, in place, after all rules: `[tasks, V]`.
-
-    Where `min_tokens` has forbidden all that a grammar allows, which are end tokens then, the grammar wins.
-    """
-    rows = [row for row, task in enumerate(tasks) if task.matcher is not None]
-    if not rows:
-        return
-    allowed = torch.stack([_allowed(tasks[row], logits.shape[1]) for row in rows]).to(logits.device)
-    lines = torch.tensor(rows, device=logits.device)
-    chosen = logits.index_select(0, lines).masked_fill_(~allowed, float("-inf"))
-    nothing_left = chosen.amax(dim=-1, keepdim=True) == float("-inf")
-    chosen.masked_fill_(nothing_left & allowed, 0.0)
-    logits.index_copy_(0, lines, chosen)
+def forbids_stopping(task: SampleTask, allowed: bytes | None) -> bool:
+    """Whether the answer is still to have more tokens; not where its grammar allows nothing but its end."""
+    if task.num_output_tokens >= task.params.min_tokens:
+        return False
+    if allowed is None:
+        return True
+    others = bytearray(allowed)
+    for token_id in task.params.stop_token_ids:
+        if token_id < 8 * len(others):
+            others[token_id // 8] &= ~(1 << token_id % 8)
+    return others.count(0) < len(others)
 
 
-def _allowed(task: SampleTask, vocab_size: int) -> Tensor:
-    """Which tokens may come next by the task's grammar, bool `[V]` in host memory."""
-    assert task.matcher is not None
-    bits = np.frombuffer(task.matcher.allowed(task.output_token_ids), dtype=np.uint8)
-    return torch.from_numpy(np.unpackbits(bits, count=vocab_size, bitorder="little")).bool()
-
-
-def _forbids_stopping(task: SampleTask) -> bool:
-    return task.num_output_tokens < task.params.min_tokens
+def unpacked(allowed: Sequence[bytes | None], vocab_size: int) -> Tensor:
+    """Masks as bool `[n, V]`, in host memory."""
+    everything = b"\xff" * (-(-vocab_size // 8))
+    rows = [(everything if mask is None else mask)[: len(everything)] for mask in allowed]
+    packed = np.stack([np.frombuffer(row, dtype=np.uint8) for row in rows])
+    return torch.from_numpy(np.unpackbits(packed, axis=1, count=vocab_size, bitorder="little")).bool()
 
 
 def _add_bias(logits: Tensor, biases: Sequence[tuple[int, float]]) -> None:

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from baton.core.plan import SampleTask
 from baton.core.sampling import SampledToken, SamplingParams, uniform
-from baton.engine.logit_rules import apply_rules, has_rules, keep_allowed
+from baton.engine.logit_rules import allowed_tokens, apply_rules, has_rules, unpacked
+from baton_kernels.cpu.allowed_rows import allowed_rows
 from baton_kernels.cpu.argmax import argmax
 from baton_kernels.cpu.library import DTYPES, cpu_kernels
 from baton_kernels.cpu.logprobs import Chosen, logprobs
@@ -46,11 +47,11 @@ def sample(
     ):
         token_ids[index] = token_id
     for group in _groups(ruled):
-        changed = _finite(logits, [tasks[index][0] for index in group])
+        allowed = [allowed_tokens(tasks[index][1]) for index in group]
+        changed = _allowed(logits, [tasks[index][0] for index in group], allowed)
         chosen = [(line, tasks[index][1]) for line, index in enumerate(group)]
         for line, task in chosen:
-            apply_rules(changed[line], task)
-        keep_allowed(changed, [task for _, task in chosen])
+            apply_rules(changed[line], task, allowed[line])
         for index, token_id in zip(group, _choose(changed, chosen), strict=True):
             token_ids[index] = token_id
     return with_logprobs(logits, tasks, token_ids)
@@ -80,6 +81,16 @@ def _likeliest(logits: Tensor) -> Tensor:
         lines = broken.nonzero().squeeze(-1)
         token_ids[lines] = _finite(logits, lines.tolist()).argmax(dim=-1)
     return token_ids
+
+
+def _allowed(logits: Tensor, lines: list[int], allowed: Sequence[bytes | None]) -> Tensor:
+    """Those lines as finite float32 copies, in which what is not allowed has the least numbers."""
+    if (library := _library_for(logits)) is not None:
+        return allowed_rows(library, logits, lines, allowed)
+    rows = _finite(logits, lines)
+    if any(mask is not None for mask in allowed):
+        rows.masked_fill_(~unpacked(allowed, logits.shape[1]).to(rows.device), float("-inf"))
+    return rows
 
 
 def _finite(logits: Tensor, lines: list[int]) -> Tensor:

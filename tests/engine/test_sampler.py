@@ -287,6 +287,6 @@ def test_a_packed_prompt_is_penalised_as_any_other():
     plain = SampleTask(params, 1, 10, request.prompt_token_ids, [4])
     rows = [logits.clone(), logits.clone()]
     for row, each in zip(rows, (packed, plain), strict=True):
-        apply_rules(row, each)
+        apply_rules(row, each, None)
     assert torch.equal(*rows)
     assert rows[0][2] == logits[2] / 1.7

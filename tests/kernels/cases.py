@@ -9,6 +9,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from baton_kernels import reference
+from baton_kernels.cpu.allowed_rows import allowed_rows
 from baton_kernels.cpu.argmax import argmax
 from baton_kernels.cpu.attention import PagedAttention
 from baton_kernels.cpu.linear import PackedInt8Linear, PackedLinear
@@ -172,6 +173,25 @@ def check_argmax(library: ctypes.CDLL, seed: int) -> None:
     logits[2] = torch.randn(size, generator=generator)
     expected = torch.nan_to_num(logits.to(dtype).float(), nan=torch.finfo(torch.float32).min).argmax(dim=-1)
     assert torch.equal(argmax(library, logits.to(dtype)), expected)
+
+
+def check_allowed_rows(library: ctypes.CDLL, seed: int) -> None:
+    """What is forbidden is below the least of what is allowed; of that changes only what is not finite."""
+    choose, generator = random.Random(seed), torch.Generator().manual_seed(seed)
+    dtype, size = choose.choice(DTYPES), choose.choice([1, 5, 64, 100, 4097])
+    logits = torch.randn(4, size, generator=generator).to(dtype)
+    logits[choose.randrange(4), choose.randrange(size)] = float("nan")
+    logits[choose.randrange(4), choose.randrange(size)] = choose.choice([float("inf"), float("-inf")])
+    lines = choose.choices(range(4), k=choose.randint(0, 6))
+    masks = [None if choose.random() < 0.2 else choose.randbytes(-(-size // 8) + 3) for _ in lines]
+    rows = allowed_rows(library, logits, lines, masks)
+    most = torch.finfo(torch.float32).max
+    for row, line, mask in zip(rows, lines, masks, strict=True):
+        bits = int.from_bytes(mask or b"\xff" * (size // 8 + 1), "little")
+        allowed = torch.tensor([bool(bits >> token_id & 1) for token_id in range(size)])
+        expected = logits[line].float().nan_to_num(nan=-most / 2, posinf=most, neginf=-most / 2)
+        assert torch.equal(row[allowed], expected[allowed])
+        assert (row[~allowed] == -most).all()
 
 
 @dataclass

@@ -7,6 +7,7 @@ import torch
 
 from baton_kernels.cpu.library import load
 from tests.kernels.cases import (
+    check_allowed_rows,
     check_argmax,
     check_attention,
     check_attention_float8,
@@ -24,6 +25,7 @@ def main(path: str, count: str) -> None:
     library = load(Path(path))
     for seed in range(1000, 1000 + int(count)):
         check_argmax(library, seed)
+        check_allowed_rows(library, seed)
         check_drawn(library, seed)
         check_logprobs(library, seed)
         check_linear(library, seed)

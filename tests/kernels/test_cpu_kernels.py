@@ -18,6 +18,7 @@ from baton_kernels.cpu.build import (
 )
 from baton_kernels.cpu.library import load, openmp_functions
 from tests.kernels.cases import (
+    check_allowed_rows,
     check_argmax,
     check_attention,
     check_attention_float8,
@@ -76,6 +77,12 @@ def test_linear_int8_without_a_scale(library: ctypes.CDLL) -> None:
 @pytest.mark.parametrize("seed", range(5))
 def test_argmax(library: ctypes.CDLL, seed: int) -> None:
     check_argmax(library, seed)
+
+
+@pytest.mark.usefixtures("_threads")
+@pytest.mark.parametrize("seed", range(10))
+def test_allowed_rows(library: ctypes.CDLL, seed: int) -> None:
+    check_allowed_rows(library, seed)
 
 
 @pytest.mark.usefixtures("_threads")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from baton.core.plan import SampleTask
 from baton.engine.gpu.host_copies import all_to_device, to_device
-from baton.engine.logit_rules import has_rules, keep_allowed, known_tokens
+from baton.engine.logit_rules import allowed_tokens, forbids_stopping, has_rules, known_tokens, unpacked
 from baton.engine.sampler import Task
 from baton_kernels.gpu.penalties import penalise
 from baton_kernels.gpu.sample_tokens import SamplingRows, sample_tokens
@@ -73,6 +73,9 @@ def _with_rules(logits: Tensor, tasks: list[Task]) -> Tensor:
     device, vocab_size = logits.device, logits.shape[1]
     lines = _to_device([line for line, _ in tasks], torch.int64, device)
     changed = torch.nan_to_num(logits.index_select(0, lines).float(), nan=_LEAST)
+    allowed = [allowed_tokens(task) for _, task in tasks]
+    if any(mask is not None for mask in allowed):
+        changed.masked_fill_(~to_device(unpacked(allowed, vocab_size), device), float("-inf"))
     biases = [(i, token, bias) for i, (_, t) in enumerate(tasks) for token, bias in t.params.logit_bias]
     places = _places([(i, token) for i, token, _ in biases], vocab_size, device)
     amounts = [bias for _, token, bias in biases if 0 <= token < vocab_size]
@@ -80,13 +83,12 @@ def _with_rules(logits: Tensor, tasks: list[Task]) -> Tensor:
     forbidden = [
         (i, token)
         for i, (_, t) in enumerate(tasks)
-        if t.num_output_tokens < t.params.min_tokens
+        if forbids_stopping(t, allowed[i])
         for token in t.params.stop_token_ids
     ]
     changed.view(-1).index_fill_(0, _places(forbidden, vocab_size, device), float("-inf"))
     if any(task.params.has_penalties for _, task in tasks):
         _penalise(changed, [task for _, task in tasks])
-    keep_allowed(changed, [task for _, task in tasks])
     return changed
 
 

@@ -28,6 +28,7 @@ _SIGNATURES: Final = {
     "baton_run": (ctypes.c_int, (_Pointer, _Size, _Size, _Int)),
     "baton_sample": (ctypes.c_int, (_Pointer,)),
     "baton_logprobs": (ctypes.c_int, (_Pointer,)),
+    "baton_allowed_rows": (None, (_Pointer,)),
     "baton_packed_bytes_int8": (_Size, (_Size, _Size)),
     "baton_pack_int8": (None, (_Pointer, _Pointer, _Pointer, _Size, _Size)),
 }

@@ -148,7 +148,7 @@ def test_penalties_equal_the_engines_rules(device):
     outputs = torch.randint(0, 30, (6, 60), generator=generator)
     expected = logits.clone()
     for line, p, prompt, output in zip(expected, params, prompts.tolist(), outputs.tolist(), strict=True):
-        apply_rules(line, SampleTask(p, 0, 100, prompt, output))
+        apply_rules(line, SampleTask(p, 0, 100, prompt, output), None)
     counts = [
         torch.zeros(6, 1500, dtype=torch.int32).scatter_add_(1, ids, torch.ones_like(ids, dtype=torch.int32))
         for ids in (prompts, outputs)
