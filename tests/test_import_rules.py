@@ -17,7 +17,7 @@ FOLDERS = {
         f"baton_{folder}": ROOT / folder
         for folder in (
             *("router", "prefill_service", "decode_service", "both_service"),
-            *("kv_transfer", "kernels", "launch"),
+            *("kv_transfer", "kernels", "launch", "offline"),
         )
     },
 }
@@ -97,8 +97,10 @@ RULES = (
     Rule("baton_both_service",    ours=(*SHARED, *WORKER, *ROLES)),
     Rule("baton_router",          ours=SHARED, never=TENSORS),
     Rule("baton_launch",          ours=(*SETTINGS, *OPTIONS), ours_in_functions=SERVICES, never=TENSORS),
+    Rule("baton_offline",         ours=(*SHARED, *OPTIONS, "baton.engine", "baton_launch.model_source",
+                                        "baton_router")),
     Rule("baton.__main__",        ours=("baton_launch.main",)),
-    Rule("baton",                 ours=()),
+    Rule("baton",                 ours=("baton_offline",)),  # whose names it has, when they are asked for
 )
 # fmt: on
 

@@ -4,19 +4,15 @@ import asyncio
 import gc
 import logging
 import socket
-import time
 
 from prometheus_client import CollectorRegistry
 
-from baton import __version__
 from baton.config import RouterConfig
 from baton.core.errors import StartupError, Unavailable
 from baton.fingerprint import config_digest
 from baton.model_files import (
-    eos_token_ids,
     max_position_embeddings,
     read_config,
-    vocab_size,
 )
 from baton.rpc import lifecycle
 from baton.rpc.lifecycle import DRAIN_TIMEOUT_S, StopSignals
@@ -29,9 +25,7 @@ from baton_router.metrics import FrontMetrics
 from baton_router.pool_metrics import PoolCollector
 from baton_router.requests.admission import Admission
 from baton_router.requests.worker_backend import WorkerBackend
-from baton_router.served_model import ServedModel
-from baton_router.structured_outputs import FormatChecks
-from baton_router.text.tokenizer import Tokenizer
+from baton_router.served_model import ServedModel, load_served_model
 from baton_router.workers.pool import WorkerPool
 
 logger = logging.getLogger(__name__)
@@ -98,25 +92,14 @@ async def _ended(task: asyncio.Task[None], within_s: float) -> None:
 
 
 def _served_model(config: RouterConfig, pool: WorkerPool, admission: Admission) -> ServedModel:
-    model_config = read_config(config.model_dir)
-    longest = max_position_embeddings(model_config)
+    longest = max_position_embeddings(read_config(config.model_dir))
     registry = CollectorRegistry()
     registry.register(PoolCollector(pool, admission))
     metrics = FrontMetrics(registry)
     max_model_len = min(longest, config.max_model_len or longest)
-    tokenizer = Tokenizer.load(config.model_dir)
-    return ServedModel(
-        backend=WorkerBackend(pool, admission, max_model_len, metrics),
-        tokenizer=tokenizer,
-        model=config.served_model_name,
-        root=str(config.model_dir),
-        version=__version__,
-        created=int(time.time()),
-        vocab_size=vocab_size(model_config),
-        # Without any, every answer would go on to its greatest length.
-        eos_token_ids=eos_token_ids(config.model_dir) or tokenizer.eos_token_ids,
-        metrics=metrics,
-        formats=FormatChecks(config.structured_outputs_backend),
+    backend = WorkerBackend(pool, admission, max_model_len, metrics)
+    return load_served_model(
+        config.model_dir, config.served_model_name, backend, metrics, config.structured_outputs_backend
     )
 
 

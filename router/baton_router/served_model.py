@@ -1,8 +1,12 @@
 """What both front doors (HTTP and gRPC) serve: one model over one backend."""
 
+import time
 from dataclasses import dataclass
+from pathlib import Path
 
+from baton import __version__
 from baton.core.errors import ModelNotFound
+from baton.model_files import eos_token_ids, read_config, vocab_size
 from baton_router.backend import Backend
 from baton_router.metrics import FrontMetrics
 from baton_router.structured_outputs import FormatChecks
@@ -35,3 +39,23 @@ class ServedModel:
         """Raises ModelNotFound if the client named another model; no name means the one that is served."""
         if name and name != self.model:
             raise ModelNotFound(name, self.model)
+
+
+def load_served_model(
+    model_dir: Path, name: str, backend: Backend, metrics: FrontMetrics, structured_outputs: str = "auto"
+) -> ServedModel:
+    """Read what front doors need of a model's files; its weights are not among it. Raises StartupError."""
+    tokenizer = Tokenizer.load(model_dir)
+    return ServedModel(
+        backend=backend,
+        tokenizer=tokenizer,
+        model=name,
+        root=str(model_dir),
+        version=__version__,
+        created=int(time.time()),
+        vocab_size=vocab_size(read_config(model_dir)),
+        # Without any, every answer would go on to its greatest length.
+        eos_token_ids=eos_token_ids(model_dir) or tokenizer.eos_token_ids,
+        metrics=metrics,
+        formats=FormatChecks(structured_outputs),
+    )

@@ -1,0 +1,97 @@
+"""What programs say of sampling: the fields that HTTP has, under the same names."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ConfigDict, create_model
+
+from baton.core.fields import FormatText, TokenBiases, TokenIds, rows
+from baton.core.sampling import SamplingParams as EngineSampling
+from baton_router.backend import TextOptions
+from baton_router.structured_outputs import from_structured_outputs
+from baton_router.text.stop_strings import StopStrings
+
+DEFAULT_MAX_TOKENS = 16
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class StructuredOutputsParams:
+    """What an answer has to look like: one of them.
+
+    `json` is a JSON schema; `grammar` is in Lark's notation or GBNF.
+    """
+
+    json: Mapping[str, Any] | str | None = None
+    regex: str | None = None
+    choice: Sequence[str] | None = None
+    grammar: str | None = None
+    json_object: bool | None = None
+    structural_tag: Mapping[str, Any] | str | None = None
+    disable_any_whitespace: bool | None = None
+
+
+def _biases(value: Mapping[int, float]) -> TokenBiases:
+    return tuple(sorted(value.items()))
+
+
+def _format(value: StructuredOutputsParams | Mapping[str, Any]) -> FormatText | None:
+    given = value if isinstance(value, Mapping) else dataclasses.asdict(value)
+    choice = given.get("choice")
+    return from_structured_outputs({**given, "choice": list(choice) if choice else choice})
+
+
+# How programs write the types of the table, and what becomes of it.
+_WRITTEN: dict[Any, tuple[Any, Any]] = {
+    TokenIds: (Sequence[int], tuple),
+    TokenBiases: (Mapping[int, float], _biases),
+    FormatText: (StructuredOutputsParams, _format),
+}
+_OTHERS: dict[str, tuple[Any, Any]] = {
+    "stop": (str | Sequence[str] | None, None),
+    "ignore_eos": (bool, False),
+    "skip_special_tokens": (bool, True),
+}
+
+
+def _written(row_type: Any) -> Any:
+    return _WRITTEN.get(row_type, (row_type,))[0] | None
+
+
+def _fields() -> dict[str, tuple[Any, Any]]:
+    """A field for each row of the table: None is the default that it has for all clients."""
+    return {row.public_name: (_written(row.type), None) for row in rows(EngineSampling)} | _OTHERS
+
+
+if TYPE_CHECKING:
+    SamplingParams = Any
+else:
+    SamplingParams = create_model(
+        "SamplingParams",
+        __config__=ConfigDict(strict=True, frozen=True, extra="forbid"),
+        __module__=__name__,
+        **_fields(),
+    )
+    SamplingParams.__doc__ = """How answers are sampled and when they end; what is left out has its default.
+
+    See docs/api.md for what each field means: they are those of /v1/completions. Raises pydantic's
+    ValidationError, a ValueError, for values of the wrong type and unknown fields.
+    """
+
+
+def request_fields(params: SamplingParams) -> dict[str, Any]:
+    """As `baton_router.request_checks.build_request` takes them. Raises InvalidRequest."""
+    fields: dict[str, Any] = {"ignore_eos": params.ignore_eos}
+    for row in rows(EngineSampling):
+        value = getattr(params, row.public_name)
+        if value is not None and row.type in _WRITTEN:
+            value = _WRITTEN[row.type][1](value)
+        fields[row.public_name] = value
+    return fields
+
+
+def text_options(params: SamplingParams) -> TextOptions:
+    """How tokens become text. Raises InvalidRequest for too many stop strings."""
+    stop = params.stop or ()
+    strings = (stop,) if isinstance(stop, str) else tuple(stop)
+    return TextOptions(StopStrings(strings), params.skip_special_tokens)
