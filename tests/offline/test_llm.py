@@ -49,7 +49,7 @@ def test_what_prompts_may_be(llm: LLM) -> None:
     params = SamplingParams(temperature=0.0, max_tokens=4)
     [of_text] = llm.generate("Hello there", params)
     token_ids = of_text.prompt_token_ids
-    forms = [
+    forms: list[Any] = [
         ["Hello there"],
         {"prompt": "Hello there"},
         token_ids,
@@ -134,7 +134,7 @@ def test_errors_come_before_anything_runs(llm: LLM) -> None:
     with pytest.raises(InvalidRequest, match="stop"):
         llm.generate("x", SamplingParams(stop=["a"] * 100))
     with pytest.raises(InvalidRequest, match="whole numbers"):
-        llm.generate([["a", "b"]])
+        llm.generate([["a", "b"]])  # type: ignore[list-item]
     with pytest.raises(InvalidRequest, match="A prompt is"):
         llm.generate([{"text": "x"}])
     with pytest.raises(TypeError, match="5"):
