@@ -84,6 +84,10 @@ async def test_prompts_of_every_form(stub: Any, backend: FakeBackend, served: Se
     await generate(stub, text=None, token_ids=pb.TokenIds(ids=[5, 6]))
     chat = pb.ChatMessages(messages=[pb.ChatMessage(role="user", content="hi")])
     await generate(stub, text=None, chat=chat, priority=-2, cache_salt="s")
+    developer = pb.ChatMessages(messages=[pb.ChatMessage(role="developer", content="hi")])
+    await generate(stub, text=None, chat=developer)
+    text = served.tokenizer.decode(backend.requests[2].token_ids, skip_special_tokens=False)
+    assert text.startswith("<|im_start|>system\nhi")
     assert backend.requests[0].token_ids == (5, 6)
     text = served.tokenizer.decode(backend.requests[1].token_ids, skip_special_tokens=False)
     assert text == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
@@ -115,6 +119,10 @@ async def test_tokens_and_models(stub: Any, served: ServedModel):
         ("prompt", {"text": None, "token_ids": pb.TokenIds(ids=[10**6])}),
         ("messages", {"text": None, "chat": pb.ChatMessages()}),
         ("messages", {"text": None, "chat": pb.ChatMessages(messages=[pb.ChatMessage()] * 4097)}),
+        (
+            "messages[0].role",
+            {"text": None, "chat": pb.ChatMessages(messages=[pb.ChatMessage(role="model", content="x")])},
+        ),
         ("max_tokens", {"sampling": {"max_tokens": 300}}),
         ("temperature", {"sampling": {"temperature": -1}}),
         ("stop", {"sampling": {"stop": [""]}}),
