@@ -36,13 +36,20 @@ def joined(deltas: Sequence[TextDelta]) -> TextDelta:
 
 
 class _ChoiceText:
-    """The text of one choice so far."""
+    """The text of one choice so far.
+
+    Special tokens that are no part of it count for stop strings that name them. A stop string may begin, but
+    not end, within the first `min_tokens`.
+    """
 
     def __init__(self, served: ServedModel, request: GenerationRequest) -> None:
         self._detokenizer = served.tokenizer.detokenizer(
             skip_special_tokens=request.text.skip_special_tokens, after=request.token_ids
         )
-        self._matcher = StopMatcher(request.text.stop_strings)
+        self._hides_special_tokens = request.text.skip_special_tokens
+        self._special_text = served.tokenizer.special_text
+        self._stop_strings = request.text.stop_strings
+        self._matcher = StopMatcher(self._stop_strings)
         self._min_tokens = request.sampling.min_tokens
         self._stop_token_ids = request.sampling.stop_token_ids
         self._num_tokens = 0
@@ -75,15 +82,17 @@ class _ChoiceText:
         )
 
     def _text_of(self, token_id: int) -> str:
-        text = self._detokenizer.push(token_id)
         self._num_tokens += 1
-        return text if self._num_tokens <= self._min_tokens else self._matcher.push(text)
+        may_match = self._num_tokens > self._min_tokens
+        text = self._matcher.push(self._detokenizer.push(token_id), may_match=may_match)
+        hidden = self._special_text(token_id) if self._hides_special_tokens else None
+        if hidden and self._stop_strings.names(hidden):
+            text += self._matcher.push(hidden, may_match=may_match, is_hidden=True)
+        return text
 
     def _rest(self) -> str:
-        text = self._detokenizer.flush()
-        if self._num_tokens > self._min_tokens:
-            text = self._matcher.push(text)
-        return text + self._matcher.flush()
+        may_match = self._num_tokens > self._min_tokens
+        return self._matcher.push(self._detokenizer.flush(), may_match=may_match) + self._matcher.flush()
 
     def _ended(
         self, delta: TokenDelta, text: str, tokens: tuple[SampledToken, ...], reason: FinishReason

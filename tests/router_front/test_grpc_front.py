@@ -80,6 +80,15 @@ async def test_stream_is_the_whole_answer_in_pieces(stub: Any):
     assert {response.request_id for response in responses} == {responses[0].request_id}
 
 
+async def test_special_token_as_stop_string(stub: Any, backend: FakeBackend, served: ServedModel):
+    backend.reply = served.tokenizer.encode_now("hello<|im_start|>world")
+    for stream in (False, True):
+        sampling = {"max_tokens": 60, "stop": ["<|im_start|>"]}
+        responses = await generate(stub, sampling=sampling, stream=stream)
+        assert "".join(response.text for response in responses) == "hello"
+        assert responses[-1].finish_reason == "stop"
+
+
 async def test_prompts_of_every_form(stub: Any, backend: FakeBackend, served: ServedModel):
     await generate(stub, text=None, token_ids=pb.TokenIds(ids=[5, 6]))
     chat = pb.ChatMessages(messages=[pb.ChatMessage(role="user", content="hi")])

@@ -168,9 +168,6 @@ class _CompletionShape:
         if self._requests[0].sampling.num_logprobs is None:
             return None
         if index not in self._logprobs:
-            skip = self._body.skip_special_tokens is not False
-            prompt = self._requests[index // self._num_choices_each].token_ids
-            self._logprobs[index] = CompletionLogprobs(
-                self._served.tokenizer, skip_special_tokens=skip, prompt=prompt
-            )
+            request = self._requests[index // self._num_choices_each]
+            self._logprobs[index] = CompletionLogprobs(self._served.tokenizer, request)
         return self._logprobs[index].push(delta.tokens)

@@ -14,6 +14,8 @@ from baton_router.text.detokenizer import (
     WindowDetokenizer,
     byte_rules,
     decoder_of,
+    is_byte_token,
+    raw_byte,
 )
 
 # Up to so many characters an encode takes a few milliseconds; a thread's round trip costs one itself.
@@ -34,7 +36,7 @@ class Tokenizer:
         template = files.chat_template
         self._chat_template = ChatTemplate(template, files.special_tokens) if template is not None else None
         added = backend.get_added_tokens_decoder()
-        self._special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
+        self._special = {token_id: token.content for token_id, token in added.items() if token.special}
         self._rules = byte_rules(decoder_of(backend.to_str()))
         self._bytes: dict[int, bytes] = {}
 
@@ -110,21 +112,26 @@ class Tokenizer:
 
     def detokenizer(self, *, skip_special_tokens: bool = True, after: Sequence[int] = ()) -> Detokenizer:
         """A new incremental decoder, for one choice, of a text that goes on from the tokens `after`."""
-        skipped = self._special_ids if skip_special_tokens else frozenset()
+        skipped = self._special if skip_special_tokens else {}
         if self._rules is not None:
             return ByteDetokenizer(lambda i: b"" if i in skipped else self.token_bytes(i), self._rules, after)
         return WindowDetokenizer(
             lambda ids: self.decode(ids, skip_special_tokens=False),
             lambda i: i not in skipped and self._backend.id_to_token(i) is not None,
+            self._raw_byte,
             after,
         )
+
+    def special_text(self, token_id: int) -> str | None:
+        """How a special token is written; None for every other token."""
+        return self._special.get(token_id)
 
     def token_name(self, token_id: int) -> str:
         """A token as the vocabulary spells it; empty if there is none of this id."""
         return self._backend.id_to_token(token_id) or ""
 
     def token_bytes(self, token_id: int) -> bytes:
-        """The bytes that a token adds to the text; a character may be spread over several tokens."""
+        """The bytes of a token for itself; what it adds to a text, a detokenizer knows."""
         known = self._bytes.get(token_id)
         if known is None:
             known = self._bytes[token_id] = self._compute_bytes(token_id)
@@ -132,8 +139,14 @@ class Tokenizer:
 
     def _compute_bytes(self, token_id: int) -> bytes:
         if self._rules is None:
-            return self.decode([token_id], skip_special_tokens=False).encode()
+            return self._raw_byte(token_id) or self.decode([token_id], skip_special_tokens=False).encode()
         return self._rules.token_bytes(self.token_name(token_id))
+
+    def _raw_byte(self, token_id: int) -> bytes | None:
+        """The byte of a token such as <0xE2>, where the decoder takes it for one."""
+        name = self.token_name(token_id)
+        is_one = is_byte_token(name) and self.decode([token_id], skip_special_tokens=False) != name
+        return raw_byte(name) if is_one else None
 
 
 def check_unicode(name: str, text: str) -> None:
