@@ -156,6 +156,7 @@ class _Observer:
 
 
 Sink = Callable[[int, TextDelta], Awaitable[None]]
+Run = Callable[[ServedModel, Sequence[GenerationRequest], Sink], Awaitable[None]]
 
 
 async def run_prompts(served: ServedModel, requests: Sequence[GenerationRequest], sink: Sink) -> None:
@@ -183,6 +184,13 @@ async def run_prompts(served: ServedModel, requests: Sequence[GenerationRequest]
                 group.create_task(run(index, request))
     except BaseExceptionGroup as errors:
         raise first_error(errors) from None
+
+
+async def answer_nothing(served: ServedModel, requests: Sequence[GenerationRequest], sink: Sink) -> None:
+    """As `run_prompts`, for answers of no tokens: the workers are not asked."""
+    for index, request in enumerate(requests):
+        for choice in range(request.sampling.n):
+            await sink(index, TextDelta(choice, "", (), FinishReason.LENGTH))
 
 
 def first_error(group: BaseExceptionGroup) -> BaseException:

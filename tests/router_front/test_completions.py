@@ -273,6 +273,37 @@ async def test_echo(client: httpx.AsyncClient, served: ServedModel):
     assert text_of(await stream(client, prompt="hi there", echo=True, max_tokens=1)) == "hi there" + texts[0]
 
 
+async def test_echo_of_every_choice(client: httpx.AsyncClient, served: ServedModel):
+    ids = served.tokenizer.encode_now("<|im_start|>fox")
+    for fields, last in (({}, "fox"), ({"skip_special_tokens": False}, "<|im_start|>fox")):
+        asked = {"prompt": ["hi there", ids], "echo": True, "n": 2, "max_tokens": 2} | fields
+        answer, events = await complete(client, **asked), await stream(client, **asked)
+        plain = await complete(client, **asked | {"echo": False})
+        for choice, prompt in zip(answer["choices"], ["hi there"] * 2 + [last] * 2, strict=True):
+            index = choice["index"]
+            assert choice["text"] == prompt + plain["choices"][index]["text"] == text_of(events, index)
+
+
+async def test_echo_alone_asks_no_worker(
+    client: httpx.AsyncClient, backend: FakeBackend, served: ServedModel
+):
+    ids = served.tokenizer.encode_now("fox")
+    for prompts, texts in (("hi there", ["hi there"]), (["hi there", ids], ["hi there", "fox"])):
+        for n in (1, 2):
+            asked = {"prompt": prompts, "echo": True, "max_tokens": 0, "n": n, "return_token_ids": True}
+            answer = await complete(client, **asked)
+            events = await stream(client, **asked, stream_options={"include_usage": True})
+            expected = [text for text in texts for _ in range(n)]
+            assert [choice["text"] for choice in answer["choices"]] == expected
+            assert [text_of(events, index) for index in range(len(expected))] == expected
+            for choice in (*answer["choices"], *(c for event in events for c in event["choices"])):
+                assert (choice["finish_reason"], choice["token_ids"]) == ("length", [])
+            num_prompt = sum(len(choice["prompt_token_ids"]) for choice in answer["choices"]) // n
+            assert answer["usage"] == events[-1]["usage"]
+            assert (answer["usage"]["prompt_tokens"], answer["usage"]["completion_tokens"]) == (num_prompt, 0)
+    assert not backend.requests
+
+
 async def test_the_space_between_prompt_and_answer(served: ServedModel, backend: FakeBackend):
     """Decoders as Llama 2's drop it at the start of a text, which an answer is not."""
     served = replace(served, tokenizer=LLAMA, vocab_size=LLAMA.vocab_size)

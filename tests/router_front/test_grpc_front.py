@@ -18,7 +18,7 @@ from baton.core.errors import (
 from baton.rpc.errors import ErrorInterceptor
 from baton.v1 import inference_pb2 as pb
 from baton.v1 import inference_pb2_grpc
-from baton_router import grpc_front
+from baton_router import grpc_front, served_model
 from baton_router.grpc_front import InferenceServicer
 from baton_router.served_model import ServedModel
 from tests.router_front.fake_backend import MODEL, NUM_CACHED, FakeBackend
@@ -107,6 +107,20 @@ async def test_defaults_are_what_is_left(stub: Any, backend: FakeBackend):
     async for _ in stub.Generate(pb.GenerateRequest(text="hi"), timeout=DEADLINE_S):
         pass
     assert backend.requests[0].sampling.max_tokens == backend.max_model_len - 2
+
+
+async def test_counted_tokens_are_bounded(stub: Any, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(served_model, "_COUNTED_TOKENS", 300)
+    chat = pb.ChatMessages(messages=[pb.ChatMessage(role="user", content="<tool call>" * 301)])
+    for call, param in (
+        (stub.Tokenize(pb.TokenizeRequest(text="<tool call>" * 301)), "text"),
+        (stub.Tokenize(pb.TokenizeRequest(chat=chat)), "chat"),
+        (stub.Detokenize(pb.DetokenizeRequest(token_ids=[5] * 301)), "token_ids"),
+    ):
+        error = await failure(call)
+        assert error.code() is CODE.INVALID_ARGUMENT
+        assert f"{param} has" in str(error.details())
+    assert len((await stub.Tokenize(pb.TokenizeRequest(text="<tool call>" * 300))).token_ids) == 300
 
 
 async def test_tokens_and_models(stub: Any, served: ServedModel):

@@ -20,6 +20,7 @@ from baton_router.text.detokenizer import (
 
 # Up to so many characters an encode takes a few milliseconds; a thread's round trip costs one itself.
 _MAX_CHARACTERS_ON_LOOP = 8192
+_MAX_TOKENS_ON_LOOP = 8192  # decoded in about a millisecond
 _CHARACTERS_A_SLICE = 65_536
 _CHARACTERS_A_TOKEN = 8  # more than texts have on average
 
@@ -91,6 +92,14 @@ class Tokenizer:
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Text of token ids; ids without a token are left out."""
         return self._backend.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
+
+    async def decode_many(self, token_ids: Sequence[int]) -> str:
+        """Text of token ids, special tokens included; many are decoded on a thread, as `encode` does."""
+        if len(token_ids) <= _MAX_TOKENS_ON_LOOP:
+            return self.decode(token_ids, skip_special_tokens=False)
+        decode = self._backend.decode_batch  # which releases the GIL
+        [text] = await asyncio.to_thread(decode, [list(token_ids)], skip_special_tokens=False)
+        return text
 
     def render_chat(
         self,
