@@ -60,12 +60,14 @@ class _ChoiceText:
         """The text of the choice's next tokens; tokens after a complete stop string are dropped."""
         pieces = []
         for index, token in enumerate(delta.tokens):
+            self._num_tokens += 1
             is_last = delta.finish_reason is not None and index == len(delta.tokens) - 1
             if (
                 is_last
                 and delta.finish_reason is FinishReason.STOP
                 and token.token_id in self._stop_token_ids
             ):
+                pieces.append(self._read_unseen(token.token_id))
                 break
             pieces.append(self._text_of(token.token_id))
             if self._matcher.is_matched:
@@ -82,17 +84,23 @@ class _ChoiceText:
         )
 
     def _text_of(self, token_id: int) -> str:
-        self._num_tokens += 1
-        may_match = self._num_tokens > self._min_tokens
-        text = self._matcher.push(self._detokenizer.push(token_id), may_match=may_match)
-        hidden = self._special_text(token_id) if self._hides_special_tokens else None
-        if hidden and self._stop_strings.names(hidden):
-            text += self._matcher.push(hidden, may_match=may_match, is_hidden=True)
-        return text
+        text = self._matcher.push(self._detokenizer.push(token_id), may_match=self._may_match)
+        return text + self._read_unseen(token_id) if self._hides_special_tokens else text
+
+    def _read_unseen(self, token_id: int) -> str:
+        """What a token that is no part of the text makes certain of it: a stop string may name the token."""
+        special = self._special_text(token_id)
+        if special is None or not self._stop_strings.names(special):
+            return ""
+        return self._matcher.push(special, may_match=self._may_match, is_hidden=True)
+
+    @property
+    def _may_match(self) -> bool:
+        return self._num_tokens > self._min_tokens
 
     def _rest(self) -> str:
-        may_match = self._num_tokens > self._min_tokens
-        return self._matcher.push(self._detokenizer.flush(), may_match=may_match) + self._matcher.flush()
+        text = self._matcher.push(self._detokenizer.flush(), may_match=self._may_match)
+        return text + self._matcher.flush()
 
     def _ended(
         self, delta: TokenDelta, text: str, tokens: tuple[SampledToken, ...], reason: FinishReason

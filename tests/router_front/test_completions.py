@@ -160,6 +160,16 @@ async def test_special_tokens_as_stop_strings(
             assert text_of(events, choice["index"]) == choice["text"]
 
 
+async def test_a_stop_string_may_end_with_the_token_that_ends_the_answer(
+    client: httpx.AsyncClient, backend: FakeBackend, served: ServedModel
+):
+    backend.reply = served.tokenizer.encode_now("hello<|im_end|>")
+    for fields in ({}, {"skip_special_tokens": False}, {"min_tokens": len(backend.reply) - 1}):
+        for stop, expected in (("lo<|im_end|>", "hel"), ("<|im_end|>", "hello"), ("<|im_end|>x", "hello")):
+            [choice] = (await complete(client, stop=stop, **fields))["choices"]
+            assert (choice["text"], choice["finish_reason"]) == (expected, "stop")
+
+
 async def test_special_tokens_that_no_stop_string_names_do_not_part_the_text(
     client: httpx.AsyncClient, backend: FakeBackend, served: ServedModel
 ):
