@@ -14,12 +14,13 @@ from baton.core.sampling import SampledToken, SamplingParams
 from baton.v1 import inference_pb2 as pb
 from baton.v1 import inference_pb2_grpc
 from baton_router.backend import GenerationRequest, TextOptions
-from baton_router.request_checks import build_request, check_token_ids
+from baton_router.request_checks import build_request
 from baton_router.served_model import ServedModel
 from baton_router.structured_outputs import from_structured_outputs
 from baton_router.text.chat_template import require_few_messages
 from baton_router.text.stop_strings import StopStrings
 from baton_router.text_stream import TextDelta, generate_text, joined
+from baton_router.token_counts import text_of, tokens_of
 
 WRITE_TIMEOUT_S = 60.0  # a client that reads nothing for so long must not keep its place on the workers
 
@@ -66,16 +67,15 @@ class InferenceServicer(inference_pb2_grpc.InferenceServicer):
         add_special_tokens = (
             request.add_special_tokens if request.HasField("add_special_tokens") else not has_chat
         )
-        token_ids = await self._served.tokenizer.encode(
-            text, max_tokens=self._served.max_counted_tokens, add_special_tokens=add_special_tokens
+        token_ids = await tokens_of(
+            self._served, text, add_special_tokens=add_special_tokens, name="chat" if has_chat else "text"
         )
         return pb.TokenizeResponse(token_ids=token_ids, max_model_len=self._served.backend.max_model_len)
 
     async def Detokenize(self, request: pb.DetokenizeRequest, context: Context) -> pb.DetokenizeResponse:  # noqa: N802
         """Text of token ids, special tokens included."""
         self._served.check_model(request.model)
-        check_token_ids("token_ids", request.token_ids, self._served.vocab_size)
-        text = self._served.tokenizer.decode(request.token_ids, skip_special_tokens=False)
+        text = await text_of(self._served, request.token_ids, name="token_ids")
         return pb.DetokenizeResponse(text=text)
 
     async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:  # noqa: N802

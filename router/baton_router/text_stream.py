@@ -36,13 +36,20 @@ def joined(deltas: Sequence[TextDelta]) -> TextDelta:
 
 
 class _ChoiceText:
-    """The text of one choice so far."""
+    """The text of one choice so far.
+
+    Special tokens that are no part of it count for stop strings that name them. A stop string may begin, but
+    not end, within the first `min_tokens`.
+    """
 
     def __init__(self, served: ServedModel, request: GenerationRequest) -> None:
         self._detokenizer = served.tokenizer.detokenizer(
             skip_special_tokens=request.text.skip_special_tokens, after=request.token_ids
         )
-        self._matcher = StopMatcher(request.text.stop_strings)
+        self._hides_special_tokens = request.text.skip_special_tokens
+        self._special_text = served.tokenizer.special_text
+        self._stop_strings = request.text.stop_strings
+        self._matcher = StopMatcher(self._stop_strings)
         self._min_tokens = request.sampling.min_tokens
         self._stop_token_ids = request.sampling.stop_token_ids
         self._num_tokens = 0
@@ -53,12 +60,14 @@ class _ChoiceText:
         """The text of the choice's next tokens; tokens after a complete stop string are dropped."""
         pieces = []
         for index, token in enumerate(delta.tokens):
+            self._num_tokens += 1
             is_last = delta.finish_reason is not None and index == len(delta.tokens) - 1
             if (
                 is_last
                 and delta.finish_reason is FinishReason.STOP
                 and token.token_id in self._stop_token_ids
             ):
+                pieces.append(self._read_unseen(token.token_id))
                 break
             pieces.append(self._text_of(token.token_id))
             if self._matcher.is_matched:
@@ -75,14 +84,22 @@ class _ChoiceText:
         )
 
     def _text_of(self, token_id: int) -> str:
-        text = self._detokenizer.push(token_id)
-        self._num_tokens += 1
-        return text if self._num_tokens <= self._min_tokens else self._matcher.push(text)
+        text = self._matcher.push(self._detokenizer.push(token_id), may_match=self._may_match)
+        return text + self._read_unseen(token_id) if self._hides_special_tokens else text
+
+    def _read_unseen(self, token_id: int) -> str:
+        """What a token that is no part of the text makes certain of it: a stop string may name the token."""
+        special = self._special_text(token_id)
+        if special is None or not self._stop_strings.names(special):
+            return ""
+        return self._matcher.push(special, may_match=self._may_match, is_hidden=True)
+
+    @property
+    def _may_match(self) -> bool:
+        return self._num_tokens > self._min_tokens
 
     def _rest(self) -> str:
-        text = self._detokenizer.flush()
-        if self._num_tokens > self._min_tokens:
-            text = self._matcher.push(text)
+        text = self._matcher.push(self._detokenizer.flush(), may_match=self._may_match)
         return text + self._matcher.flush()
 
     def _ended(
@@ -147,6 +164,7 @@ class _Observer:
 
 
 Sink = Callable[[int, TextDelta], Awaitable[None]]
+Run = Callable[[ServedModel, Sequence[GenerationRequest], Sink], Awaitable[None]]
 
 
 async def run_prompts(served: ServedModel, requests: Sequence[GenerationRequest], sink: Sink) -> None:
@@ -174,6 +192,13 @@ async def run_prompts(served: ServedModel, requests: Sequence[GenerationRequest]
                 group.create_task(run(index, request))
     except BaseExceptionGroup as errors:
         raise first_error(errors) from None
+
+
+async def answer_nothing(served: ServedModel, requests: Sequence[GenerationRequest], sink: Sink) -> None:
+    """As `run_prompts`, for answers of no tokens: the workers are not asked."""
+    for index, request in enumerate(requests):
+        for choice in range(request.sampling.n):
+            await sink(index, TextDelta(choice, "", (), FinishReason.LENGTH))
 
 
 def first_error(group: BaseExceptionGroup) -> BaseException:

@@ -21,7 +21,7 @@ from baton_router.text.tokenizer import Tokenizer
 from tests.router_front.fake_backend import MODEL, FakeBackend
 
 CHAT_TEMPLATE = (
-    "{% for m in messages %}{% if m.role == 'bad' %}{{ raise_exception('No role bad.') }}{% endif %}"
+    "{% for m in messages %}{% if m.name == 'bad' %}{{ raise_exception('No name bad.') }}{% endif %}"
     "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}{{ extra }}"
 )

@@ -1,11 +1,13 @@
 """POST /v1/chat/completions and the routes about the server, without a socket."""
 
+import asyncio
 import json
 from typing import Any
 
 import httpx
 import pytest
 
+from baton_router import served_model
 from baton_router.http.app import create_app
 from baton_router.served_model import ServedModel
 from baton_router.text.chat_template import MAX_MESSAGES
@@ -145,6 +147,35 @@ async def test_detokenize_checks_ids(client: httpx.AsyncClient):
     for tokens in ([10**6], [-1], [10**30]):
         response = await client.post("/detokenize", json={"tokens": tokens})
         assert (response.status_code, response.json()["error"]["param"]) == (400, "tokens")
+
+
+async def test_counted_tokens_are_bounded(
+    client: httpx.AsyncClient, served: ServedModel, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(served_model, "_COUNTED_TOKENS", 300)
+    few, many = "<tool call>" * 300, "<tool call>" * 301
+    for body, param in (
+        ({"prompt": many}, "prompt"),
+        ({"messages": [{"role": "user", "content": many}]}, "messages"),
+    ):
+        response = await client.post("/tokenize", json=body)
+        assert (response.status_code, response.json()["error"]["param"]) == (400, param)
+        assert "300" in response.json()["error"]["message"]
+    tokens = (await client.post("/tokenize", json={"prompt": few})).json()["tokens"]
+    assert (await client.post("/detokenize", json={"tokens": tokens})).json() == {"prompt": few}
+    response = await client.post("/detokenize", json={"tokens": [*tokens, 5]})
+    assert (response.status_code, response.json()["error"]["param"]) == (400, "tokens")
+
+
+async def test_many_tokens_are_decoded_off_the_loop(served: ServedModel):
+    tokens = served.tokenizer.encode_now("hello wörld ") * 20_000
+    decoding = asyncio.create_task(served.tokenizer.decode_many(tokens))
+    num_turns = 0
+    while not decoding.done():
+        await asyncio.sleep(0)
+        num_turns += 1
+    assert num_turns > 2  # on the loop it would be over in the first
+    assert await decoding == "hello wörld " * 20_000
 
 
 async def test_health_follows_the_backend(client: httpx.AsyncClient, backend: FakeBackend):

@@ -113,6 +113,71 @@ async def test_min_tokens_puts_off_stop_strings(client: httpx.AsyncClient, backe
     assert cut["choices"][0]["finish_reason"] == "stop"  # at the second hello
 
 
+@pytest.mark.parametrize("fields", [{}, {"n": 2}, {"skip_special_tokens": False}])
+async def test_a_stop_string_may_begin_within_min_tokens(
+    client: httpx.AsyncClient, backend: FakeBackend, served: ServedModel, fields: dict[str, Any]
+):
+    backend.reply = served.tokenizer.encode_now("a b c d e")
+    whole = (await complete(client, max_tokens=5, return_token_ids=True))["choices"][0]
+    pieces = [served.tokenizer.decode([token_id]) for token_id in whole["token_ids"]]
+    stop = pieces[1] + pieces[2] + pieces[3]
+    for min_tokens in (0, 1, 2, 3):
+        asked = fields | {"stop": stop, "min_tokens": min_tokens}
+        answer = await complete(client, **asked)
+        events = await stream(client, **asked)
+        for choice in answer["choices"]:
+            assert (choice["text"], choice["finish_reason"]) == (pieces[0], "stop")
+            assert text_of(events, choice["index"]) == pieces[0]
+    later = await complete(client, stop=stop, min_tokens=4, max_tokens=len(backend.reply))
+    assert later["choices"][0]["text"] == "a b c d e"  # it ended too early
+
+
+@pytest.mark.parametrize("fields", [{}, {"n": 2}, {"skip_special_tokens": False}, {"ignore_eos": True}])
+@pytest.mark.parametrize("tokens_per_delta", [1, 4])
+async def test_special_tokens_as_stop_strings(
+    client: httpx.AsyncClient,
+    backend: FakeBackend,
+    served: ServedModel,
+    fields: dict[str, Any],
+    tokens_per_delta: int,
+):
+    """They end the answer, though they are no part of its text."""
+    backend.tokens_per_delta = tokens_per_delta
+    backend.reply = served.tokenizer.encode_now("hello<|im_start|>world<|end|><|im_end|>fox")
+    cases = {
+        "<|im_start|>": "hello",
+        "<|end|>": "helloworld",
+        "lo<|im_start|>wor": "hel",
+        "rld<|end|>": "hellowo",
+    }
+    for stop, expected in cases.items():
+        asked = fields | {"stop": ["zzz", stop], "return_token_ids": True}
+        answer = await complete(client, **asked)
+        events = await stream(client, **asked)
+        for choice in answer["choices"]:
+            hidden = choice["text"].replace("<|im_start|>", "")
+            assert (hidden, choice["finish_reason"]) == (expected, "stop")
+            assert text_of(events, choice["index"]) == choice["text"]
+
+
+async def test_a_stop_string_may_end_with_the_token_that_ends_the_answer(
+    client: httpx.AsyncClient, backend: FakeBackend, served: ServedModel
+):
+    backend.reply = served.tokenizer.encode_now("hello<|im_end|>")
+    for fields in ({}, {"skip_special_tokens": False}, {"min_tokens": len(backend.reply) - 1}):
+        for stop, expected in (("lo<|im_end|>", "hel"), ("<|im_end|>", "hello"), ("<|im_end|>x", "hello")):
+            [choice] = (await complete(client, stop=stop, **fields))["choices"]
+            assert (choice["text"], choice["finish_reason"]) == (expected, "stop")
+
+
+async def test_special_tokens_that_no_stop_string_names_do_not_part_the_text(
+    client: httpx.AsyncClient, backend: FakeBackend, served: ServedModel
+):
+    backend.reply = served.tokenizer.encode_now("hel<|im_start|>lo fox")
+    answer = await complete(client, stop=["ello", "<|end|>"])
+    assert (answer["choices"][0]["text"], answer["choices"][0]["finish_reason"]) == ("h", "stop")
+
+
 async def test_end_of_sequence_is_a_token_but_no_text(
     client: httpx.AsyncClient, backend: FakeBackend, served: ServedModel
 ):
@@ -216,6 +281,37 @@ async def test_echo(client: httpx.AsyncClient, served: ServedModel):
     texts = [choice["text"] for choice in plain["choices"]]
     assert [c["text"] for c in answer["choices"]] == ["hi there" + texts[0], "fox" + texts[1]]
     assert text_of(await stream(client, prompt="hi there", echo=True, max_tokens=1)) == "hi there" + texts[0]
+
+
+async def test_echo_of_every_choice(client: httpx.AsyncClient, served: ServedModel):
+    ids = served.tokenizer.encode_now("<|im_start|>fox")
+    for fields, last in (({}, "fox"), ({"skip_special_tokens": False}, "<|im_start|>fox")):
+        asked = {"prompt": ["hi there", ids], "echo": True, "n": 2, "max_tokens": 2} | fields
+        answer, events = await complete(client, **asked), await stream(client, **asked)
+        plain = await complete(client, **asked | {"echo": False})
+        for choice, prompt in zip(answer["choices"], ["hi there"] * 2 + [last] * 2, strict=True):
+            index = choice["index"]
+            assert choice["text"] == prompt + plain["choices"][index]["text"] == text_of(events, index)
+
+
+async def test_echo_alone_asks_no_worker(
+    client: httpx.AsyncClient, backend: FakeBackend, served: ServedModel
+):
+    ids = served.tokenizer.encode_now("fox")
+    for prompts, texts in (("hi there", ["hi there"]), (["hi there", ids], ["hi there", "fox"])):
+        for n in (1, 2):
+            asked = {"prompt": prompts, "echo": True, "max_tokens": 0, "n": n, "return_token_ids": True}
+            answer = await complete(client, **asked)
+            events = await stream(client, **asked, stream_options={"include_usage": True})
+            expected = [text for text in texts for _ in range(n)]
+            assert [choice["text"] for choice in answer["choices"]] == expected
+            assert [text_of(events, index) for index in range(len(expected))] == expected
+            for choice in (*answer["choices"], *(c for event in events for c in event["choices"])):
+                assert (choice["finish_reason"], choice["token_ids"]) == ("length", [])
+            num_prompt = sum(len(choice["prompt_token_ids"]) for choice in answer["choices"]) // n
+            assert answer["usage"] == events[-1]["usage"]
+            assert (answer["usage"]["prompt_tokens"], answer["usage"]["completion_tokens"]) == (num_prompt, 0)
+    assert not backend.requests
 
 
 async def test_the_space_between_prompt_and_answer(served: ServedModel, backend: FakeBackend):

@@ -18,7 +18,7 @@ from baton.core.errors import (
 from baton.rpc.errors import ErrorInterceptor
 from baton.v1 import inference_pb2 as pb
 from baton.v1 import inference_pb2_grpc
-from baton_router import grpc_front
+from baton_router import grpc_front, served_model
 from baton_router.grpc_front import InferenceServicer
 from baton_router.served_model import ServedModel
 from tests.router_front.fake_backend import MODEL, NUM_CACHED, FakeBackend
@@ -80,10 +80,23 @@ async def test_stream_is_the_whole_answer_in_pieces(stub: Any):
     assert {response.request_id for response in responses} == {responses[0].request_id}
 
 
+async def test_special_token_as_stop_string(stub: Any, backend: FakeBackend, served: ServedModel):
+    backend.reply = served.tokenizer.encode_now("hello<|im_start|>world")
+    for stream in (False, True):
+        sampling = {"max_tokens": 60, "stop": ["<|im_start|>"]}
+        responses = await generate(stub, sampling=sampling, stream=stream)
+        assert "".join(response.text for response in responses) == "hello"
+        assert responses[-1].finish_reason == "stop"
+
+
 async def test_prompts_of_every_form(stub: Any, backend: FakeBackend, served: ServedModel):
     await generate(stub, text=None, token_ids=pb.TokenIds(ids=[5, 6]))
     chat = pb.ChatMessages(messages=[pb.ChatMessage(role="user", content="hi")])
     await generate(stub, text=None, chat=chat, priority=-2, cache_salt="s")
+    developer = pb.ChatMessages(messages=[pb.ChatMessage(role="developer", content="hi")])
+    await generate(stub, text=None, chat=developer)
+    text = served.tokenizer.decode(backend.requests[2].token_ids, skip_special_tokens=False)
+    assert text.startswith("<|im_start|>system\nhi")
     assert backend.requests[0].token_ids == (5, 6)
     text = served.tokenizer.decode(backend.requests[1].token_ids, skip_special_tokens=False)
     assert text == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
@@ -94,6 +107,20 @@ async def test_defaults_are_what_is_left(stub: Any, backend: FakeBackend):
     async for _ in stub.Generate(pb.GenerateRequest(text="hi"), timeout=DEADLINE_S):
         pass
     assert backend.requests[0].sampling.max_tokens == backend.max_model_len - 2
+
+
+async def test_counted_tokens_are_bounded(stub: Any, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(served_model, "_COUNTED_TOKENS", 300)
+    chat = pb.ChatMessages(messages=[pb.ChatMessage(role="user", content="<tool call>" * 301)])
+    for call, param in (
+        (stub.Tokenize(pb.TokenizeRequest(text="<tool call>" * 301)), "text"),
+        (stub.Tokenize(pb.TokenizeRequest(chat=chat)), "chat"),
+        (stub.Detokenize(pb.DetokenizeRequest(token_ids=[5] * 301)), "token_ids"),
+    ):
+        error = await failure(call)
+        assert error.code() is CODE.INVALID_ARGUMENT
+        assert f"{param} has" in str(error.details())
+    assert len((await stub.Tokenize(pb.TokenizeRequest(text="<tool call>" * 300))).token_ids) == 300
 
 
 async def test_tokens_and_models(stub: Any, served: ServedModel):
@@ -115,6 +142,10 @@ async def test_tokens_and_models(stub: Any, served: ServedModel):
         ("prompt", {"text": None, "token_ids": pb.TokenIds(ids=[10**6])}),
         ("messages", {"text": None, "chat": pb.ChatMessages()}),
         ("messages", {"text": None, "chat": pb.ChatMessages(messages=[pb.ChatMessage()] * 4097)}),
+        (
+            "messages[0].role",
+            {"text": None, "chat": pb.ChatMessages(messages=[pb.ChatMessage(role="model", content="x")])},
+        ),
         ("max_tokens", {"sampling": {"max_tokens": 300}}),
         ("temperature", {"sampling": {"temperature": -1}}),
         ("stop", {"sampling": {"stop": [""]}}),

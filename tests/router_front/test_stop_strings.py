@@ -46,6 +46,33 @@ def test_holds_back_no_more_than_it_must(pieces: list[str], stops: list[str]):
         assert len(seen) - len(emitted) == max(possible, default=0)
 
 
+@given(before=letters, pieces=st.lists(letters, max_size=8), stops=st.lists(letters.filter(bool), max_size=5))
+@settings(max_examples=300, deadline=None)
+def test_a_stop_string_may_begin_where_none_may_end(before: str, pieces: list[str], stops: list[str]):
+    matcher = StopMatcher(StopStrings(stops))
+    emitted = matcher.push(before, may_match=False)
+    emitted += "".join(matcher.push(piece) for piece in pieces) + matcher.flush()
+    text, expected = before + "".join(pieces), (before + "".join(pieces), False)
+    for end in range(len(before) + 1, len(text) + 1):
+        ending = [stop for stop in stops if text[:end].endswith(stop)]
+        if ending:
+            expected = (text[: end - max(map(len, ending))], True)
+            break
+    assert (emitted, matcher.is_matched) == expected
+
+
+@pytest.mark.parametrize(
+    ("stop", "expected"),
+    [("<e>", "one"), ("ne<e>", "o"), ("<e>\n", "one"), ("<e>x", "one\ntwo"), ("etw", "one\ntwo")],
+)
+def test_hidden_pieces_are_read_and_not_emitted(stop: str, expected: str):
+    matcher = StopMatcher(StopStrings([stop]))
+    pieces = [("one", False), ("<e>", True), ("\ntwo", False)]
+    emitted = "".join(matcher.push(piece, is_hidden=is_hidden) for piece, is_hidden in pieces)
+    assert emitted + matcher.flush() == expected
+    assert matcher.is_matched == (expected != "one\ntwo")
+
+
 def test_stop_string_over_three_pieces():
     matcher = StopMatcher(StopStrings(["END"]))
     assert [matcher.push(piece) for piece in ("the E", "N", "D of it", "more")] == ["the ", "", "", ""]

@@ -14,7 +14,7 @@ from baton_router.http.event_stream import EventStream
 from baton_router.http.generation import GenerationBody
 from baton_router.http.guarded_work import ClientDisconnected, GuardedResponse
 from baton_router.served_model import ServedModel
-from baton_router.text_stream import TextDelta, joined, run_prompts
+from baton_router.text_stream import Run, TextDelta, joined, run_prompts
 
 
 class Shape(Protocol):
@@ -69,10 +69,13 @@ class Answer:
         requests: Sequence[GenerationRequest],
         answer_id: str,
         shape: Shape,
+        run: Run = run_prompts,
     ) -> None:
+        """`run` gives the requests' deltas."""
         self._served = served
         self._requests = requests
         self._shape = shape
+        self._run = run
         self._num_choices_each = requests[0].sampling.n
         self._num_choices = self._num_choices_each * len(requests)
         self._usage = _Usage(sum(len(request.token_ids) for request in requests))
@@ -94,7 +97,7 @@ class Answer:
             self._usage.count(delta)
             deltas[self._index(request, delta)].append(delta)
 
-        await run_prompts(self._served, self._requests, collect)
+        await self._run(self._served, self._requests, collect)
         content = {
             **self._head,
             "object": self._shape.whole_object,
@@ -118,7 +121,7 @@ class Answer:
             await stream.event(self._chunk([self._shape.chunk_choice(self._index(request, delta), delta)]))
 
         try:
-            await run_prompts(self._served, self._requests, forward)
+            await self._run(self._served, self._requests, forward)
             if self._usage_at_end:
                 await stream.event({**self._chunk([]), "usage": self._usage.as_json()})
             await stream.done()

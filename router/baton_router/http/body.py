@@ -41,8 +41,10 @@ def _whole_number(value: Any) -> Any:
 WholeNumber = Annotated[int, BeforeValidator(_whole_number)]
 
 
-def _token_biases(value: Any, info: ValidationInfo) -> TokenBiases:
+def _token_biases(value: Any, info: ValidationInfo) -> TokenBiases | None:
     """JSON has no integer keys, so token ids come as strings."""
+    if value is None:
+        return None
     name = info.field_name
     if not isinstance(value, dict):
         raise InvalidRequest(f"{name} must map token ids to numbers.", param=name)
@@ -72,6 +74,8 @@ class StructuredOutputs(BaseModel):
 
 
 def _format(value: Any, info: ValidationInfo) -> FormatText | None:
+    if value is None:
+        return None
     if not isinstance(value, Mapping):
         raise InvalidRequest(f"{info.field_name} must be an object.", param=info.field_name)
     return from_structured_outputs(value)

@@ -14,7 +14,7 @@ from baton_router.http.answer import Answer
 from baton_router.http.body import WholeNumber
 from baton_router.http.conversation import ConversationBody
 from baton_router.http.generation import GenerationBody
-from baton_router.http.logprobs import chat_logprobs
+from baton_router.http.logprobs import ChatLogprobs
 from baton_router.http.unsupported import CHAT, refuse_unsupported
 from baton_router.request_checks import build_request
 from baton_router.served_model import ServedModel
@@ -82,10 +82,10 @@ class _ChatShape:
     chunk_object = "chat.completion.chunk"
 
     def __init__(self, served: ServedModel, body: ChatBody, request: GenerationRequest) -> None:
-        self._served = served
-        self._has_logprobs = bool(body.logprobs)
+        self._request = request
         self._has_token_ids = bool(body.return_token_ids)
-        self._prompt_token_ids = request.token_ids
+        num_choices = request.sampling.n if body.logprobs else 0
+        self._logprobs = [ChatLogprobs(served.tokenizer, request) for _ in range(num_choices)]
 
     def opening(self, num_choices: int) -> list[dict[str, Any]]:
         """The role of every choice."""
@@ -101,21 +101,21 @@ class _ChatShape:
 
     def top_level(self) -> dict[str, Any]:
         """The prompt's tokens, where they were asked for."""
-        return {"prompt_token_ids": list(self._prompt_token_ids)} if self._has_token_ids else {}
+        return {"prompt_token_ids": list(self._request.token_ids)} if self._has_token_ids else {}
 
     def chunk_choice(self, index: int, delta: TextDelta) -> dict[str, Any]:
         """See Shape."""
         content = {"content": delta.text} if delta.text else {}
-        return {"index": index, "delta": content, **self._ending(delta)}
+        return {"index": index, "delta": content, **self._ending(index, delta)}
 
     def whole_choice(self, index: int, delta: TextDelta) -> dict[str, Any]:
         """See Shape."""
         message = {"role": "assistant", "content": delta.text, "refusal": None}
-        return {"index": index, "message": message, **self._ending(delta)}
+        return {"index": index, "message": message, **self._ending(index, delta)}
 
-    def _ending(self, delta: TextDelta) -> dict[str, Any]:
+    def _ending(self, index: int, delta: TextDelta) -> dict[str, Any]:
         ending: dict[str, Any] = {
-            "logprobs": chat_logprobs(self._served.tokenizer, delta.tokens) if self._has_logprobs else None,
+            "logprobs": self._logprobs[index].push(delta.tokens) if self._logprobs else None,
             "finish_reason": delta.finish_reason.value if delta.finish_reason else None,
         }
         if self._has_token_ids:

@@ -17,7 +17,7 @@ from baton_router.http.logprobs import CompletionLogprobs
 from baton_router.http.unsupported import COMPLETIONS, refuse_unsupported, unsupported
 from baton_router.request_checks import build_request
 from baton_router.served_model import ServedModel
-from baton_router.text_stream import TextDelta
+from baton_router.text_stream import TextDelta, answer_nothing, run_prompts
 
 MAX_PROMPTS = 1024
 _DEFAULT_MAX_TOKENS = 16  # OpenAI's
@@ -30,7 +30,9 @@ def _is_token_ids(value: Any) -> bool:
 
 
 def _prompts(value: Any) -> list[Prompt]:
-    """One text, one list of token ids, or a list of either, as a list."""
+    """One text, one list of token ids, or a list of either, as a list; null is the empty text."""
+    if value is None:
+        return [""]
     if isinstance(value, str) or (value and _is_token_ids(value)):
         return [value]
     if not isinstance(value, list):
@@ -54,11 +56,16 @@ class CompletionBody(GenerationBody):
 
     prompt: Annotated[
         list[Prompt],
-        PlainValidator(_prompts, json_schema_input_type=str | list[int] | list[str] | list[list[int]]),
+        PlainValidator(_prompts, json_schema_input_type=str | list[int] | list[str] | list[list[int]] | None),
     ]
     echo: bool | None = False
     best_of: WholeNumber | None = None
     add_special_tokens: bool | None = True
+
+    @property
+    def is_echo_alone(self) -> bool:
+        """Whether the prompt is all that is asked for, and nothing is generated."""
+        return bool(self.echo) and self.sampling_fields()["max_tokens"] == 0
 
 
 def completion_routes(served: ServedModel) -> APIRouter:
@@ -72,7 +79,8 @@ def completion_routes(served: ServedModel) -> APIRouter:
         answer_id = f"cmpl-{uuid.uuid4().hex}"
         requests = await _requests(served, body, answer_id)
         shape = _CompletionShape(served, body, requests)
-        return Answer(served, body, requests, answer_id, shape).response()
+        run = answer_nothing if body.is_echo_alone else run_prompts
+        return Answer(served, body, requests, answer_id, shape, run).response()
 
     return router
 
@@ -93,10 +101,18 @@ def _check(body: CompletionBody) -> None:
         raise InvalidRequest(
             "echo with logprobs is not supported.", param="echo", code="unsupported_parameter"
         )
+    if body.is_echo_alone and fields["min_tokens"]:
+        raise InvalidRequest(
+            f"min_tokens is {fields['min_tokens']}, but max_tokens is 0.",
+            param="min_tokens",
+            code="out_of_range",
+        )
 
 
 async def _requests(served: ServedModel, body: CompletionBody, answer_id: str) -> list[GenerationRequest]:
     fields, text = body.sampling_fields(), body.text_options()
+    if body.is_echo_alone:  # checked as a request for one token
+        fields["max_tokens"] = 1
     requests = []
     for index, prompt in enumerate(body.prompt):
         requests.append(
@@ -162,15 +178,15 @@ class _CompletionShape:
         return choice
 
     def _prompt_text(self, prompt: Prompt) -> str:
-        return prompt if isinstance(prompt, str) else self._served.tokenizer.decode(prompt)
+        if isinstance(prompt, str):
+            return prompt
+        skip = self._body.skip_special_tokens is not False
+        return self._served.tokenizer.decode(prompt, skip_special_tokens=skip)
 
     def _choice_logprobs(self, index: int, delta: TextDelta) -> dict[str, Any] | None:
         if self._requests[0].sampling.num_logprobs is None:
             return None
         if index not in self._logprobs:
-            skip = self._body.skip_special_tokens is not False
-            prompt = self._requests[index // self._num_choices_each].token_ids
-            self._logprobs[index] = CompletionLogprobs(
-                self._served.tokenizer, skip_special_tokens=skip, prompt=prompt
-            )
+            request = self._requests[index // self._num_choices_each]
+            self._logprobs[index] = CompletionLogprobs(self._served.tokenizer, request)
         return self._logprobs[index].push(delta.tokens)

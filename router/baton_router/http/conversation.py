@@ -14,57 +14,26 @@ from baton_router.text.chat_template import require_few_messages
 class ContentPart(BaseModel):
     """A part of a message's content; only text is served."""
 
-    model_config = ConfigDict(strict=True)
-
     type: str
     text: str | None = None
 
 
-def _content(value: Any) -> str:
-    """A string, or text parts, joined by line breaks; null is the empty string."""
-    if value is None or isinstance(value, str):
-        return value or ""
-    if not isinstance(value, list):
-        raise InvalidRequest("content must be a string or a list of text parts.", param="messages")
-    return "\n".join(_part_text(part) for part in value)
-
-
-def _part_text(part: Any) -> str:
-    kind = part.get("type") if isinstance(part, dict) else None
-    if kind != "text":
-        raise InvalidRequest(
-            f"Content parts of type {kind!r} are not supported, only 'text'.",
-            param="messages",
-            code="unsupported_content",
-        )
-    text = part.get("text")
-    if not isinstance(text, str):
-        raise InvalidRequest("A text part must have a string as its text.", param="messages")
-    return text
-
-
 class ChatMessage(BaseModel):
-    """One message of a conversation."""
+    """One message of a conversation. What a content, or a field that is not named here, may be is the chat
+    template's to say, and checked there: baton_router/text/messages.py."""
 
     model_config = ConfigDict(strict=True, extra="allow")
 
     role: str
     content: Annotated[
-        str, PlainValidator(_content, json_schema_input_type=str | list[ContentPart] | None)
-    ] = ""
+        Any, PlainValidator(lambda value: value, json_schema_input_type=str | list[ContentPart] | None)
+    ] = None
     name: str | None = None
 
-    def for_template(self) -> dict[str, str]:
-        """As templates know messages. Raises InvalidRequest for what belongs to tools."""
-        extra = self.model_extra or {}
-        if self.role in ("tool", "function") or extra.get("tool_calls") or extra.get("function_call"):
-            raise InvalidRequest(
-                "Messages of tools are not supported by this server.",
-                param="messages",
-                code="unsupported_parameter",
-            )
-        named = {"name": self.name} if self.name is not None else {}
-        return {"role": self.role, "content": self.content, **named}
+    def as_given(self) -> dict[str, Any]:
+        """Every field that the client has sent."""
+        named = {} if self.name is None else {"name": self.name}
+        return {**(self.model_extra or {}), **named, "role": self.role, "content": self.content}
 
 
 def _few_messages(value: Any) -> Any:
@@ -88,7 +57,7 @@ class TemplateBody(Body):
         if not messages:
             raise InvalidRequest("messages must hold at least one message.", param="messages")
         return served.tokenizer.render_chat(
-            [message.for_template() for message in messages],
+            [message.as_given() for message in messages],
             add_generation_prompt=self.add_generation_prompt is not False,
             variables=self.chat_template_kwargs,
         )

@@ -8,8 +8,8 @@ from fastapi.responses import Response
 from baton.core.errors import InvalidRequest
 from baton_router.http.body import Body
 from baton_router.http.conversation import Messages, TemplateBody
-from baton_router.request_checks import check_token_ids
 from baton_router.served_model import ServedModel
+from baton_router.token_counts import text_of, tokens_of
 
 
 class TokenizeBody(TemplateBody):
@@ -77,8 +77,8 @@ def model_routes(served: ServedModel) -> APIRouter:
         served.check_model(body.model)
         text, is_chat = _text(served, body)
         add_special_tokens = not is_chat if body.add_special_tokens is None else body.add_special_tokens
-        tokens = await served.tokenizer.encode(
-            text, max_tokens=served.max_counted_tokens, add_special_tokens=add_special_tokens
+        tokens = await tokens_of(
+            served, text, add_special_tokens=add_special_tokens, name="messages" if is_chat else "prompt"
         )
         names = [served.tokenizer.token_name(token) for token in tokens] if body.return_token_strs else None
         return {
@@ -91,8 +91,7 @@ def model_routes(served: ServedModel) -> APIRouter:
     @router.post("/detokenize")
     async def detokenize(body: DetokenizeBody) -> dict[str, str]:
         served.check_model(body.model)
-        check_token_ids("tokens", body.tokens, served.vocab_size)
-        return {"prompt": served.tokenizer.decode(body.tokens, skip_special_tokens=False)}
+        return {"prompt": await text_of(served, body.tokens, name="tokens")}
 
     return router
 

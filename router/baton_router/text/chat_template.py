@@ -16,10 +16,10 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from baton.core.errors import InvalidRequest, StartupError
+from baton_router.text.content_format import content_format
+from baton_router.text.messages import Message, message_for_template
 
 MAX_MESSAGES = 4096  # each takes the event loop, which all requests share, some microseconds
-
-Message = Mapping[str, Any]
 
 
 class ChatTemplate:
@@ -27,12 +27,15 @@ class ChatTemplate:
 
     def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
         """Raises StartupError if the template is not valid Jinja."""
+        environment = _environment()
         try:
-            self._template = _environment().from_string(source)
+            self._template = environment.from_string(source)
         except TemplateSyntaxError as error:
             raise StartupError(
                 f"The model's chat template is broken in line {error.lineno}: {error}"
             ) from error
+        self._format = content_format(environment.parse(source))
+        self._knows_developers = "developer" in source
         self._special_tokens = dict(special_tokens)
 
     def render(
@@ -44,7 +47,8 @@ class ChatTemplate:
     ) -> str:
         """The prompt of a conversation; `variables` are the client's own additions to the template's.
 
-        Raises InvalidRequest where the template refuses the messages or trips over them.
+        Raises InvalidRequest for what is no message (see messages.py), and where the template refuses the
+        messages or trips over them.
         """
         context = {
             # Defined and none, as in transformers: templates ask `tools is not none`, which undefined is not.
@@ -52,17 +56,22 @@ class ChatTemplate:
             "documents": None,
             **self._special_tokens,
             **(variables or {}),
-            "messages": list(messages),
+            "messages": [self._message(index, message) for index, message in enumerate(messages)],
             "add_generation_prompt": add_generation_prompt,
         }
         try:
             return self._template.render(context)
-        except (TemplateError, TypeError, ValueError, LookupError, ArithmeticError) as error:
+        except (TemplateError, TypeError, ValueError, LookupError, ArithmeticError, RecursionError) as error:
             raise InvalidRequest(
                 f"The model's chat template refused the messages: {error}",
                 param="messages",
                 code="chat_template_error",
             ) from error
+
+    def _message(self, index: int, message: Message) -> dict[str, Any]:
+        return message_for_template(
+            message, self._format, where=f"messages[{index}]", knows_developers=self._knows_developers
+        )
 
 
 def require_few_messages(num_messages: int) -> None:

@@ -26,6 +26,10 @@ class Detokenizer(Protocol):
         """The text that this token makes certain; often empty."""
         ...
 
+    def bytes_of(self, token_id: int) -> bytes:
+        """What this token would add to the text if it came next; a character may be spread over several."""
+        ...
+
     def flush(self) -> str:
         """What is still held back, when no token follows."""
         ...
@@ -47,7 +51,7 @@ class ByteRules:
         for pattern, replacement in self.replacements:
             content = content.replace(pattern, replacement)
         if is_byte_token(content):
-            return bytes((int(content[3:5], 16),))
+            return raw_byte(content)
         return content.encode("utf-8", "replace")
 
 
@@ -98,6 +102,14 @@ class ByteDetokenizer:
         text = self._decoder.decode(self._token_bytes(token_id))
         return self._strip(text) if self._num_to_strip else text
 
+    def bytes_of(self, token_id: int) -> bytes:
+        """See Detokenizer."""
+        token_bytes = self._token_bytes(token_id)
+        strip = self._strip_content.encode()
+        for _ in range(self._num_to_strip):
+            token_bytes = token_bytes.removeprefix(strip)
+        return token_bytes
+
     def flush(self) -> str:
         """See Detokenizer."""
         text = self._decoder.decode(b"", final=True)
@@ -124,14 +136,17 @@ class WindowDetokenizer:
         self,
         decode: Callable[[Sequence[int]], str],
         is_text: Callable[[int], bool],
+        raw_byte: Callable[[int], bytes | None],
         after: Sequence[int] = (),
     ) -> None:
         """`is_text` is False for tokens that are no part of the text: they must not become context.
 
-        `after` are the tokens that the text goes on from, its first context.
+        `raw_byte` gives the byte that a token stands for, None for tokens of text; `after` are the tokens
+        that the text goes on from, its first context.
         """
         self._decode = decode
         self._is_text = is_text
+        self._raw_byte = raw_byte
         self._context = [token_id for token_id in after[-_MAX_CONTEXT_TOKENS:] if is_text(token_id)]
         self._held: list[int] = []
 
@@ -145,6 +160,16 @@ class WindowDetokenizer:
             return ""
         self._context, self._held = self._held, []
         return text
+
+    def bytes_of(self, token_id: int) -> bytes:
+        """See Detokenizer. Of a raw byte the decoder itself shows nothing before the character is whole."""
+        if not self._is_text(token_id):
+            return b""
+        raw_byte = self._raw_byte(token_id)
+        if raw_byte is not None:
+            return raw_byte
+        before = [*self._context, *self._held]
+        return self._decode([*before, token_id])[len(self._decode(before)) :].encode()
 
     def flush(self) -> str:
         """See Detokenizer."""
@@ -168,6 +193,11 @@ def is_byte_token(content: str) -> bool:
     if len(content) != 6 or not content.startswith("<0x") or not content.endswith(">"):
         return False
     return all(digit in "0123456789abcdefABCDEF" for digit in content[3:5])
+
+
+def raw_byte(content: str) -> bytes:
+    """The byte that such a token stands for."""
+    return bytes((int(content[3:5], 16),))
 
 
 def _byte_level_bytes(content: str) -> bytes:

@@ -37,10 +37,19 @@ class StopStrings:
             raise InvalidRequest("stop must not hold an empty string.", param="stop")
         if any(len(string) > MAX_STOP_LENGTH for string in strings):
             raise InvalidRequest(f"A stop string has at most {MAX_STOP_LENGTH} characters.", param="stop")
+        self._strings = tuple(strings)
+        self._named: dict[str, bool] = {}
         self.root = _Node(0)
         for string in strings:
             self._add(string)
         self._link()
+
+    def names(self, text: str) -> bool:
+        """Whether a stop string holds the text of this special token."""
+        known = self._named.get(text)
+        if known is None:
+            known = self._named[text] = any(text in string for string in self._strings)
+        return known
 
     def _add(self, string: str) -> None:
         node = self.root
@@ -75,30 +84,33 @@ class StopMatcher:
     def __init__(self, stop_strings: StopStrings) -> None:
         self._root = stop_strings.root
         self._node = self._root
-        self._held = ""
+        self._held: list[str] = []  # what each character is in the text that is emitted
         self.is_matched = False
 
-    def push(self, text: str) -> str:
+    def push(self, text: str, *, may_match: bool = True, is_hidden: bool = False) -> str:
         """The text that is certain not to be part of a stop string.
 
         Ends before the stop string that is complete first (of several that end together, the longest) and
-        sets `is_matched`. What is emitted does not depend on how the text was cut into pieces.
+        sets `is_matched`. What is emitted does not depend on how the text was cut into pieces. Without
+        `may_match` no stop string ends in this piece, though one may begin; a hidden piece is read, and
+        never emitted.
         """
         if self.is_matched or not self._root.children:
-            return "" if self.is_matched else text
-        text = self._held + text
+            return "" if self.is_matched or is_hidden else text
+        num_held = len(self._held)
+        emitted = [*self._held, *([""] * len(text) if is_hidden else text)]
         root, node = self._root, self._node
-        for index in range(len(self._held), len(text)):
-            node = step(node, text[index], root)
-            if node.match_length:
-                self.is_matched, self._held = True, ""
-                return text[: index + 1 - node.match_length]
+        for index, character in enumerate(text, num_held):
+            node = step(node, character, root)
+            if node.match_length and may_match:
+                self.is_matched, self._held = True, []
+                return "".join(emitted[: index + 1 - node.match_length])
         self._node = node
-        num_certain = len(text) - node.depth
-        self._held = text[num_certain:]
-        return text[:num_certain]
+        num_certain = len(emitted) - node.depth
+        self._held = emitted[num_certain:]
+        return "".join(emitted[:num_certain])
 
     def flush(self) -> str:
         """What is held back, when no text follows."""
-        held, self._held, self._node = self._held, "", self._root
+        held, self._held, self._node = "".join(self._held), [], self._root
         return held

@@ -14,10 +14,13 @@ from baton_router.text.detokenizer import (
     WindowDetokenizer,
     byte_rules,
     decoder_of,
+    is_byte_token,
+    raw_byte,
 )
 
 # Up to so many characters an encode takes a few milliseconds; a thread's round trip costs one itself.
 _MAX_CHARACTERS_ON_LOOP = 8192
+_MAX_TOKENS_ON_LOOP = 8192  # decoded in about a millisecond
 _CHARACTERS_A_SLICE = 65_536
 _CHARACTERS_A_TOKEN = 8  # more than texts have on average
 
@@ -34,7 +37,7 @@ class Tokenizer:
         template = files.chat_template
         self._chat_template = ChatTemplate(template, files.special_tokens) if template is not None else None
         added = backend.get_added_tokens_decoder()
-        self._special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
+        self._special = {token_id: token.content for token_id, token in added.items() if token.special}
         self._rules = byte_rules(decoder_of(backend.to_str()))
         self._bytes: dict[int, bytes] = {}
 
@@ -90,6 +93,14 @@ class Tokenizer:
         """Text of token ids; ids without a token are left out."""
         return self._backend.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
 
+    async def decode_many(self, token_ids: Sequence[int]) -> str:
+        """Text of token ids, special tokens included; many are decoded on a thread, as `encode` does."""
+        if len(token_ids) <= _MAX_TOKENS_ON_LOOP:
+            return self.decode(token_ids, skip_special_tokens=False)
+        decode = self._backend.decode_batch  # which releases the GIL
+        [text] = await asyncio.to_thread(decode, [list(token_ids)], skip_special_tokens=False)
+        return text
+
     def render_chat(
         self,
         messages: Sequence[Mapping[str, Any]],
@@ -110,21 +121,26 @@ class Tokenizer:
 
     def detokenizer(self, *, skip_special_tokens: bool = True, after: Sequence[int] = ()) -> Detokenizer:
         """A new incremental decoder, for one choice, of a text that goes on from the tokens `after`."""
-        skipped = self._special_ids if skip_special_tokens else frozenset()
+        skipped = self._special if skip_special_tokens else {}
         if self._rules is not None:
             return ByteDetokenizer(lambda i: b"" if i in skipped else self.token_bytes(i), self._rules, after)
         return WindowDetokenizer(
             lambda ids: self.decode(ids, skip_special_tokens=False),
             lambda i: i not in skipped and self._backend.id_to_token(i) is not None,
+            self._raw_byte,
             after,
         )
+
+    def special_text(self, token_id: int) -> str | None:
+        """How a special token is written; None for every other token."""
+        return self._special.get(token_id)
 
     def token_name(self, token_id: int) -> str:
         """A token as the vocabulary spells it; empty if there is none of this id."""
         return self._backend.id_to_token(token_id) or ""
 
     def token_bytes(self, token_id: int) -> bytes:
-        """The bytes that a token adds to the text; a character may be spread over several tokens."""
+        """The bytes of a token for itself; what it adds to a text, a detokenizer knows."""
         known = self._bytes.get(token_id)
         if known is None:
             known = self._bytes[token_id] = self._compute_bytes(token_id)
@@ -132,8 +148,14 @@ class Tokenizer:
 
     def _compute_bytes(self, token_id: int) -> bytes:
         if self._rules is None:
-            return self.decode([token_id], skip_special_tokens=False).encode()
+            return self._raw_byte(token_id) or self.decode([token_id], skip_special_tokens=False).encode()
         return self._rules.token_bytes(self.token_name(token_id))
+
+    def _raw_byte(self, token_id: int) -> bytes | None:
+        """The byte of a token such as <0xE2>, where the decoder takes it for one."""
+        name = self.token_name(token_id)
+        is_one = is_byte_token(name) and self.decode([token_id], skip_special_tokens=False) != name
+        return raw_byte(name) if is_one else None
 
 
 def check_unicode(name: str, text: str) -> None:
