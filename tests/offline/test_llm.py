@@ -134,7 +134,7 @@ def test_errors_come_before_anything_runs(llm: LLM) -> None:
     with pytest.raises(InvalidRequest, match="stop"):
         llm.generate("x", SamplingParams(stop=["a"] * 100))
     with pytest.raises(InvalidRequest, match="whole numbers"):
-        llm.generate([["a", "b"]])  # type: ignore[list-item]
+        llm.generate([["a", "b"]])  # type: ignore[arg-type]
     with pytest.raises(InvalidRequest, match="A prompt is"):
         llm.generate([{"text": "x"}])
     with pytest.raises(TypeError, match="5"):
