@@ -13,6 +13,7 @@ from typing import Annotated, Any, Protocol, get_args, get_origin, get_type_hint
 from baton.core.errors import InvalidRequest
 
 TokenIds = tuple[int, ...]
+TokenSequences = tuple[TokenIds, ...]  # clients write texts
 TokenBiases = tuple[tuple[int, float], ...]  # (token id, added to its logit)
 
 
@@ -79,6 +80,16 @@ class AtMost:
 
 
 @dataclass(frozen=True, slots=True)
+class AtLeastOne:
+    """Not empty."""
+
+    def check(self, name: str, value: Sized, table: object = None) -> None:
+        """See Rule."""
+        if not value:
+            raise InvalidRequest(f"{name} must not be empty.", param=name, code="out_of_range")
+
+
+@dataclass(frozen=True, slots=True)
 class EachBias:
     """Token biases that each keep a rule."""
 
@@ -104,7 +115,7 @@ class Row:
         """The token ids in a value of the field."""
         if self.type == TokenBiases:
             return [token_id for token_id, _ in value]
-        return value if self.type == TokenIds else ()
+        return value if self.type in (TokenIds, TokenIds | None) else ()
 
 
 @cache

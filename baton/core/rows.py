@@ -21,7 +21,8 @@ def num_ready_tokens(sequence: SequenceState, max_model_len: int) -> int:
 def _may_follow(sequence: SequenceState, max_model_len: int) -> bool:
     """Whether the sequence can go on from a token that is not known yet."""
     params = sequence.request.sampling
-    if sequence.hands_over or params.has_penalties or params.grammar:  # which read tokens, on the host
+    reads_tokens = params.has_penalties or params.grammar or params.bad_words  # on the host
+    if sequence.hands_over or reads_tokens:
         return False
     if not sequence.output_token_ids and params.n > 1:
         return False  # choices fork from the prompt as it is

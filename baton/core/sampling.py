@@ -4,10 +4,12 @@ import hashlib
 from dataclasses import dataclass
 from typing import Annotated
 
+from baton.core.errors import InvalidRequest
 from baton.core.fields import (
     ANY_FORMAT,
     Above,
     AlsoOff,
+    AtLeastOne,
     AtMost,
     Between,
     EachBias,
@@ -15,6 +17,7 @@ from baton.core.fields import (
     PublicName,
     TokenBiases,
     TokenIds,
+    TokenSequences,
     check_fields,
 )
 
@@ -23,6 +26,9 @@ MAX_FORMAT_LENGTH = 1_000_000  # characters
 MAX_LOGPROBS = 20
 MAX_STOP_TOKEN_IDS = 128
 MAX_LOGIT_BIASES = 1024  # a step, which others share, takes time for each
+MAX_ALLOWED_TOKENS = 16384
+MAX_BAD_WORDS = 256
+MAX_LOGPROB_TOKENS = 128
 MAX_SEED = 2**64 - 1
 _MAX_INT32 = 2**31 - 1
 
@@ -54,11 +60,19 @@ class SamplingParams:
     # None: no logprobs; 0: the chosen token's; k: and the k likeliest
     num_logprobs: Annotated[int | None, PublicName("logprobs"), Between(0, MAX_LOGPROBS)] = None
     n: Annotated[int, Between(1, MAX_CHOICES)] = 1
+    # No other tokens come, end tokens included; None: all may.
+    allowed_token_ids: Annotated[TokenIds | None, AtLeastOne(), AtMost(MAX_ALLOWED_TOKENS)] = None
+    # The last token of none of them comes where the output ends with the others.
+    bad_words: Annotated[TokenSequences, AtMost(MAX_BAD_WORDS)] = ()
+    # Whose log probabilities are told after the likeliest ones, whatever their rank.
+    logprob_token_ids: Annotated[TokenIds, AtMost(MAX_LOGPROB_TOKENS)] = ()
     # What the answer has to look like: see baton/grammars/formats.py. Empty: anything.
     grammar: Annotated[FormatText, PublicName("structured_outputs"), AtMost(MAX_FORMAT_LENGTH)] = ANY_FORMAT
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if self.logprob_token_ids and self.num_logprobs is None:
+            raise InvalidRequest("logprob_token_ids need logprobs.", param="logprob_token_ids")
 
     @property
     def is_greedy(self) -> bool:

@@ -1,15 +1,18 @@
 """What one request's settings do to its logits before a token is drawn."""
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from baton.core.fields import TokenIds
 from baton.core.plan import SampleTask
 
 _FLOAT32 = torch.finfo(torch.float32)
+_ALL = b"\xff"
 
 
 def has_rules(task: SampleTask) -> bool:
@@ -18,14 +21,51 @@ def has_rules(task: SampleTask) -> bool:
     return (
         bool(params.logit_bias)
         or params.has_penalties
-        or task.matcher is not None
+        or _has_mask(task)
         or task.num_output_tokens < params.min_tokens
     )
 
 
-def allowed_tokens(task: SampleTask) -> bytes | None:
-    """The tokens that the task's grammar allows, a bit each, the lowest ids in the lowest bits; None: all."""
-    return None if task.matcher is None else task.matcher.allowed(task.output_token_ids)
+def allowed_tokens(task: SampleTask, vocab_size: int) -> bytes | None:
+    """The tokens that grammar, `allowed_token_ids` and `bad_words` leave: a bit each, the lowest ids in the
+    lowest bits; None: all."""
+    if not _has_mask(task):
+        return None
+    params, num_bytes = task.params, -(-vocab_size // 8)
+    mask = _ALL * num_bytes
+    if task.matcher is not None:
+        mask = task.matcher.allowed(task.output_token_ids)[:num_bytes]
+    if params.allowed_token_ids is not None:
+        only = _mask_of(params.allowed_token_ids, num_bytes)
+        mask = (int.from_bytes(mask, "little") & only).to_bytes(num_bytes, "little")
+    left = _without(mask, _ends_of_bad_words(task)) if params.bad_words else mask
+    return left if left.count(0) < num_bytes else mask  # a bad word where nothing else may come
+
+
+def _has_mask(task: SampleTask) -> bool:
+    params = task.params
+    return task.matcher is not None or params.allowed_token_ids is not None or bool(params.bad_words)
+
+
+@lru_cache(maxsize=256)
+def _mask_of(token_ids: TokenIds, num_bytes: int) -> int:
+    return sum(1 << token_id for token_id in set(token_ids) if token_id < 8 * num_bytes)
+
+
+def _ends_of_bad_words(task: SampleTask) -> Iterator[int]:
+    """The tokens that would complete one of them."""
+    output = task.output_token_ids
+    for *before, last in task.params.bad_words:
+        if not before or list(output[-len(before) :]) == before:
+            yield last
+
+
+def _without(mask: bytes, token_ids: Iterable[int]) -> bytes:
+    others = bytearray(mask)
+    for token_id in token_ids:
+        if token_id < 8 * len(others):
+            others[token_id // 8] &= ~(1 << token_id % 8)
+    return bytes(others)
 
 
 def apply_rules(logits: Tensor, task: SampleTask, allowed: bytes | None) -> None:
@@ -44,21 +84,18 @@ def apply_rules(logits: Tensor, task: SampleTask, allowed: bytes | None) -> None
 
 
 def forbids_stopping(task: SampleTask, allowed: bytes | None) -> bool:
-    """Whether the answer is still to have more tokens; not where its grammar allows nothing but its end."""
+    """Whether the answer is still to have more tokens; not where nothing but its end is allowed."""
     if task.num_output_tokens >= task.params.min_tokens:
         return False
     if allowed is None:
         return True
-    others = bytearray(allowed)
-    for token_id in task.params.stop_token_ids:
-        if token_id < 8 * len(others):
-            others[token_id // 8] &= ~(1 << token_id % 8)
+    others = _without(allowed, task.params.stop_token_ids)
     return others.count(0) < len(others)
 
 
 def unpacked(allowed: Sequence[bytes | None], vocab_size: int) -> Tensor:
     """Masks as bool `[n, V]`, in host memory."""
-    everything = b"\xff" * (-(-vocab_size // 8))
+    everything = _ALL * (-(-vocab_size // 8))
     rows = [(everything if mask is None else mask)[: len(everything)] for mask in allowed]
     packed = np.stack([np.frombuffer(row, dtype=np.uint8) for row in rows])
     return torch.from_numpy(np.unpackbits(packed, axis=1, count=vocab_size, bitorder="little")).bool()

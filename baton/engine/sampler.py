@@ -47,7 +47,7 @@ def sample(
     ):
         token_ids[index] = token_id
     for group in _groups(ruled):
-        allowed = [allowed_tokens(tasks[index][1]) for index in group]
+        allowed = [allowed_tokens(tasks[index][1], logits.shape[1]) for index in group]
         changed = _allowed(logits, [tasks[index][0] for index in group], allowed)
         chosen = [(line, tasks[index][1]) for line, index in enumerate(group)]
         for line, task in chosen:
@@ -199,18 +199,35 @@ def with_logprobs(logits: Tensor, tasks: Sequence[Task], token_ids: list[int]) -
     tokens = [SampledToken(token_id) for token_id in token_ids]
     asked = [index for index, (_, task) in enumerate(tasks) if task.params.num_logprobs is not None]
     if asked and (library := _library_for(logits)) is not None:
-        counts = [tasks[index][1].params.num_logprobs or 0 for index in asked]
-        rows = [Chosen(tasks[i][0], token_ids[i], count) for i, count in zip(asked, counts, strict=True)]
-        for index, found in zip(asked, logprobs(library, logits, rows), strict=True):
-            tokens[index] = SampledToken(token_ids[index], *found)
+        rows = []
+        for index in asked:
+            line, params = tasks[index][0], tasks[index][1].params
+            rows.append(Chosen(line, token_ids[index], params.num_logprobs or 0))
+            rows += (Chosen(line, token_id, 0) for token_id in params.logprob_token_ids)
+        found = iter(logprobs(library, logits, rows))
+        for index in asked:
+            logprob, top = next(found)
+            more = [(token_id, next(found)[0]) for token_id in tasks[index][1].params.logprob_token_ids]
+            tokens[index] = SampledToken(token_ids[index], logprob, with_others(top, more))
         return tokens
     for group in _groups(asked):
         lines = torch.log_softmax(_finite(logits, [tasks[index][0] for index in group]), dim=-1)
         for index, line in zip(group, lines, strict=True):
             count = tasks[index][1].params.num_logprobs or 0
             token_id = token_ids[index]
-            tokens[index] = SampledToken(token_id, float(line[token_id]), _top_logprobs(line, count))
+            more = [(other, float(line[other])) for other in tasks[index][1].params.logprob_token_ids]
+            top = with_others(_top_logprobs(line, count), more)
+            tokens[index] = SampledToken(token_id, float(line[token_id]), top)
     return tokens
+
+
+def with_others(
+    top: Sequence[tuple[int, float]], others: Sequence[tuple[int, float]]
+) -> tuple[tuple[int, float], ...]:
+    """The likeliest tokens, then those of the others that are not among them, the likeliest first."""
+    known = {token_id for token_id, _ in top}
+    rest = {token_id: logprob for token_id, logprob in others if token_id not in known}
+    return (*top, *sorted(rest.items(), key=lambda entry: (-entry[1], entry[0])))
 
 
 def _top_logprobs(logprobs: Tensor, count: int) -> tuple[tuple[int, float], ...]:

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from baton.core.commands import FailureReason, StepTimes
-from baton.core.fields import Row, TokenBiases, TokenIds, rows
+from baton.core.fields import Row, TokenBiases, TokenIds, TokenSequences, rows
 from baton.core.kv_layout import KVLayout
 from baton.core.prefix import HASH_BYTES, pack_token_ids, unpack_token_ids
 from baton.core.request import EngineRequest, LoadSnapshot, TokenEvent
@@ -81,12 +81,20 @@ def _sampling_from_proto(message: worker_pb2.WorkerSampling) -> SamplingParams:
 def _to_field(row: Row, value: Any) -> Any:
     if row.type == TokenBiases:
         return [worker_pb2.TokenBias(token_id=token_id, bias=bias) for token_id, bias in value]
+    if row.type == TokenSequences:
+        return [worker_pb2.TokenIdList(ids=ids) for ids in value]
+    if row.type == TokenIds | None:
+        return None if value is None else worker_pb2.TokenIdList(ids=value)
     return value
 
 
 def _from_field(row: Row, value: Any) -> Any:
     if row.type == TokenBiases:
         return tuple((entry.token_id, entry.bias) for entry in value)
+    if row.type == TokenSequences:
+        return tuple(tuple(entry.ids) for entry in value)
+    if row.type == TokenIds | None:
+        return tuple(value.ids)
     return tuple(value) if row.type == TokenIds else value
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ConfigDict, create_model
 
-from baton.core.fields import FormatText, TokenBiases, TokenIds, rows
+from baton.core.fields import FormatText, TokenBiases, TokenIds, TokenSequences, rows
 from baton.core.sampling import SamplingParams as EngineSampling
 from baton_router.backend import TextOptions
 from baton_router.structured_outputs import from_structured_outputs
@@ -44,6 +44,8 @@ def _format(value: StructuredOutputsParams | Mapping[str, Any]) -> FormatText | 
 # How programs write the types of the table, and what becomes of it.
 _WRITTEN: dict[Any, tuple[Any, Any]] = {
     TokenIds: (Sequence[int], tuple),
+    TokenIds | None: (Sequence[int], tuple),
+    TokenSequences: (Sequence[str], list),
     TokenBiases: (Mapping[int, float], _biases),
     FormatText: (StructuredOutputsParams, _format),
 }

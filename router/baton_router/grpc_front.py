@@ -9,7 +9,7 @@ from typing import Any
 import grpc
 
 from baton.core.errors import InvalidRequest, RequestFailed
-from baton.core.fields import FormatText, TokenBiases, TokenIds, rows
+from baton.core.fields import FormatText, TokenBiases, TokenIds, TokenSequences, rows
 from baton.core.sampling import SampledToken, SamplingParams
 from baton.v1 import inference_pb2 as pb
 from baton.v1 import inference_pb2_grpc
@@ -38,6 +38,8 @@ def _format(message: pb.StructuredOutputs) -> FormatText | None:
 _FROM_PROTO: dict[Any, Callable[[Any], Any]] = {
     FormatText: _format,
     TokenIds: tuple,
+    TokenIds | None: lambda message: tuple(message.ids),
+    TokenSequences: list,
     TokenBiases: lambda biases: tuple(biases.items()),
 }
 

@@ -7,11 +7,12 @@ from dataclasses import replace
 from typing import Any
 
 from baton.core.errors import InvalidRequest
-from baton.core.fields import Between, rows
+from baton.core.fields import Between, TokenSequences, rows
 from baton.core.sampling import MAX_SEED, SamplingParams
 from baton.grammars.formats import FIELD
 from baton_router.backend import GenerationRequest, TextOptions
 from baton_router.served_model import ServedModel
+from baton_router.text.bad_words import bad_words
 from baton_router.text.tokenizer import check_unicode
 
 _MAX_CACHE_SALT_LENGTH = 1024
@@ -122,12 +123,12 @@ def _max_tokens(
 
 
 def _sampling(served: ServedModel, fields: Mapping[str, Any], max_tokens: int) -> SamplingParams:
-    values = {}
+    values: dict[str, Any] = {}
     for row in rows(SamplingParams):
         value = fields.get(row.public_name)
         if value is not None and value != row.also_off:
             check_token_ids(row.public_name, row.token_ids(value), served.vocab_size)
-            values[row.name] = value
+            values[row.name] = bad_words(served.tokenizer, value) if row.type == TokenSequences else value
     has_format = any(fields.get(field) is not None for field in (FIELD, "response_format"))
     goes_on = fields.get("ignore_eos") and not has_format  # which says where its answer ends
     eos_token_ids = () if goes_on else served.eos_token_ids

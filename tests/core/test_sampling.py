@@ -9,9 +9,12 @@ from hypothesis import strategies as st
 
 from baton.core.errors import InvalidRequest
 from baton.core.sampling import (
+    MAX_ALLOWED_TOKENS,
+    MAX_BAD_WORDS,
     MAX_CHOICES,
     MAX_FORMAT_LENGTH,
     MAX_LOGIT_BIASES,
+    MAX_LOGPROB_TOKENS,
     MAX_LOGPROBS,
     MAX_STOP_TOKEN_IDS,
     SamplingParams,
@@ -48,6 +51,14 @@ RANGES: list[tuple[str, str, list[Any], list[Any]]] = [
     ),
     ("num_logprobs", "logprobs", [None, 0, MAX_LOGPROBS], [-1, MAX_LOGPROBS + 1]),
     ("n", "n", [1, MAX_CHOICES], [0, MAX_CHOICES + 1]),
+    (
+        "allowed_token_ids",
+        "allowed_token_ids",
+        [None, (1,), (1,) * MAX_ALLOWED_TOKENS],
+        [(), (1,) * (MAX_ALLOWED_TOKENS + 1)],
+    ),
+    ("logprob_token_ids", "logprob_token_ids", [()], [(1,) * (MAX_LOGPROB_TOKENS + 1)]),
+    ("bad_words", "bad_words", [(), ((1, 2),) * MAX_BAD_WORDS], [((1, 2),) * (MAX_BAD_WORDS + 1)]),
     ("grammar", "structured_outputs", ["", "x" * MAX_FORMAT_LENGTH], ["x" * (MAX_FORMAT_LENGTH + 1)]),
 ]
 GOOD = [(field, value) for field, _, good, _ in RANGES for value in good]

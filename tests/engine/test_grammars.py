@@ -125,3 +125,46 @@ def test_a_complete_answer_ends(engine: ColocatedEngine) -> None:
     grammar = Allowing(lambda output: {9} if len(output) < 3 else {END})
     add(engine.scheduler, "id", grammar, min_tokens=8, stop_token_ids=(END,))
     assert [tokens["id"] for tokens, _ in outputs(engine)] == [[9], [9], [9], [END]]
+
+
+@pytest.mark.usefixtures("_computed_by")
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_allowed_tokens_and_bad_words(temperature: float) -> None:
+    """A word of several tokens is kept out where all but its last stand."""
+    logits = torch.zeros(VOCABULARY_SIZE)
+    generator = torch.Generator().manual_seed(3)
+
+    def drawn(output: Sequence[int], **sampling: Any) -> set[int]:
+        found = set()
+        for seed in range(40):
+            noise = torch.randn(VOCABULARY_SIZE, generator=generator) if temperature == 0.0 else 0.0
+            params = SamplingParams(temperature=temperature, seed=seed, **sampling)
+            task = SampleTask(params, seed, len(PROMPT) + len(output), PROMPT, list(output))
+            found.add(sample((logits + noise)[None], [(0, task)])[0].token_id)
+        return found
+
+    assert drawn([], allowed_token_ids=(5, 9, 159)) == {5, 9, 159}
+    assert drawn([], allowed_token_ids=(5, 9), bad_words=((9,),)) == {5}
+    assert drawn([], allowed_token_ids=(9,), bad_words=((9,),)) == {9}  # something has to come
+    words = ((7, 8, 5), (6,), (4, 5))
+    assert drawn([7, 8], allowed_token_ids=(5, 6, 9), bad_words=words) == {9}
+    assert drawn([8], allowed_token_ids=(5, 6, 9), bad_words=words) == {5, 9}
+    assert drawn([8, 4], allowed_token_ids=(5, 6, 9), bad_words=words) == {9}
+    matcher = Allowing({5, 6, 9}).matcher()
+    params = SamplingParams(temperature=temperature, allowed_token_ids=(6, 9, 11), bad_words=((6,),))
+    task = SampleTask(params, 1, len(PROMPT), PROMPT, [], matcher)
+    assert sample(logits[None], [(0, task)])[0].token_id == 9
+
+
+@pytest.mark.usefixtures("_computed_by")
+def test_logprobs_of_tokens_by_id() -> None:
+    """After the likeliest, in order, and none twice."""
+    logits = torch.randn(1, VOCABULARY_SIZE, generator=torch.Generator().manual_seed(1)) * 3
+    expected = torch.log_softmax(logits[0], dim=-1)
+    first, second, third = expected.topk(3).indices.tolist()
+    params = SamplingParams(temperature=0.0, num_logprobs=2, logprob_token_ids=(7, second, 9, third))
+    [token] = sample(logits, [(0, SampleTask(params, 1, len(PROMPT), PROMPT, []))])
+    others = sorted({7, 9, third} - {first, second}, key=lambda token_id: -float(expected[token_id]))
+    assert [token_id for token_id, _ in token.top_logprobs] == [first, second, *others]
+    for token_id, logprob in token.top_logprobs:
+        assert logprob == pytest.approx(float(expected[token_id]), abs=1e-5)

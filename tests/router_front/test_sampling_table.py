@@ -37,11 +37,16 @@ class Example:
     refused: Any
 
     def grpc(self) -> Any:
+        if self.value is WORD:
+            return self.http
+        if self is EXAMPLES["allowed_token_ids"]:
+            return inference_pb2.TokenIds(ids=self.value)
         if isinstance(self.value, FormatText):
             return inference_pb2.StructuredOutputs(choice=inference_pb2.Choices(texts=self.http["choice"]))
         return dict(self.value) if isinstance(self.http, dict) else self.value
 
 
+WORD = ((285, 276),)
 CHOICE = formats.to_text(formats.choice(["yes", "no"]))
 EXAMPLES = {
     "temperature": Example(0.5, 0.5, 100.5),
@@ -58,6 +63,9 @@ EXAMPLES = {
     "logit_bias": Example(((5, -1.5),), {"5": -1.5}, {"5": 101}),
     "num_logprobs": Example(3, 3, 21),
     "n": Example(2, 2, 0),
+    "allowed_token_ids": Example((5, 6), [5, 6], []),
+    "bad_words": Example(WORD, ["quick"], [""]),
+    "logprob_token_ids": Example((5, 6), [5, 6], [5] * 129),
     "grammar": Example(CHOICE, {"choice": ["yes", "no"]}, {"regex": "("}),
 }
 ROWS = rows(SamplingParams)
@@ -80,6 +88,8 @@ def missing(table: type) -> set[tuple[str, str]]:
 def fields_of(path: str, row: Row, value: Any) -> dict[str, Any]:
     if path == CHAT and row.public_name == "logprobs":
         return {"logprobs": True, "top_logprobs": value}
+    if row.name == "logprob_token_ids":
+        return {"logprobs": True if path == CHAT else 1, row.public_name: value}
     return {row.public_name: value}
 
 
@@ -105,7 +115,7 @@ def test_no_message_of_workers_has_more():
 @each_row
 def test_what_workers_are_not_told_is_the_default(row: Row):
     field = worker_pb2.WorkerSampling.DESCRIPTOR.fields_by_name[row.name]
-    assert field.has_presence or row.name in ("stop_token_ids", "logit_bias")
+    assert field.has_presence or not getattr(SamplingParams(), row.name)
     empty = codec.work_from_proto(worker_pb2.Work(token_ids=b"\0" * 4), block_size=4)
     assert getattr(empty.sampling, row.name) == getattr(SamplingParams(), row.name)
 
@@ -142,6 +152,8 @@ async def test_whole_numbers_may_have_a_point(client: httpx.AsyncClient, backend
 @each_row
 async def test_grpc_reaches_the_workers(served: ServedModel, backend: FakeBackend, row: Row):
     fields = {"max_tokens": 8, "ignore_eos": True, row.public_name: EXAMPLES[row.name].grpc()}
+    if row.name == "logprob_token_ids":
+        fields["logprobs"] = 0
     request = inference_pb2.GenerateRequest(text="hi", sampling=inference_pb2.Sampling(**fields))
     built = await InferenceServicer(served)._completion_request(request)
     assert getattr(built.sampling, row.name) == EXAMPLES[row.name].value

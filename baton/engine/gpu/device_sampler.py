@@ -73,7 +73,7 @@ def _with_rules(logits: Tensor, tasks: list[Task]) -> Tensor:
     device, vocab_size = logits.device, logits.shape[1]
     lines = _to_device([line for line, _ in tasks], torch.int64, device)
     changed = torch.nan_to_num(logits.index_select(0, lines).float(), nan=_LEAST)
-    allowed = [allowed_tokens(task) for _, task in tasks]
+    allowed = [allowed_tokens(task, vocab_size) for _, task in tasks]
     if any(mask is not None for mask in allowed):
         changed.masked_fill_(~to_device(unpacked(allowed, vocab_size), device), float("-inf"))
     biases = [(i, token, bias) for i, (_, t) in enumerate(tasks) for token, bias in t.params.logit_bias]

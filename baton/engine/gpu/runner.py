@@ -49,7 +49,7 @@ class GpuStep:
         token_ids, *others = self.copies.wait()
         tokens = [SampledToken(token_id) for token_id in token_ids.tolist()]
         for index, logprobs in enumerate(self.logprobs):
-            add_logprobs(tokens, logprobs, self.tasks, others[3 * index : 3 * index + 3])
+            add_logprobs(tokens, logprobs, self.tasks, others[4 * index : 4 * index + 4])
         samples: list[list[SampledToken]] = [[] for _ in range(self.num_rows)]
         for row, token in zip(self.rows, tokens, strict=True):
             samples[row].append(token)

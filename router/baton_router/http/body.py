@@ -15,7 +15,7 @@ from pydantic import (
 )
 
 from baton.core.errors import InvalidRequest
-from baton.core.fields import FormatText, TokenBiases, TokenIds, rows
+from baton.core.fields import FormatText, TokenBiases, TokenIds, TokenSequences, rows
 from baton_router.structured_outputs import from_structured_outputs
 
 
@@ -87,6 +87,8 @@ _JSON_TYPES: dict[Any, Any] = {
     int | None: WholeNumber,
     FormatText: Annotated[Any, PlainValidator(_format, json_schema_input_type=StructuredOutputs)],
     TokenIds: Annotated[list[int], AfterValidator(tuple)],
+    TokenIds | None: Annotated[list[int], AfterValidator(tuple)],
+    TokenSequences: list[str],
     TokenBiases: Annotated[Any, PlainValidator(_token_biases, json_schema_input_type=dict[str, float])],
 }
 AnyBody = TypeVar("AnyBody", bound=Body)

@@ -13,8 +13,6 @@ _OFF: tuple[Any, ...] = (None, False)
 _NONE_OR_EMPTY: tuple[Any, ...] = (None, [], {}, "")
 
 _EVERYWHERE: Mapping[str, tuple[Any, ...]] = {
-    "allowed_token_ids": _NONE_OR_EMPTY,
-    "bad_words": _NONE_OR_EMPTY,
     "guided_choice": _NONE_OR_EMPTY,
     "guided_grammar": _NONE_OR_EMPTY,
     "guided_json": (None,),

@@ -163,8 +163,10 @@ def mixed_tasks():
     kinds = [
         SamplingParams(temperature=0.0),
         SamplingParams(temperature=0.7, top_k=9, logit_bias=((3, 4.0), (3, 1.0), (999, 5.0))),
-        SamplingParams(top_p=0.8, presence_penalty=1.0, num_logprobs=4),
-        SamplingParams(temperature=0.0, repetition_penalty=1.3),
+        SamplingParams(top_p=0.8, presence_penalty=1.0, num_logprobs=4, logprob_token_ids=(3, 11)),
+        SamplingParams(
+            temperature=0.0, repetition_penalty=1.3, allowed_token_ids=(4, 8), bad_words=((4, 8),)
+        ),
         SamplingParams(min_p=0.02, temperature=1.4, min_tokens=4, stop_token_ids=(1, 2, 999)),
     ]
     prompt = [1, 2, 3, 999]
