@@ -4,7 +4,14 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from baton.core.page_ports import Mark
-from baton.core.request import BlocksReserved, EngineRequest, LoadSnapshot, PagesReady, TokenEvent
+from baton.core.request import (
+    BlocksReserved,
+    EngineRequest,
+    LoadSnapshot,
+    PagesReady,
+    PromptLogprobs,
+    TokenEvent,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,5 +92,6 @@ class EngineOutput:
     pages: list[PagesReady] = field(default_factory=list)
     reserved: list[BlocksReserved] = field(default_factory=list)
     failures: list[RequestFailure] = field(default_factory=list)
+    prompts: list[PromptLogprobs] = field(default_factory=list)  # before the tokens
     is_within_step: bool = False  # only `pages` are new: the step goes on
     mark: Mark | None = None  # what is said of `pages` comes true on the device when this is reached

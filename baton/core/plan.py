@@ -1,7 +1,7 @@
 """What the scheduler hands to the runner for one step, and what comes back."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from baton.core.grammar import TokenMatcher
 from baton.core.sampling import SampledToken, SamplingParams
@@ -29,6 +29,17 @@ class SampleTask:
 
 
 @dataclass(frozen=True, slots=True)
+class PromptTask:
+    """The log probabilities of prompt tokens, and of the `num_logprobs` likeliest in the place of each.
+
+    `next_token_ids[i]` follows the row's token i; the prompt's last token has none.
+    """
+
+    next_token_ids: Sequence[int]
+    num_logprobs: int
+
+
+@dataclass(frozen=True, slots=True)
 class ScheduledRow:
     """The tokens of one request that this step computes.
 
@@ -45,6 +56,7 @@ class ScheduledRow:
     block_table: Sequence[int]
     samples: tuple[SampleTask, ...] = ()  # empty while the row does not reach the request's last token
     follows: int | None = None
+    prompt: PromptTask | None = None  # None: nobody asks for it
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +78,8 @@ class StepPlan:
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """`samples[r]` are the tokens of `plan.rows[r].samples`, in their order."""
+    """`samples[r]` are the tokens of `plan.rows[r].samples`, in their order; `prompts[r]` those of
+    `plan.rows[r].prompt`, where there is one."""
 
     samples: tuple[tuple[SampledToken, ...], ...]
+    prompts: Mapping[int, tuple[SampledToken, ...]] = field(default_factory=dict)

@@ -128,6 +128,18 @@ class TokenEvent:
 
 
 @dataclass(frozen=True, slots=True)
+class PromptLogprobs:
+    """How likely the model holds some tokens of a prompt, one after the other from `first_position` on.
+
+    All of a prompt's come before its first sampled token; a prompt that is computed again tells them again.
+    """
+
+    request_id: str
+    first_position: int
+    tokens: tuple[SampledToken, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class PagesReady:
     """Some layers of pages of a handed-over request, that nobody will write again; the pages are held for the
     transfer until `Scheduler.release_pages` gives them back. `first_block` is an index into the request's

@@ -5,7 +5,7 @@ all the same: its row `follows` the one that samples it, and the runner puts the
 ends the sequence is known only when it is; if it does, the row was computed in vain.
 """
 
-from baton.core.plan import SampleTask, ScheduledRow
+from baton.core.plan import PromptTask, SampleTask, ScheduledRow
 from baton.core.request import SequenceState
 from baton.core.sampling import choice_seed
 from baton.core.stopping import ends_by_length
@@ -39,7 +39,22 @@ def row_of(sequence: SequenceState, count: int, follows: int | None) -> Schedule
     if start + count == num_tokens:
         samples = tuple(_sample_task(sequence, choice, num_tokens) for choice in choices_to_sample(sequence))
     token_ids = sequence.tokens(start, start + count) if follows is None else (0,)
-    return ScheduledRow(token_ids, start, sequence.block_table, samples, follows)
+    return ScheduledRow(
+        token_ids, start, sequence.block_table, samples, follows, _prompt_task(sequence, start, count)
+    )
+
+
+def asks_for_prompt(sequence: SequenceState) -> bool:
+    """Whether the log probabilities of its prompt are still to be told: all of it has to be computed then."""
+    return sequence.request.sampling.num_prompt_logprobs is not None and not sequence.output_token_ids
+
+
+def _prompt_task(sequence: SequenceState, start: int, count: int) -> PromptTask | None:
+    num_logprobs = sequence.request.sampling.num_prompt_logprobs
+    if num_logprobs is None or not asks_for_prompt(sequence):
+        return None
+    following = sequence.request.prompt_token_ids[start + 1 : start + count + 1]
+    return PromptTask(following, num_logprobs) if following else None
 
 
 def choices_to_sample(sequence: SequenceState) -> tuple[int, ...]:

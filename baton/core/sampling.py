@@ -60,6 +60,8 @@ class SamplingParams:
     # None: no logprobs; 0: the chosen token's; k: and the k likeliest
     num_logprobs: Annotated[int | None, PublicName("logprobs"), Between(0, MAX_LOGPROBS)] = None
     n: Annotated[int, Between(1, MAX_CHOICES)] = 1
+    # As num_logprobs, of the prompt's tokens but the first
+    num_prompt_logprobs: Annotated[int | None, PublicName("prompt_logprobs"), Between(0, MAX_LOGPROBS)] = None
     # No other tokens come, end tokens included; None: all may.
     allowed_token_ids: Annotated[TokenIds | None, AtLeastOne(), AtMost(MAX_ALLOWED_TOKENS)] = None
     # The last token of none of them comes where the output ends with the others.

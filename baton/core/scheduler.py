@@ -26,6 +26,7 @@ from baton.core.request import (
     LoadSnapshot,
     PagesReady,
     Phase,
+    PromptLogprobs,
     SequenceState,
     TokenEvent,
 )
@@ -53,6 +54,7 @@ class StepEvents:
 
     tokens: list[TokenEvent] = field(default_factory=list)
     pages: list[PagesReady] = field(default_factory=list)
+    prompts: list[PromptLogprobs] = field(default_factory=list)
     failures: dict[str, str] = field(default_factory=dict)  # requests that can't go on, and why
 
 
@@ -208,9 +210,11 @@ class Scheduler:
         self._end_step(step)
         events = StepEvents()
         rows = zip(step.sequences, step.plan.rows, step.choices, result.samples, strict=True)
-        for sequence, row, choices, samples in rows:
+        for index, (sequence, row, choices, samples) in enumerate(rows):
             if sequence.phase is Phase.FINISHED:
                 continue
+            if tokens := result.prompts.get(index):
+                events.prompts.append(PromptLogprobs(sequence.request.request_id, row.start + 1, tokens))
             sequence.num_computed_tokens = row.start + len(row.token_ids)
             self._pages.publish(sequence)
             if samples:

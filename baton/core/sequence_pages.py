@@ -4,6 +4,7 @@ from baton.core.block_pool import BlockPool
 from baton.core.page_copies import PageCopies
 from baton.core.prefix import block_hash
 from baton.core.request import PagesReady, SequenceState
+from baton.core.rows import asks_for_prompt
 
 
 class SequencePages:
@@ -20,7 +21,8 @@ class SequencePages:
         Returns how many tokens it may compute, or None, taking nothing, where pages are short.
         """
         # At least one token has to be computed, for its logits.
-        hashes = sequence.block_hashes[: (sequence.num_tokens - 1) // self.block_size]
+        num_useful = 0 if asks_for_prompt(sequence) else (sequence.num_tokens - 1) // self.block_size
+        hashes = sequence.block_hashes[:num_useful]
         cached = self.pool.find_prefix(hashes)
         start = len(cached) * self.block_size
         count = min(sequence.num_tokens - start, budget)

@@ -180,7 +180,12 @@ class EngineLoop:
             for request_id, reason in events.failures.items()
         ]
         return EngineOutput(
-            self._scheduler.load(), StepTimes(started_ns, ended_ns), events.tokens, events.pages, [], failures
+            self._scheduler.load(),
+            StepTimes(started_ns, ended_ns),
+            tokens=events.tokens,
+            pages=events.pages,
+            failures=failures,
+            prompts=events.prompts,
         )
 
     def _drain(self) -> list[ScheduledStep]:
@@ -235,7 +240,7 @@ class EngineLoop:
         self._emit(EngineOutput(self._last_load, pages=pages, is_within_step=True, mark=layers.mark))
 
     def _report(self, output: EngineOutput) -> None:
-        happened = output.tokens or output.pages or output.reserved or output.failures
+        happened = output.tokens or output.pages or output.reserved or output.failures or output.prompts
         if happened or output.load != self._last_load:
             self._last_load = output.load
             self._emit(output)

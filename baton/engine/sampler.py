@@ -6,6 +6,7 @@ A task's token depends on its own logits, settings, seed and position, never on 
 
 import ctypes
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -194,30 +195,51 @@ def _greatest(values: Tensor, smallest_kept: Tensor, counts: Tensor) -> Tensor:
     return above | (equal & (equal.cumsum(dim=-1) <= counts - above.sum(dim=-1, keepdim=True)))
 
 
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Log probabilities of a token, of so many of the likeliest in its place, and of others by id."""
+
+    line: int  # of the logits
+    token_id: int
+    count: int
+    others: Sequence[int] = ()
+
+
 def with_logprobs(logits: Tensor, tasks: Sequence[Task], token_ids: list[int]) -> list[SampledToken]:
     """The chosen tokens of the tasks, with the log probabilities that they ask for."""
     tokens = [SampledToken(token_id) for token_id in token_ids]
     asked = [index for index, (_, task) in enumerate(tasks) if task.params.num_logprobs is not None]
-    if asked and (library := _library_for(logits)) is not None:
+    wanted = []
+    for index in asked:
+        line, params = tasks[index][0], tasks[index][1].params
+        wanted.append(Wanted(line, token_ids[index], params.num_logprobs or 0, params.logprob_token_ids))
+    for index, token in zip(asked, logprobs_of(logits, wanted), strict=True):
+        tokens[index] = token
+    return tokens
+
+
+def logprobs_of(logits: Tensor, wanted: Sequence[Wanted]) -> list[SampledToken]:
+    """Each token with what is wanted of it. logits: `[rows, V]`, any float dtype, left unchanged."""
+    if wanted and (library := _library_for(logits)) is not None:
         rows = []
-        for index in asked:
-            line, params = tasks[index][0], tasks[index][1].params
-            rows.append(Chosen(line, token_ids[index], params.num_logprobs or 0))
-            rows += (Chosen(line, token_id, 0) for token_id in params.logprob_token_ids)
+        for each in wanted:
+            rows.append(Chosen(each.line, each.token_id, each.count))
+            rows += (Chosen(each.line, token_id, 0) for token_id in each.others)
         found = iter(logprobs(library, logits, rows))
-        for index in asked:
+        tokens = []
+        for each in wanted:
             logprob, top = next(found)
-            more = [(token_id, next(found)[0]) for token_id in tasks[index][1].params.logprob_token_ids]
-            tokens[index] = SampledToken(token_ids[index], logprob, with_others(top, more))
+            others = [(token_id, next(found)[0]) for token_id in each.others]
+            tokens.append(SampledToken(each.token_id, logprob, with_others(top, others)))
         return tokens
-    for group in _groups(asked):
-        lines = torch.log_softmax(_finite(logits, [tasks[index][0] for index in group]), dim=-1)
+    tokens = []
+    for group in _groups(list(range(len(wanted)))):
+        lines = torch.log_softmax(_finite(logits, [wanted[index].line for index in group]), dim=-1)
         for index, line in zip(group, lines, strict=True):
-            count = tasks[index][1].params.num_logprobs or 0
-            token_id = token_ids[index]
-            more = [(other, float(line[other])) for other in tasks[index][1].params.logprob_token_ids]
-            top = with_others(_top_logprobs(line, count), more)
-            tokens[index] = SampledToken(token_id, float(line[token_id]), top)
+            each = wanted[index]
+            others = [(token_id, float(line[token_id])) for token_id in each.others]
+            top = with_others(_top_logprobs(line, each.count), others)
+            tokens.append(SampledToken(each.token_id, float(line[each.token_id]), top))
     return tokens
 
 

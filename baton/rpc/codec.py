@@ -7,7 +7,7 @@ from baton.core.commands import FailureReason, StepTimes
 from baton.core.fields import Row, TokenBiases, TokenIds, TokenSequences, rows
 from baton.core.kv_layout import KVLayout
 from baton.core.prefix import HASH_BYTES, pack_token_ids, unpack_token_ids
-from baton.core.request import EngineRequest, LoadSnapshot, TokenEvent
+from baton.core.request import EngineRequest, LoadSnapshot, PromptLogprobs, TokenEvent
 from baton.core.sampling import SampledToken, SamplingParams
 from baton.core.stopping import FinishReason
 from baton.core.ticket import Ticket, WorkerTransports
@@ -233,6 +233,32 @@ def add_token(output: worker_pb2.StepOutput, number: int, event: TokenEvent) -> 
         output.finished.add(number=number, choice=event.choice, reason=_FINISH_TO_PROTO[event.finish_reason])
     if event.num_cached_prompt_tokens:
         output.cached_tokens.add(number=number, num_tokens=event.num_cached_prompt_tokens)
+
+
+def add_prompt_logprobs(output: worker_pb2.StepOutput, number: int, event: PromptLogprobs) -> None:
+    """Append the log probabilities of some of a prompt's tokens to a step's message."""
+    output.prompts.add(
+        number=number,
+        first_position=event.first_position,
+        token_ids=[token.token_id for token in event.tokens],
+        logprobs=[token.logprob or 0.0 for token in event.tokens],
+        num_top=len(event.tokens[0].top_logprobs),
+        top_token_ids=[token_id for token in event.tokens for token_id, _ in token.top_logprobs],
+        top_logprobs=[logprob for token in event.tokens for _, logprob in token.top_logprobs],
+    )
+
+
+def prompt_logprobs_from_proto(
+    output: worker_pb2.StepOutput,
+) -> Iterable[tuple[int, PromptLogprobs]]:
+    """(number, log probabilities) of every prompt in a step's message; request ids stay empty."""
+    for message in output.prompts:
+        top = tuple(zip(message.top_token_ids, message.top_logprobs, strict=True))
+        tokens = tuple(
+            SampledToken(token_id, logprob, top[index * message.num_top : (index + 1) * message.num_top])
+            for index, (token_id, logprob) in enumerate(zip(message.token_ids, message.logprobs, strict=True))
+        )
+        yield message.number, PromptLogprobs("", message.first_position, tokens)
 
 
 def tokens_from_proto(output: worker_pb2.StepOutput) -> Iterable[tuple[int, TokenEvent]]:

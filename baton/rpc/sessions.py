@@ -123,6 +123,11 @@ class SessionHost(worker_pb2_grpc.WorkerServicer):
             if entry is not None:
                 session, number = entry
                 codec.add_token(by_session[id(session)], number, event)
+        for prompt in output.prompts:
+            entry = self._requests.get(prompt.request_id)
+            if entry is not None:
+                session, number = entry
+                codec.add_prompt_logprobs(by_session[id(session)], number, prompt)
         for session, step_output in zip(self._sessions, outputs, strict=True):
             session.send(worker_pb2.Event(step_output=step_output))
 

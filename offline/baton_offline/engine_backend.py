@@ -9,6 +9,7 @@ from baton.core.request import EngineRequest, TokenEvent
 from baton.engine.async_engine import AsyncEngine
 from baton_router.backend import GenerationRequest, TokenDelta
 from baton_router.requests.prompt_hashes import PromptHashes
+from baton_router.requests.prompt_tokens import PromptTokens
 
 
 class EngineBackend:
@@ -31,7 +32,7 @@ class EngineBackend:
         """See Backend."""
         hashes = PromptHashes(self._engine.fingerprint, request.cache_salt, request.token_ids)
         block_hashes = await hashes.of(self._engine.scheduler_config.block_size)
-        running = _Request(request.sampling.n, self._tokens_at_once)
+        running = _Request(request, self._tokens_at_once)
         self._requests[request.request_id] = running
         self._engine.submit(
             AddRequest(
@@ -67,6 +68,9 @@ class EngineBackend:
 
     def on_output(self, output: EngineOutput) -> None:
         """Everything that the engine did since the last call."""
+        for prompt in output.prompts:
+            if (running := self._requests.get(prompt.request_id)) is not None:
+                running.prompt.add(prompt)
         for event in output.tokens:
             if (running := self._requests.get(event.request_id)) is not None:
                 running.take(event)
@@ -78,8 +82,9 @@ class EngineBackend:
 class _Request:
     """What has come of a request and has not been passed on."""
 
-    def __init__(self, num_choices: int, tokens_at_once: int) -> None:
-        self._open = set(range(num_choices))
+    def __init__(self, request: GenerationRequest, tokens_at_once: int) -> None:
+        self.prompt = PromptTokens(request)
+        self._open = set(range(request.sampling.n))
         self._tokens_at_once = tokens_at_once
         self._events: list[TokenEvent] = []
         self._error: BatonError | None = None
@@ -123,7 +128,8 @@ class _Request:
         if reason is not None:
             self._open.discard(choice)
         num_cached = sum(event.num_cached_prompt_tokens for event in events)
-        return TokenDelta(choice, tuple(event.token for event in events), reason, num_cached)
+        tokens = tuple(event.token for event in events)
+        return TokenDelta(choice, tokens, reason, num_cached, self.prompt.take(choice))
 
 
 def _error(failure: RequestFailure) -> BatonError:

@@ -38,6 +38,8 @@ class RequestOutput:
     prompt_token_ids: list[int]
     outputs: list[CompletionOutput]
     num_cached_tokens: int = 0  # of the prompt, found in the prefix cache
+    # Of each token of the prompt, None for the first; None: not asked for
+    prompt_logprobs: list[dict[int, Logprob] | None] | None = None
 
     @property
     def finished(self) -> bool:
@@ -52,6 +54,9 @@ class RequestOutput:
         self.num_cached_tokens += delta.num_cached_prompt_tokens
         if delta.finish_reason is not None:
             output.finish_reason = delta.finish_reason.value
+        if delta.prompt_logprobs:
+            found = [_logprobs(token, tokenizer) for token in delta.prompt_logprobs]
+            self.prompt_logprobs = [None, *found]
         _add_logprobs(output, delta.tokens, tokenizer)
 
 
@@ -59,17 +64,21 @@ def _add_logprobs(output: CompletionOutput, tokens: Sequence[SampledToken], toke
     for token in tokens:
         if token.logprob is None:
             continue
-        ranks = range(1, len(token.top_logprobs) + 1)
-        ranked: list[tuple[int, float, int | None]] = [
-            (*entry, rank) for entry, rank in zip(token.top_logprobs, ranks, strict=True)
-        ]
-        if token.token_id not in dict(token.top_logprobs):
-            ranked.append((token.token_id, token.logprob, None))
         output.logprobs = output.logprobs or []
-        output.logprobs.append(
-            {
-                token_id: Logprob(logprob, rank, tokenizer.decode([token_id], skip_special_tokens=False))
-                for token_id, logprob, rank in ranked
-            }
-        )
+        output.logprobs.append(_logprobs(token, tokenizer))
         output.cumulative_logprob = (output.cumulative_logprob or 0.0) + token.logprob
+
+
+def _logprobs(token: SampledToken, tokenizer: Tokenizer) -> dict[int, Logprob]:
+    """The token and the likeliest in its place, the likeliest first."""
+    assert token.logprob is not None
+    ranks = range(1, len(token.top_logprobs) + 1)
+    ranked: list[tuple[int, float, int | None]] = [
+        (*entry, rank) for entry, rank in zip(token.top_logprobs, ranks, strict=True)
+    ]
+    if token.token_id not in dict(token.top_logprobs):
+        ranked.append((token.token_id, token.logprob, None))
+    return {
+        token_id: Logprob(logprob, rank, tokenizer.decode([token_id], skip_special_tokens=False))
+        for token_id, logprob, rank in ranked
+    }

@@ -40,6 +40,7 @@ class TokenDelta:
     tokens: tuple[SampledToken, ...]
     finish_reason: FinishReason | None = None
     num_cached_prompt_tokens: int = 0  # of the request; set on choice 0's first delta
+    prompt_logprobs: tuple[SampledToken, ...] = ()  # of all prompt tokens but the first; on the first delta
 
 
 class Backend(Protocol):

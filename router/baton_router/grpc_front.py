@@ -140,6 +140,7 @@ class _StreamedResponses:
             logprobs=[_logprob(token) for token in delta.tokens if token.logprob is not None],
             finish_reason=delta.finish_reason.value if delta.finish_reason else None,
             usage=None if self._num_running else self._usage,
+            prompt_logprobs=[_logprob(token) for token in delta.prompt_logprobs],
         )
 
 

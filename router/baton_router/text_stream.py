@@ -26,13 +26,15 @@ class TextDelta:
     tokens: tuple[SampledToken, ...]
     finish_reason: FinishReason | None = None
     num_cached_prompt_tokens: int = 0
+    prompt_logprobs: tuple[SampledToken, ...] = ()  # see TokenDelta
 
 
 def joined(deltas: Sequence[TextDelta]) -> TextDelta:
     """All that has come of one choice, as one delta."""
     text = "".join(delta.text for delta in deltas)
     tokens = tuple(token for delta in deltas for token in delta.tokens)
-    return TextDelta(deltas[-1].choice, text, tokens, deltas[-1].finish_reason)
+    prompt = tuple(token for delta in deltas for token in delta.prompt_logprobs)
+    return TextDelta(deltas[-1].choice, text, tokens, deltas[-1].finish_reason, prompt_logprobs=prompt)
 
 
 class _ChoiceText:
@@ -81,6 +83,7 @@ class _ChoiceText:
             "".join(pieces),
             delta.tokens,
             num_cached_prompt_tokens=delta.num_cached_prompt_tokens,
+            prompt_logprobs=delta.prompt_logprobs,
         )
 
     def _text_of(self, token_id: int) -> str:
@@ -106,7 +109,9 @@ class _ChoiceText:
         self, delta: TokenDelta, text: str, tokens: tuple[SampledToken, ...], reason: FinishReason
     ) -> TextDelta:
         self.is_finished = True
-        return TextDelta(delta.choice, text, tokens, reason, delta.num_cached_prompt_tokens)
+        return TextDelta(
+            delta.choice, text, tokens, reason, delta.num_cached_prompt_tokens, delta.prompt_logprobs
+        )
 
 
 async def generate_text(served: ServedModel, request: GenerationRequest) -> AsyncGenerator[TextDelta]:
@@ -199,6 +204,18 @@ async def answer_nothing(served: ServedModel, requests: Sequence[GenerationReque
     for index, request in enumerate(requests):
         for choice in range(request.sampling.n):
             await sink(index, TextDelta(choice, "", (), FinishReason.LENGTH))
+
+
+async def answer_prompts_alone(
+    served: ServedModel, requests: Sequence[GenerationRequest], sink: Sink
+) -> None:
+    """As `run_prompts`, for requests of one token of which nobody wants more than their prompt."""
+
+    async def without_the_token(index: int, delta: TextDelta) -> None:
+        prompt = delta.prompt_logprobs
+        await sink(index, TextDelta(delta.choice, "", (), FinishReason.LENGTH, prompt_logprobs=prompt))
+
+    await run_prompts(served, requests, without_the_token)
 
 
 def first_error(group: BaseExceptionGroup) -> BaseException:

@@ -50,6 +50,7 @@ RANGES: list[tuple[str, str, list[Any], list[Any]]] = [
         [((1, 0.0), (2, 100.1)), ((1, -100.1),), ((1, NAN),), ((1, 1.0),) * (MAX_LOGIT_BIASES + 1)],
     ),
     ("num_logprobs", "logprobs", [None, 0, MAX_LOGPROBS], [-1, MAX_LOGPROBS + 1]),
+    ("num_prompt_logprobs", "prompt_logprobs", [None, 0, MAX_LOGPROBS], [-1, MAX_LOGPROBS + 1]),
     ("n", "n", [1, MAX_CHOICES], [0, MAX_CHOICES + 1]),
     (
         "allowed_token_ids",

@@ -83,7 +83,21 @@ class FakeBackend:
             if reason is not None:
                 break
         num_cached = NUM_CACHED if choice == 0 and step == 0 else 0
-        return TokenDelta(choice, tuple(tokens), reason, num_cached)
+        prompt = _prompt(request) if step == 0 else ()
+        return TokenDelta(choice, tuple(tokens), reason, num_cached, prompt)
+
+
+def _prompt(request: GenerationRequest) -> tuple[SampledToken, ...]:
+    """All but the first token, each less likely than the one before, and the likeliest in its place."""
+    count = request.sampling.num_prompt_logprobs
+    if count is None:
+        return ()
+    return tuple(
+        SampledToken(
+            token_id, -1.0 - place, tuple((token_id + 1 + rank, -0.25 - rank) for rank in range(count))
+        )
+        for place, token_id in enumerate(request.token_ids[1:])
+    )
 
 
 def _sampled(params: SamplingParams, token_id: int) -> SampledToken:

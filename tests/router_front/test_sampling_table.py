@@ -63,6 +63,7 @@ EXAMPLES = {
     "logit_bias": Example(((5, -1.5),), {"5": -1.5}, {"5": 101}),
     "num_logprobs": Example(3, 3, 21),
     "n": Example(2, 2, 0),
+    "num_prompt_logprobs": Example(3, 3, 21),
     "allowed_token_ids": Example((5, 6), [5, 6], []),
     "bad_words": Example(WORD, ["quick"], [""]),
     "logprob_token_ids": Example((5, 6), [5, 6], [5] * 129),

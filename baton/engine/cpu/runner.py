@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from baton.core.plan import StepPlan, StepResult
 from baton.core.ports import LayersDone
@@ -14,6 +15,7 @@ from baton.engine.inputs import StepArrays, build_arrays, to_tensors
 from baton.engine.layer_groups import layer_group_ends
 from baton.engine.models.decoder import Decoder
 from baton.engine.pages.kv_cache import KVCache
+from baton.engine.prompt_logprobs import asks_for_prompt, prompt_logprobs
 from baton.engine.sampler import Task, sample, takes_likeliest
 
 # Steps of more tokens look after each layer which cores they may have, others after some.
@@ -79,19 +81,29 @@ class ModelRunner:
         tasks = [
             (line, task) for line, row in enumerate(arrays.sampled_rows) for task in plan.rows[row].samples
         ]
-        found = self._logits(arrays, plan, tasks, layers_done)
+        after_layer = self._after_layer(plan, layers_done)
+        prompts: dict[int, tuple[SampledToken, ...]] = {}
+        if self._recorded is not None and self._recorded.takes(arrays) and not asks_for_prompt(plan):
+            stops = self._stops(plan, layers_done)
+            found = self._recorded.run(arrays, stops, after_layer, takes_likeliest(tasks))
+        else:
+            hidden = self._hidden(arrays, after_layer)
+            prompts = prompt_logprobs(
+                plan, arrays.row_order, arrays.row_bounds.tolist(), hidden, self._decoder.logits
+            )
+            # As in most chunks of a prompt: of no rows nobody looks at V.
+            sampled = torch.from_numpy(arrays.sampled_tokens)
+            found = StepLogits(self._decoder.logits(hidden[sampled]) if tasks else hidden[:0], None)
         tokens = sample(found.logits, tasks, found.likeliest) if tasks else []
-        return _result(plan, arrays.sampled_rows, tasks, tokens)
+        return _result(plan, arrays.sampled_rows, tasks, tokens, prompts)
 
     def idle(self) -> None:
         """See Runner."""
         if self._cores is not None:
             self._cores.waiting()
 
-    def _logits(
-        self, arrays: StepArrays, plan: StepPlan, tasks: list[Task], layers_done: LayersDone | None
-    ) -> StepLogits:
-        """Of the sampled rows; tells `layers_done` after every group of layers but the last one."""
+    def _after_layer(self, plan: StepPlan, layers_done: LayersDone | None) -> LayersDone:
+        """Tells `layers_done` after every group of layers but the last one."""
         cores = self._cores
         ends = set() if layers_done is None else layer_group_ends(plan, self._cache.layout)
 
@@ -101,15 +113,18 @@ class ModelRunner:
             if layers_done is not None and end_layer in ends:
                 layers_done(end_layer)
 
-        if self._recorded is not None and self._recorded.takes(arrays):
-            stops = ends if cores is None else ends | self._core_stops(plan)
-            return self._recorded.run(arrays, stops, after_layer, takes_likeliest(tasks))
+        return after_layer
+
+    def _stops(self, plan: StepPlan, layers_done: LayersDone | None) -> set[int]:
+        """Layers after which a recorded step calls `after_layer`."""
+        ends = set() if layers_done is None else layer_group_ends(plan, self._cache.layout)
+        return ends if self._cores is None else ends | self._core_stops(plan)
+
+    def _hidden(self, arrays: StepArrays, after_layer: LayersDone) -> Tensor:
+        """The last hidden states of all the step's tokens, `[T, hidden]`, call by call."""
         inputs = to_tensors(arrays, self._cache.pool.device)
         step = self._attention.begin_step(inputs.attention)
-        hidden = self._decoder.forward(inputs.token_ids, inputs.positions, step, after_layer)
-        if not tasks:  # as in most chunks of a prompt: of no rows nobody looks at V
-            return StepLogits(hidden[:0], None)
-        return StepLogits(self._decoder.logits(hidden[inputs.sampled_tokens]), None)
+        return self._decoder.forward(inputs.token_ids, inputs.positions, step, after_layer)
 
     def _core_stops(self, plan: StepPlan) -> set[int]:
         """Layers after which to look who else computes: the shorter the step, the fewer."""
@@ -122,8 +137,9 @@ def _result(
     sampled_rows: tuple[int, ...],
     tasks: list[Task],
     tokens: list[SampledToken],
+    prompts: dict[int, tuple[SampledToken, ...]],
 ) -> StepResult:
     samples: list[list[SampledToken]] = [[] for _ in plan.rows]
     for (line, _), token in zip(tasks, tokens, strict=True):
         samples[sampled_rows[line]].append(token)
-    return StepResult(samples=tuple(tuple(row) for row in samples))
+    return StepResult(tuple(tuple(row) for row in samples), prompts)

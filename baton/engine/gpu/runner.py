@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -24,6 +24,7 @@ from baton.engine.layer_groups import layer_group_ends
 from baton.engine.models.decoder import Decoder
 from baton.engine.pages.kv_cache import KVCache
 from baton.engine.pages.memory import kv_cache_bytes_on_gpu, room_for
+from baton.engine.prompt_logprobs import asks_for_prompt, prompt_logprobs
 from baton.engine.sampler import Task
 
 _CPU = torch.device("cpu")
@@ -43,6 +44,7 @@ class GpuStep:
     tasks: Sequence[Task]
     logprobs: tuple[Logprobs, ...]
     copies: HostCopies
+    prompts: Mapping[int, tuple[SampledToken, ...]]  # which the host has waited for
 
     def collect(self) -> StepResult:
         """See SubmittedStep."""
@@ -53,7 +55,7 @@ class GpuStep:
         samples: list[list[SampledToken]] = [[] for _ in range(self.num_rows)]
         for row, token in zip(self.rows, tokens, strict=True):
             samples[row].append(token)
-        return StepResult(samples=tuple(tuple(row) for row in samples))
+        return StepResult(tuple(tuple(row) for row in samples), self.prompts)
 
 
 class GpuRunner:
@@ -104,29 +106,37 @@ class GpuRunner:
         rows, tasks = _tasks(plan, inputs)
         sources = self._feed.sources(plan, inputs.row_order, inputs.token_ids.shape[0])
         logits = None
-        if self._graphs is not None:
+        prompts: dict[int, tuple[SampledToken, ...]] = {}
+        if self._graphs is not None and not asks_for_prompt(plan):
             logits = self._graphs.run(inputs, sources, [task for _, task in tasks])
         if logits is not None:
             token_ids = self._feed.tokens[: len(tasks)]
             sample_again_with_rules(logits, tasks, token_ids)
             self._feed.remember(rows)
         else:
-            logits = self._logits(inputs, sources, after_layer)
+            hidden = self._hidden(inputs, sources, after_layer)
+            prompts = prompt_logprobs(
+                plan, inputs.row_order, inputs.attention.row_bounds, hidden, self._decoder.logits
+            )
+            logits = self._logits(inputs, hidden)
             token_ids = sample_on_device(logits, tasks) if tasks else self._feed.tokens[:0]
             self._take_into_feed(rows, token_ids)
         logprobs = tuple(logprobs_on_device(logits, tasks, token_ids))
         copies = HostCopies([token_ids, *(tensor for each in logprobs for tensor in each.tensors)])
-        return GpuStep(len(plan.rows), rows, tasks, logprobs, copies)
+        return GpuStep(len(plan.rows), rows, tasks, logprobs, copies, prompts)
 
-    def _logits(self, inputs: StepInputs, sources: Tensor, after_layer: LayersDone | None) -> Tensor:
-        """`[sampled rows, V]`, kernel by kernel; of no rows nobody looks at V."""
+    def _hidden(self, inputs: StepInputs, sources: Tensor, after_layer: LayersDone | None) -> Tensor:
+        """The last hidden states of all the step's tokens, `[T, hidden]`, kernel by kernel."""
         inputs, sources = _on_device(inputs, sources, self._cache.pool.device)
         step = self._attention.begin_step(inputs.attention)
         token_ids = self._feed.resolve(inputs.token_ids, sources)
-        hidden = self._decoder.forward(token_ids, inputs.positions, step, after_layer)
+        return self._decoder.forward(token_ids, inputs.positions, step, after_layer)
+
+    def _logits(self, inputs: StepInputs, hidden: Tensor) -> Tensor:
+        """`[sampled rows, V]`; of no rows nobody looks at V."""
         if not inputs.sampled_rows:  # as in most chunks of a prompt
             return hidden[:0]
-        return self._decoder.logits(hidden[inputs.sampled_tokens])
+        return self._decoder.logits(hidden[to_device(inputs.sampled_tokens, hidden.device)])
 
     def _after_layer(self, plan: StepPlan, layers_done: LayersDone | None) -> LayersDone | None:
         """Tells `layers_done` after every group of layers but the last one."""

@@ -14,7 +14,7 @@ from baton_router.http.answer import Answer
 from baton_router.http.body import WholeNumber
 from baton_router.http.conversation import ConversationBody
 from baton_router.http.generation import GenerationBody
-from baton_router.http.logprobs import ChatLogprobs
+from baton_router.http.logprobs import ChatLogprobs, prompt_logprobs
 from baton_router.http.unsupported import CHAT, refuse_unsupported
 from baton_router.request_checks import build_request
 from baton_router.served_model import ServedModel
@@ -82,6 +82,7 @@ class _ChatShape:
     chunk_object = "chat.completion.chunk"
 
     def __init__(self, served: ServedModel, body: ChatBody, request: GenerationRequest) -> None:
+        self._tokenizer = served.tokenizer
         self._request = request
         self._has_token_ids = bool(body.return_token_ids)
         num_choices = request.sampling.n if body.logprobs else 0
@@ -120,4 +121,8 @@ class _ChatShape:
         }
         if self._has_token_ids:
             ending["token_ids"] = [token.token_id for token in delta.tokens]
+        if delta.prompt_logprobs:
+            ending["prompt_logprobs"] = prompt_logprobs(
+                self._tokenizer, self._request.token_ids, delta.prompt_logprobs
+            )
         return ending

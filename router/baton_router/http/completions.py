@@ -9,15 +9,16 @@ from fastapi.responses import Response
 from pydantic import PlainValidator
 
 from baton.core.errors import InvalidRequest
+from baton.core.sampling import SampledToken
 from baton_router.backend import GenerationRequest
 from baton_router.http.answer import Answer
 from baton_router.http.body import WholeNumber
 from baton_router.http.generation import GenerationBody
-from baton_router.http.logprobs import CompletionLogprobs
+from baton_router.http.logprobs import CompletionLogprobs, prompt_logprobs
 from baton_router.http.unsupported import COMPLETIONS, refuse_unsupported, unsupported
 from baton_router.request_checks import build_request
 from baton_router.served_model import ServedModel
-from baton_router.text_stream import TextDelta, answer_nothing, run_prompts
+from baton_router.text_stream import TextDelta, answer_nothing, answer_prompts_alone, run_prompts
 
 MAX_PROMPTS = 1024
 _DEFAULT_MAX_TOKENS = 16  # OpenAI's
@@ -79,7 +80,9 @@ def completion_routes(served: ServedModel) -> APIRouter:
         answer_id = f"cmpl-{uuid.uuid4().hex}"
         requests = await _requests(served, body, answer_id)
         shape = _CompletionShape(served, body, requests)
-        run = answer_nothing if body.is_echo_alone else run_prompts
+        run = run_prompts
+        if body.is_echo_alone:
+            run = answer_nothing if requests[0].sampling.num_prompt_logprobs is None else answer_prompts_alone
         return Answer(served, body, requests, answer_id, shape, run).response()
 
     return router
@@ -97,10 +100,6 @@ def _check(body: CompletionBody) -> None:
         )
     if body.best_of is not None and body.best_of > num_choices:
         raise unsupported("best_of")
-    if body.echo and fields["logprobs"] is not None:
-        raise InvalidRequest(
-            "echo with logprobs is not supported.", param="echo", code="unsupported_parameter"
-        )
     if body.is_echo_alone and fields["min_tokens"]:
         raise InvalidRequest(
             f"min_tokens is {fields['min_tokens']}, but max_tokens is 0.",
@@ -111,6 +110,8 @@ def _check(body: CompletionBody) -> None:
 
 async def _requests(served: ServedModel, body: CompletionBody, answer_id: str) -> list[GenerationRequest]:
     fields, text = body.sampling_fields(), body.text_options()
+    if body.echo and fields["prompt_logprobs"] is None:
+        fields["prompt_logprobs"] = fields["logprobs"]
     if body.is_echo_alone:  # checked as a request for one token
         fields["max_tokens"] = 1
     requests = []
@@ -168,9 +169,12 @@ class _CompletionShape:
         choice: dict[str, Any] = {
             "index": index,
             "text": text + delta.text,
-            "logprobs": self._choice_logprobs(index, delta),
+            "logprobs": self._choice_logprobs(index, delta, is_first),
             "finish_reason": delta.finish_reason.value if delta.finish_reason else None,
         }
+        if is_first and self._body.sampling_fields()["prompt_logprobs"] is not None:
+            prompt = self._requests[prompt_index].token_ids
+            choice["prompt_logprobs"] = prompt_logprobs(self._served.tokenizer, prompt, delta.prompt_logprobs)
         if self._body.return_token_ids:
             choice["token_ids"] = [token.token_id for token in delta.tokens]
             if is_first:
@@ -183,10 +187,13 @@ class _CompletionShape:
         skip = self._body.skip_special_tokens is not False
         return self._served.tokenizer.decode(prompt, skip_special_tokens=skip)
 
-    def _choice_logprobs(self, index: int, delta: TextDelta) -> dict[str, Any] | None:
+    def _choice_logprobs(self, index: int, delta: TextDelta, is_first: bool) -> dict[str, Any] | None:
         if self._requests[0].sampling.num_logprobs is None:
             return None
-        if index not in self._logprobs:
-            request = self._requests[index // self._num_choices_each]
-            self._logprobs[index] = CompletionLogprobs(self._served.tokenizer, request)
-        return self._logprobs[index].push(delta.tokens)
+        request, tokens = self._requests[index // self._num_choices_each], delta.tokens
+        if is_first:
+            is_echoed = bool(self._body.echo)
+            self._logprobs[index] = CompletionLogprobs(self._served.tokenizer, request, is_echoed)
+            if is_echoed:
+                tokens = (SampledToken(request.token_ids[0]), *delta.prompt_logprobs, *tokens)
+        return self._logprobs[index].push(tokens)

@@ -18,7 +18,7 @@ class ChatLogprobs:
     """The `logprobs` of one choice of a chat."""
 
     def __init__(self, tokenizer: Tokenizer, request: GenerationRequest) -> None:
-        self._tokens = _ChoiceTokens(tokenizer, request)
+        self._tokens = _ChoiceTokens(tokenizer, request, request.token_ids)
 
     def push(self, tokens: Sequence[SampledToken]) -> dict[str, Any]:
         """The shape for the choice's next tokens."""
@@ -39,10 +39,13 @@ class ChatLogprobs:
 
 
 class CompletionLogprobs:
-    """The `logprobs` of one choice of a text completion; offsets count characters of its text."""
+    """The `logprobs` of one choice of a text completion; offsets count characters of its text.
 
-    def __init__(self, tokenizer: Tokenizer, request: GenerationRequest) -> None:
-        self._tokens = _ChoiceTokens(tokenizer, request)
+    An echoed prompt's tokens come before the choice's own. Nobody knows how likely its first one is: null.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, request: GenerationRequest, is_echoed: bool = False) -> None:
+        self._tokens = _ChoiceTokens(tokenizer, request, () if is_echoed else request.token_ids)
         self._offset = 0
 
     def push(self, tokens: Sequence[SampledToken]) -> dict[str, list[Any]]:
@@ -55,8 +58,9 @@ class CompletionLogprobs:
         }
         for token in tokens:
             shape["tokens"].append(self._tokens.text_of(token.token_id))
-            shape["token_logprobs"].append(_finite(token.logprob))
-            shape["top_logprobs"].append(self._top(token))
+            is_known = token.logprob is not None
+            shape["token_logprobs"].append(_finite(token.logprob) if is_known else None)
+            shape["top_logprobs"].append(self._top(token) if is_known else None)
             shape["text_offset"].append(self._offset)
             self._offset += len(self._tokens.push(token.token_id))
         return shape
@@ -70,13 +74,33 @@ class CompletionLogprobs:
         return top
 
 
+def prompt_logprobs(
+    tokenizer: Tokenizer, prompt: Sequence[int], tokens: Sequence[SampledToken]
+) -> list[dict[str, Any] | None]:
+    """vLLM's `prompt_logprobs`: of each token of a prompt, by id; null for the first."""
+    return [None, *(_by_id(tokenizer, token) for token in tokens)] if prompt else []
+
+
+def _by_id(tokenizer: Tokenizer, token: SampledToken) -> dict[str, Any]:
+    """The token itself and the likeliest in its place; ranks are of those alone."""
+    ranks = {token_id: rank for rank, (token_id, _) in enumerate(token.top_logprobs, 1)}
+    return {
+        str(token_id): {
+            "logprob": _finite(logprob),
+            "rank": ranks.get(token_id),
+            "decoded_token": tokenizer.decode([token_id], skip_special_tokens=False),
+        }
+        for token_id, logprob in ((token.token_id, token.logprob), *token.top_logprobs)
+    }
+
+
 class _ChoiceTokens:
     """How tokens are spelled that come next in the text of one choice."""
 
-    def __init__(self, tokenizer: Tokenizer, request: GenerationRequest) -> None:
+    def __init__(self, tokenizer: Tokenizer, request: GenerationRequest, after: Sequence[int]) -> None:
         self._tokenizer = tokenizer
         self._detokenizer = tokenizer.detokenizer(
-            skip_special_tokens=request.text.skip_special_tokens, after=request.token_ids
+            skip_special_tokens=request.text.skip_special_tokens, after=after
         )
         self._end_token_ids = request.sampling.stop_token_ids
 

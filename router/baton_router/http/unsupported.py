@@ -22,7 +22,6 @@ _EVERYWHERE: Mapping[str, tuple[Any, ...]] = {
     "length_penalty": (None, 1, 1.0),
     "logits_processors": _NONE_OR_EMPTY,
     "prompt_embeds": _NONE_OR_EMPTY,
-    "prompt_logprobs": (None,),
     "return_tokens_as_token_ids": _OFF,
     "truncate_prompt_tokens": (None,),
     "use_beam_search": _OFF,

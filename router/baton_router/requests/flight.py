@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from baton.core.errors import BatonError, Overloaded, RequestFailed, TransferFailed, Unavailable, WorkerLost
 from baton.core.features import needed_features
-from baton.core.request import EngineRequest, TokenEvent
+from baton.core.request import EngineRequest, PromptLogprobs, TokenEvent
 from baton.core.sampling import SampledToken, choice_seed
 from baton.core.stopping import FinishReason
 from baton.core.transfer_stats import TransferReport
@@ -17,6 +17,7 @@ from baton_router.backend import GenerationRequest, TokenDelta
 from baton_router.metrics import FrontMetrics
 from baton_router.requests.attempt import Assignment, Attempt
 from baton_router.requests.prompt_hashes import PromptHashes
+from baton_router.requests.prompt_tokens import PromptTokens
 from baton_router.requests.timeline import Timeline
 from baton_router.workers.inbox import Inbox
 from baton_router.workers.pool import WorkerPool
@@ -75,6 +76,7 @@ class Flight:
         self._hashes = PromptHashes(pool.model.fingerprint, request.cache_salt, request.token_ids)
         self._choices = [_Choice() for _ in range(request.sampling.n)]
         self._attempts: list[Attempt] = []  # under way; each open choice is in one of them
+        self._prompt = PromptTokens(request)
         self._num_begun = 0
         self._news = asyncio.Event()  # something has come for an attempt, or nobody wants a choice any more
         self._timeline = Timeline(time.monotonic())
@@ -145,7 +147,7 @@ class Flight:
 
     async def _assignment(self, link: WorkerLink, choices: tuple[int, ...]) -> Assignment:
         request, number = self._request, self._num_begun
-        sampling, answered = request.sampling, tuple[int, ...]()
+        sampling, answered = self._prompt.still_asked(request.sampling), tuple[int, ...]()
         if len(choices) == 1:
             sampling = replace(sampling, n=1, seed=choice_seed(sampling.seed, choices[0]))
             answered = tuple(self._choices[choices[0]].answered_token_ids)
@@ -234,6 +236,8 @@ class Flight:
             match item:
                 case TokenEvent():
                     self._take_token(attempt, item)
+                case PromptLogprobs():
+                    self._prompt.add(item)
                 case transfer_pb2.Ticket() if self._are_open(attempt.choices):
                     self._stamp("pages reserved")
                     attempt.prefill(item)
@@ -256,7 +260,7 @@ class Flight:
         deltas = []
         for index, choice in enumerate(self._choices):
             if choice.is_open and (events := choice.take_ready()):
-                delta = _delta(index, events)
+                delta = replace(_delta(index, events), prompt_logprobs=self._prompt.take(index))
                 choice.has_finished = delta.finish_reason is not None
                 choice.is_open = not choice.has_finished
                 deltas.append(delta)

@@ -3,17 +3,17 @@
 import asyncio
 
 from baton.core.errors import BatonError
-from baton.core.request import TokenEvent
+from baton.core.request import PromptLogprobs, TokenEvent
 from baton.core.transfer_stats import TransferReport
 from baton.v1 import transfer_pb2
 
-InboxItem = TokenEvent | transfer_pb2.Ticket | TransferReport | BatonError
+InboxItem = TokenEvent | PromptLogprobs | transfer_pb2.Ticket | TransferReport | BatonError
 
 
 class Inbox:
     """One reader; never blocks its writers, the sessions' readers.
 
-    Bounded by the request itself: a ticket, its tokens, a report, and an error from each worker.
+    Bounded by the request itself: a ticket, its prompt and its tokens, a report, and an error of each worker.
     """
 
     def __init__(self, news: asyncio.Event) -> None:

@@ -225,6 +225,9 @@ class WorkerLink:
         match event.WhichOneof("event"):
             case "step_output":
                 self.worker.load = event.step_output.load
+                for number, prompt in codec.prompt_logprobs_from_proto(event.step_output):
+                    if errand := self._errands.get(number):
+                        errand.inbox.put(prompt)
                 for number, token in codec.tokens_from_proto(event.step_output):
                     if errand := self._errands.get(number):
                         errand.inbox.put(token)
