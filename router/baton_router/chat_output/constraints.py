@@ -133,7 +133,7 @@ def _text_with_calls(form: ToolFormat, chosen: _Tools) -> Format:
         "triggers": [trigger],
         "tags": tags,
         "stop_after_first": chosen.only_one,
-        "excludes": list(dict.fromkeys((trigger, *form.begins, *form.ignored))),
+        "excludes": [mark for mark in (*form.begins, *form.ignored) if mark != trigger],
     }
 
 

@@ -62,7 +62,7 @@ class _Object:
         # held, and again for each object within.
         self._may_wait = form.is_marked and isinstance(form, JsonCalls)
         self._name: str | None = None
-        self._early: str | None = None  # arguments that stand before the name
+        self._early: str | None = None  # arguments that could not be passed on as they came
         self._has_arguments = False
         self.is_begun = False
 
@@ -89,13 +89,16 @@ class _Object:
             return False
         self._begin()
         if not self._has_arguments:
-            self._parts.arguments("{}" if self._early is None else self._early)
+            self._parts.arguments("{}")
         return True
 
     def _begin(self) -> None:
         if not self.is_begun and self._name is not None:
             self.is_begun = True
             self._parts.begin_call(self._name)
+        if self._early is not None and not self._has_arguments:
+            self._has_arguments = True
+            self._parts.arguments(self._early)
 
     def _read_arguments(self) -> Steps[bool]:
         first = yield from self._lexer.white_space()
@@ -115,10 +118,10 @@ class _Object:
         source = "".join(pieces)
         text = text_of(source) if source.startswith('"') else None
         self._early = "{}" if source == "null" else source if text is None else text
-        if self.is_begun and not is_whole:
-            self._has_arguments = True
-            self._parts.arguments(self._early)
-            yield from read_rest(self._lexer, self._parts, self._form)
+        if self.is_begun:
+            self._begin()
+            if not is_whole:
+                yield from read_rest(self._lexer, self._parts, self._form)
         return is_whole
 
 

@@ -230,6 +230,10 @@ def test_without_formats_text_stays_as_it_is(text: str):
         # Broken or cut off after its name: a call with what there is; the rest is content.
         ("hermes", '<tool_call>{"name": "now", "arguments": {"a": "b', "", [("now", '{"a": "b')]),
         ("hermes", '<tool_call>{"name": "now", "ar', "", [("now", "")]),
+        ("hermes", '<tool_call>{"name": "now", "arguments": "{}"; c', "; c", [("now", "{}")]),
+        ("hermes", '<tool_call>{"name": "now", "arguments": "{}', "", [("now", '"{}')]),
+        ("hermes", '<tool_call>{"arguments": {"a": 1}, "name": "now"; c', "; c", [("now", '{"a": 1}')]),
+        ("llama3_json", '{"name": "now", "parameters": "{}"; c', '{"name": "now", "parameters": "{}"; c', []),
         (
             "hermes",
             '<tool_call>{"name": "now", "arguments": {"a"; 1}}</tool_call>c',
