@@ -77,8 +77,6 @@ BAD_COMPLETIONS = [
     ("best_of", {"best_of": 2}),
     ("best_of", {"best_of": 2, "n": 3}),
     ("suffix", {"suffix": "x"}),
-    ("echo", {"echo": True, "logprobs": 0}),
-    ("echo", {"echo": True, "logprobs": 0, "max_tokens": 0}),
     ("max_tokens", {"max_tokens": 0, "echo": False}),
     ("min_tokens", {"max_tokens": 0, "echo": True, "min_tokens": 1}),
     ("prompt", {"max_tokens": 0, "echo": True, "prompt": [5] * 257}),
@@ -87,7 +85,7 @@ BAD_COMPLETIONS = [
     ("use_beam_search", {"use_beam_search": True}),
     ("response_format.type", {"response_format": {"type": "yaml"}}),
     ("guided_json", {"guided_json": {}}),
-    ("prompt_logprobs", {"prompt_logprobs": 0}),
+    ("prompt_logprobs", {"prompt_logprobs": 21}),
     ("length_penalty", {"length_penalty": 2}),
     ("model", {"model": 5}),
 ]

@@ -18,8 +18,7 @@ APART: dict[str, Any] = {"num_prefills": 1, "num_decodes": 1}
 
 @pytest.fixture(scope="module")
 def expected() -> list[tuple[int, float]]:
-    options = {"dtype": CONFIG.dtype, "kv_cache_bytes": CONFIG.kv_cache_bytes}
-    with LLM(str(DEMO_MODEL), **options) as llm:
+    with LLM(str(DEMO_MODEL), dtype=CONFIG.dtype, kv_cache_bytes=CONFIG.kv_cache_bytes) as llm:
         [output] = llm.generate(
             [list(PROMPT)], SamplingParams(prompt_logprobs=0, max_tokens=1), use_tqdm=False
         )
