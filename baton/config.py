@@ -186,6 +186,12 @@ class RouterConfig:
         "What keeps answers in a form: guidance; or xgrammar, if workers have it; auto is guidance.",
         _STRUCTURED_OUTPUTS,
     )
+    tool_call_parser: str = option(
+        "--tool-call-parser", "auto", "How the model writes tool calls; auto: by its chat template; none."
+    )
+    reasoning_parser: str = option(
+        "--reasoning-parser", "auto", "How the model marks its thinking; auto: by its chat template; none."
+    )
 
     def __post_init__(self) -> None:
         check_options(self)

@@ -2,7 +2,7 @@
 
 import asyncio
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -14,10 +14,12 @@ from baton.core.sampling import SampledToken, SamplingParams
 from baton.v1 import inference_pb2 as pb
 from baton.v1 import inference_pb2_grpc
 from baton_router.backend import GenerationRequest, TextOptions
+from baton_router.chat import ChatChoice, build_chat_request, render
+from baton_router.chat_output.tools import read_tools
+from baton_router.grpc_chat import conversation, read_chat
 from baton_router.request_checks import build_request
 from baton_router.served_model import ServedModel
 from baton_router.structured_outputs import from_structured_outputs
-from baton_router.text.chat_template import require_few_messages
 from baton_router.text.stop_strings import StopStrings
 from baton_router.text_stream import TextDelta, generate_text, joined
 from baton_router.token_counts import text_of, tokens_of
@@ -54,9 +56,10 @@ class InferenceServicer(inference_pb2_grpc.InferenceServicer):
     async def Generate(self, request: pb.GenerateRequest, context: Context) -> None:  # noqa: N802
         """Complete one prompt. A cancelled call closes the generator, which aborts the request."""
         self._served.check_model(request.model)
-        completion = await self._completion_request(request)
-        assembler = _StreamedResponses(completion) if request.stream else _WholeResponses(completion)
-        async with aclosing(generate_text(self._served, completion)) as deltas:
+        generation, choices = await self._generation(request)
+        kind = _StreamedResponses if request.stream else _WholeResponses
+        assembler = kind(generation, choices)
+        async with aclosing(generate_text(self._served, generation)) as deltas:
             async for delta in deltas:
                 for response in assembler.push(delta):
                     await _write(context, response)
@@ -85,39 +88,42 @@ class InferenceServicer(inference_pb2_grpc.InferenceServicer):
         model = pb.Model(id=self._served.model, max_model_len=self._served.backend.max_model_len)
         return pb.ListModelsResponse(models=[model])
 
-    async def _completion_request(self, request: pb.GenerateRequest) -> GenerationRequest:
-        kind = request.WhichOneof("prompt")
-        if kind is None:
-            raise InvalidRequest("The request has no prompt.", param="prompt", code="empty_prompt")
-        prompt: Any
-        if kind == "token_ids":
-            prompt = request.token_ids.ids
-        else:
-            prompt = self._render(request.chat) if kind == "chat" else request.text
-        return await build_request(
-            self._served,
-            prompt,
-            _sampling_fields(request.sampling),
-            TextOptions(StopStrings(request.sampling.stop)),
-            request_id=f"gen-{uuid.uuid4().hex}",
-            priority=request.priority,
-            cache_salt=request.cache_salt,
-            add_special_tokens=kind == "text",
-        )
+    async def _generation(
+        self, request: pb.GenerateRequest
+    ) -> tuple[GenerationRequest, Sequence[ChatChoice] | None]:
+        """What is to be generated, and of a chat what reads its answers."""
+        options: dict[str, Any] = {
+            "request_id": f"gen-{uuid.uuid4().hex}",
+            "priority": request.priority,
+            "cache_salt": request.cache_salt,
+        }
+        fields, text = _sampling_fields(request.sampling), TextOptions(StopStrings(request.sampling.stop))
+        match request.WhichOneof("prompt"):
+            case None:
+                raise InvalidRequest("The request has no prompt.", param="prompt", code="empty_prompt")
+            case "chat":
+                chat = await build_chat_request(
+                    self._served, conversation(request.chat), fields, text, **options
+                )
+                return chat.generation, chat.choices()
+            case "token_ids":
+                prompt: Any = request.token_ids.ids
+                built = build_request(self._served, prompt, fields, text, add_special_tokens=False, **options)
+            case _:
+                built = build_request(self._served, request.text, fields, text, **options)
+        return await built, None
 
     def _render(self, chat: pb.ChatMessages) -> str:
-        if not chat.messages:
-            raise InvalidRequest("messages must hold at least one message.", param="messages")
-        require_few_messages(len(chat.messages))
-        messages = [{"role": message.role, "content": message.content} for message in chat.messages]
-        return self._served.tokenizer.render_chat(messages)
+        said = conversation(chat)
+        return render(self._served, said, has_tools=bool(read_tools(said.tools)))
 
 
 class _StreamedResponses:
     """One message per delta."""
 
-    def __init__(self, request: GenerationRequest) -> None:
+    def __init__(self, request: GenerationRequest, choices: Sequence[ChatChoice] | None) -> None:
         self._request = request
+        self._choices = choices
         self._usage = pb.Usage(prompt_tokens=len(request.token_ids))
         self._num_running = request.sampling.n
 
@@ -132,7 +138,7 @@ class _StreamedResponses:
         self._num_running -= delta.finish_reason is not None
 
     def _response(self, delta: TextDelta) -> pb.GenerateResponse:
-        return pb.GenerateResponse(
+        response = pb.GenerateResponse(
             request_id=self._request.request_id,
             choice=delta.choice,
             text=delta.text,
@@ -142,13 +148,16 @@ class _StreamedResponses:
             usage=None if self._num_running else self._usage,
             prompt_logprobs=[_logprob(token) for token in delta.prompt_logprobs],
         )
+        if self._choices is not None:
+            read_chat(response, self._choices[delta.choice].push(delta))
+        return response
 
 
 class _WholeResponses(_StreamedResponses):
     """One message per choice."""
 
-    def __init__(self, request: GenerationRequest) -> None:
-        super().__init__(request)
+    def __init__(self, request: GenerationRequest, choices: Sequence[ChatChoice] | None) -> None:
+        super().__init__(request, choices)
         self._deltas: list[list[TextDelta]] = [[] for _ in range(self._num_running)]
 
     def push(self, delta: TextDelta) -> list[pb.GenerateResponse]:

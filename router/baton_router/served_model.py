@@ -8,6 +8,8 @@ from baton import __version__
 from baton.core.errors import ModelNotFound
 from baton.model_files import eos_token_ids, read_config, vocab_size
 from baton_router.backend import Backend
+from baton_router.chat_output import detect
+from baton_router.chat_output.formats import ReasoningFormat, ToolFormat
 from baton_router.metrics import FrontMetrics
 from baton_router.structured_outputs import FormatChecks
 from baton_router.text.tokenizer import Tokenizer
@@ -29,6 +31,7 @@ class ServedModel:
     eos_token_ids: tuple[int, ...]
     metrics: FrontMetrics
     formats: FormatChecks
+    chat: "ChatFormats"
 
     @property
     def max_counted_tokens(self) -> int:
@@ -41,11 +44,35 @@ class ServedModel:
             raise ModelNotFound(name, self.model)
 
 
+@dataclass(frozen=True, slots=True)
+class ChatFormats:
+    """How the model writes what is no plain text in its answers."""
+
+    tool_format: ToolFormat | None = None  # None: it calls no tools that anybody could read
+    reasoning_format: ReasoningFormat | None = None  # None: it does not think
+
+
+def chat_formats(tokenizer: Tokenizer, model_type: str, tool_calls: str, reasoning: str) -> ChatFormats:
+    """The formats of these names; `auto`: by the chat template. Raises StartupError for unknown names."""
+    template = tokenizer.chat_template_source
+    return ChatFormats(
+        detect.tool_format(tool_calls, template, model_type),
+        detect.reasoning_format(reasoning, template, model_type),
+    )
+
+
 def load_served_model(
-    model_dir: Path, name: str, backend: Backend, metrics: FrontMetrics, structured_outputs: str = "auto"
+    model_dir: Path,
+    name: str,
+    backend: Backend,
+    metrics: FrontMetrics,
+    *,
+    structured_outputs: str = "auto",
+    tool_calls: str = detect.AUTO,
+    reasoning: str = detect.AUTO,
 ) -> ServedModel:
     """Read what front doors need of a model's files; its weights are not among it. Raises StartupError."""
-    tokenizer = Tokenizer.load(model_dir)
+    tokenizer, config = Tokenizer.load(model_dir), read_config(model_dir)
     return ServedModel(
         backend=backend,
         tokenizer=tokenizer,
@@ -53,9 +80,10 @@ def load_served_model(
         root=str(model_dir),
         version=__version__,
         created=int(time.time()),
-        vocab_size=vocab_size(read_config(model_dir)),
+        vocab_size=vocab_size(config),
         # Without any, every answer would go on to its greatest length.
         eos_token_ids=eos_token_ids(model_dir) or tokenizer.eos_token_ids,
         metrics=metrics,
         formats=FormatChecks(structured_outputs),
+        chat=chat_formats(tokenizer, str(config.get("model_type", "")), tool_calls, reasoning),
     )

@@ -15,7 +15,7 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 from baton_router.http.app import create_app
 from baton_router.http.server import HttpServer
 from baton_router.metrics import FrontMetrics
-from baton_router.served_model import ServedModel
+from baton_router.served_model import ChatFormats, ServedModel
 from baton_router.structured_outputs import FormatChecks
 from baton_router.text.tokenizer import Tokenizer
 from tests.router_front.fake_backend import MODEL, FakeBackend
@@ -79,6 +79,7 @@ def served(backend: FakeBackend, tokenizer: Tokenizer) -> ServedModel:
         vocab_size=tokenizer.vocab_size,
         eos_token_ids=tokenizer.eos_token_ids,
         formats=FormatChecks("auto"),
+        chat=ChatFormats(),
         metrics=FrontMetrics(CollectorRegistry()),
     )
 

@@ -114,7 +114,7 @@ BAD_CHATS = [
     ("top_logprobs", {"top_logprobs": 1}),
     ("top_logprobs", {"logprobs": True, "top_logprobs": 21}),
     ("logprobs", {"logprobs": 1}),
-    ("tools", {"tools": [{"type": "function"}]}),
+    ("tools[0].function", {"tools": [{"type": "function"}]}),
     ("tool_choice", {"tool_choice": "auto"}),
     ("functions", {"functions": [{}]}),
     ("response_format.json_schema", {"response_format": {"type": "json_schema"}}),

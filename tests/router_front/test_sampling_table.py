@@ -156,7 +156,7 @@ async def test_grpc_reaches_the_workers(served: ServedModel, backend: FakeBacken
     if row.name == "logprob_token_ids":
         fields["logprobs"] = 0
     request = inference_pb2.GenerateRequest(text="hi", sampling=inference_pb2.Sampling(**fields))
-    built = await InferenceServicer(served)._completion_request(request)
+    built, _ = await InferenceServicer(served)._generation(request)
     assert getattr(built.sampling, row.name) == EXAMPLES[row.name].value
     assert through_a_worker(built.sampling) == built.sampling
 

@@ -121,7 +121,7 @@ async def test_grpc_says_the_same(served: ServedModel) -> None:
     for message, form in said:
         sampling = pb.Sampling(structured_outputs=message)
         request = pb.GenerateRequest(text="hi", sampling=sampling)
-        built = await InferenceServicer(served)._completion_request(request)
+        built, _ = await InferenceServicer(served)._generation(request)
         assert built.sampling.grammar == ("" if form is None else formats.to_text(form))
 
 

@@ -32,6 +32,11 @@ class Body(BaseModel):
         return self.model_extra or {}
 
 
+def unchecked(documented: Any) -> PlainValidator:
+    """What makes a field that is checked elsewhere; `documented`: the type that the API's document has."""
+    return PlainValidator(lambda value: value, json_schema_input_type=documented)
+
+
 def _whole_number(value: Any) -> Any:
     """3 where JSON says 3.0, as clients do whose language has one kind of number."""
     return int(value) if type(value) is float and value.is_integer() else value

@@ -1,7 +1,8 @@
 """POST /v1/chat/completions."""
 
 import uuid
-from typing import Any
+from dataclasses import replace
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter
 from fastapi.responses import Response
@@ -9,16 +10,21 @@ from fastapi.responses import Response
 from baton.core.errors import InvalidRequest
 from baton.core.fields import Between
 from baton.core.sampling import MAX_LOGPROBS
-from baton_router.backend import GenerationRequest
+from baton_router.chat import ChatRequest, MessageDelta, build_chat_request, whole_calls
+from baton_router.chat_output.parts import ToolCallDelta
 from baton_router.http.answer import Answer
-from baton_router.http.body import WholeNumber
+from baton_router.http.body import WholeNumber, unchecked
 from baton_router.http.conversation import ConversationBody
 from baton_router.http.generation import GenerationBody
 from baton_router.http.logprobs import ChatLogprobs, prompt_logprobs
 from baton_router.http.unsupported import CHAT, refuse_unsupported
-from baton_router.request_checks import build_request
 from baton_router.served_model import ServedModel
 from baton_router.text_stream import TextDelta
+
+# What thinking is called in answers: vLLM's and others' name, and the newer one.
+REASONING = ("reasoning", "reasoning_content")
+
+ToolChoice = Literal["none", "auto", "required"] | dict[str, Any]
 
 
 class ChatBody(GenerationBody, ConversationBody):
@@ -27,6 +33,9 @@ class ChatBody(GenerationBody, ConversationBody):
     max_completion_tokens: WholeNumber | None = None
     logprobs: bool | None = False
     top_logprobs: WholeNumber | None = None
+    tool_choice: Annotated[Any, unchecked(ToolChoice | None)] = None
+    parallel_tool_calls: bool | None = None
+    include_reasoning: bool | None = True
 
 
 def chat_routes(served: ServedModel) -> APIRouter:
@@ -41,22 +50,26 @@ def chat_routes(served: ServedModel) -> APIRouter:
         answer_id = f"chatcmpl-{uuid.uuid4().hex}"
         request = await _request(served, body, answer_id)
         shape = _ChatShape(served, body, request)
-        return Answer(served, body, [request], answer_id, shape).response()
+        return Answer(served, body, [request.generation], answer_id, shape).response()
 
     return router
 
 
-async def _request(served: ServedModel, body: ChatBody, answer_id: str) -> GenerationRequest:
+async def _request(served: ServedModel, body: ChatBody, answer_id: str) -> ChatRequest:
     fields = body.sampling_fields() | {
         "logprobs": _num_logprobs(body),
         "max_completion_tokens": body.max_completion_tokens,
     }
-    text = body.text_options()
-    return await build_request(
+    conversation = replace(
+        body.conversation(body.messages),
+        tool_choice=body.tool_choice,
+        parallel_tool_calls=body.parallel_tool_calls is not False,
+    )
+    return await build_chat_request(
         served,
-        body.render(served, body.messages),
+        conversation,
         fields,
-        text,
+        body.text_options(),
         request_id=f"{answer_id}-0",
         priority=body.priority or 0,
         cache_salt=body.cache_salt or "",
@@ -81,12 +94,15 @@ class _ChatShape:
     whole_object = "chat.completion"
     chunk_object = "chat.completion.chunk"
 
-    def __init__(self, served: ServedModel, body: ChatBody, request: GenerationRequest) -> None:
+    def __init__(self, served: ServedModel, body: ChatBody, request: ChatRequest) -> None:
+        generation = request.generation
         self._tokenizer = served.tokenizer
-        self._request = request
+        self._token_ids = generation.token_ids
         self._has_token_ids = bool(body.return_token_ids)
-        num_choices = request.sampling.n if body.logprobs else 0
-        self._logprobs = [ChatLogprobs(served.tokenizer, request) for _ in range(num_choices)]
+        self._has_reasoning = body.include_reasoning is not False
+        num_choices = generation.sampling.n if body.logprobs else 0
+        self._logprobs = [ChatLogprobs(served.tokenizer, generation) for _ in range(num_choices)]
+        self._choices = request.choices()
 
     def opening(self, num_choices: int) -> list[dict[str, Any]]:
         """The role of every choice."""
@@ -102,27 +118,56 @@ class _ChatShape:
 
     def top_level(self) -> dict[str, Any]:
         """The prompt's tokens, where they were asked for."""
-        return {"prompt_token_ids": list(self._request.token_ids)} if self._has_token_ids else {}
+        return {"prompt_token_ids": list(self._token_ids)} if self._has_token_ids else {}
 
     def chunk_choice(self, index: int, delta: TextDelta) -> dict[str, Any]:
         """See Shape."""
-        content = {"content": delta.text} if delta.text else {}
-        return {"index": index, "delta": content, **self._ending(index, delta)}
+        part = self._choices[index].push(delta)
+        return {"index": index, "delta": self._delta(part), **self._ending(index, delta, part)}
 
     def whole_choice(self, index: int, delta: TextDelta) -> dict[str, Any]:
         """See Shape."""
-        message = {"role": "assistant", "content": delta.text, "refusal": None}
-        return {"index": index, "message": message, **self._ending(index, delta)}
+        part = self._choices[index].push(delta)
+        message: dict[str, Any] = {"role": "assistant", "content": part.content, "refusal": None}
+        if part.tool_calls:
+            message["content"] = part.content or None
+            message["tool_calls"] = [
+                {
+                    "id": call.id,
+                    "type": "function",
+                    "function": {"name": call.name, "arguments": call.arguments},
+                }
+                for call in whole_calls(part.tool_calls)
+            ]
+        if part.reasoning and self._has_reasoning:
+            message |= dict.fromkeys(REASONING, part.reasoning)
+        return {"index": index, "message": message, **self._ending(index, delta, part)}
 
-    def _ending(self, index: int, delta: TextDelta) -> dict[str, Any]:
+    def _delta(self, part: MessageDelta) -> dict[str, Any]:
+        delta: dict[str, Any] = {"content": part.content} if part.content else {}
+        if part.reasoning and self._has_reasoning:
+            delta |= dict.fromkeys(REASONING, part.reasoning)
+        if part.tool_calls:
+            delta["tool_calls"] = [_call_delta(call) for call in part.tool_calls]
+        return delta
+
+    def _ending(self, index: int, delta: TextDelta, part: MessageDelta) -> dict[str, Any]:
         ending: dict[str, Any] = {
             "logprobs": self._logprobs[index].push(delta.tokens) if self._logprobs else None,
-            "finish_reason": delta.finish_reason.value if delta.finish_reason else None,
+            "finish_reason": part.finish_reason,
         }
         if self._has_token_ids:
             ending["token_ids"] = [token.token_id for token in delta.tokens]
         if delta.prompt_logprobs:
             ending["prompt_logprobs"] = prompt_logprobs(
-                self._tokenizer, self._request.token_ids, delta.prompt_logprobs
+                self._tokenizer, self._token_ids, delta.prompt_logprobs
             )
         return ending
+
+
+def _call_delta(call: ToolCallDelta) -> dict[str, Any]:
+    function: dict[str, str] = {"arguments": call.arguments}
+    if call.name is None:
+        return {"index": call.index, "function": function}
+    function = {"name": call.name, **function}
+    return {"index": call.index, "id": call.id, "type": "function", "function": function}

@@ -1,12 +1,13 @@
 """A conversation in a body, and how it becomes a prompt."""
 
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainValidator
+from pydantic import BaseModel, BeforeValidator, ConfigDict
 
-from baton.core.errors import InvalidRequest
-from baton_router.http.body import Body
+from baton_router.chat import Conversation, render
+from baton_router.chat_output.tools import read_tools
+from baton_router.http.body import Body, unchecked
 from baton_router.served_model import ServedModel
 from baton_router.text.chat_template import require_few_messages
 
@@ -18,6 +19,22 @@ class ContentPart(BaseModel):
     text: str | None = None
 
 
+class FunctionBody(BaseModel):
+    """A function that the model may call; `parameters` is the JSON schema of its arguments."""
+
+    name: str
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class ToolBody(BaseModel):
+    """A tool; there are functions alone. Checked in baton_router/chat_output/tools.py."""
+
+    type: Literal["function"]
+    function: FunctionBody
+
+
 class ChatMessage(BaseModel):
     """One message of a conversation. What a content, or a field that is not named here, may be is the chat
     template's to say, and checked there: baton_router/text/messages.py."""
@@ -25,9 +42,7 @@ class ChatMessage(BaseModel):
     model_config = ConfigDict(strict=True, extra="allow")
 
     role: str
-    content: Annotated[
-        Any, PlainValidator(lambda value: value, json_schema_input_type=str | list[ContentPart] | None)
-    ] = None
+    content: Annotated[Any, unchecked(str | list[ContentPart] | None)] = None
     name: str | None = None
 
     def as_given(self) -> dict[str, Any]:
@@ -51,16 +66,20 @@ class TemplateBody(Body):
 
     add_generation_prompt: bool | None = True
     chat_template_kwargs: dict[str, Any] | None = None
+    tools: Annotated[Any, unchecked(list[ToolBody] | None)] = None
+
+    def conversation(self, messages: Sequence[ChatMessage]) -> Conversation:
+        """What the body says, with these messages."""
+        return Conversation(
+            [message.as_given() for message in messages],
+            tools=self.tools,
+            add_generation_prompt=self.add_generation_prompt is not False,
+            variables=self.chat_template_kwargs or {},
+        )
 
     def render(self, served: ServedModel, messages: Sequence[ChatMessage]) -> str:
         """The prompt of a conversation. Raises InvalidRequest where it has none."""
-        if not messages:
-            raise InvalidRequest("messages must hold at least one message.", param="messages")
-        return served.tokenizer.render_chat(
-            [message.as_given() for message in messages],
-            add_generation_prompt=self.add_generation_prompt is not False,
-            variables=self.chat_template_kwargs,
-        )
+        return render(served, self.conversation(messages), has_tools=bool(read_tools(self.tools)))
 
 
 class ConversationBody(TemplateBody):

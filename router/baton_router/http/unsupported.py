@@ -43,8 +43,6 @@ CHAT: Mapping[str, tuple[Any, ...]] = {
     "mm_processor_kwargs": (None, {}),
     "modalities": (None, ["text"]),
     "reasoning_effort": (None,),
-    "tool_choice": (None, "none"),
-    "tools": _NONE_OR_EMPTY,
     "verbosity": (None, "medium"),
     "web_search_options": (None,),
 }

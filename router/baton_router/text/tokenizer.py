@@ -34,10 +34,11 @@ class Tokenizer:
         self._backend = backend
         self.vocab_size = backend.get_vocab_size(with_added_tokens=True)
         self.eos_token_ids = files.eos_token_ids
-        template = files.chat_template
+        self.chat_template_source = template = files.chat_template
         self._chat_template = ChatTemplate(template, files.special_tokens) if template is not None else None
         added = backend.get_added_tokens_decoder()
         self._special = {token_id: token.content for token_id, token in added.items() if token.special}
+        self.special_texts = frozenset(self._special.values())
         self._rules = byte_rules(decoder_of(backend.to_str()))
         self._bytes: dict[int, bytes] = {}
 
