@@ -47,7 +47,8 @@ class Rule:
 
 OPTIONS = ("baton.option", "baton.option_values")
 SETTINGS = ("baton.core", "baton.config", "baton.__version__")
-SHARED = (*SETTINGS, "baton.fingerprint", "baton.model_files", "baton.rpc", GENERATED)
+MODELS = ("baton.architectures", "baton.model_files")
+SHARED = (*SETTINGS, *MODELS, "baton.fingerprint", "baton.rpc", GENERATED)
 WORKER = ("baton.engine", "baton.worker_process")
 ROLES = ("baton_prefill_service", "baton_decode_service")
 SERVICES = ("baton_router", *ROLES, "baton_both_service")
@@ -68,6 +69,7 @@ RULES = (
     Rule("baton.option_values",   ours=("baton.core",), stdlib_only=True),
     Rule("baton.option",          ours=("baton.option_values",), stdlib_only=True),
     Rule("baton.config",          ours=("baton.core", *OPTIONS), stdlib_only=True),
+    Rule("baton.architectures",   ours=("baton.core",), never=IMPURE, stdlib_only=True),
     Rule("baton.model_files",     ours=("baton.core",), stdlib_only=True),
     Rule("baton.fingerprint",     ours=("baton.core", "baton.config", "baton.model_files"), stdlib_only=True),
     Rule("baton_kernels",         ours=()),
@@ -90,7 +92,8 @@ RULES = (
     Rule("baton_decode_service",  ours=(*SHARED, "baton_kv_transfer", *WORKER)),
     Rule("baton_both_service",    ours=(*SHARED, *WORKER, *ROLES)),
     Rule("baton_router",          ours=SHARED, never=TENSORS),
-    Rule("baton_launch",          ours=(*SETTINGS, *OPTIONS), ours_in_functions=SERVICES, never=TENSORS),
+    Rule("baton_launch",          ours=(*SETTINGS, *OPTIONS, *MODELS), ours_in_functions=SERVICES,
+         never=TENSORS),
     Rule("baton.__main__",        ours=("baton_launch.main",)),
     Rule("baton",                 ours=()),
 )
