@@ -104,10 +104,11 @@ def _served_model(config: RouterConfig, pool: WorkerPool, admission: Admission) 
     metrics = FrontMetrics(registry)
     max_model_len = min(longest, config.max_model_len or longest)
     tokenizer = Tokenizer.load(config.model_dir)
+    name, *other_names = dict.fromkeys(config.served_model_names)
     return ServedModel(
         backend=WorkerBackend(pool, admission, max_model_len, metrics),
         tokenizer=tokenizer,
-        model=config.served_model_name,
+        model=name,
         root=str(config.model_dir),
         version=__version__,
         created=int(time.time()),
@@ -115,6 +116,7 @@ def _served_model(config: RouterConfig, pool: WorkerPool, admission: Admission) 
         # Without any, every answer would go on to its greatest length.
         eos_token_ids=eos_token_ids(config.model_dir) or tokenizer.eos_token_ids,
         metrics=metrics,
+        other_names=tuple(other_names),
     )
 
 

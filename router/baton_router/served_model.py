@@ -16,13 +16,19 @@ class ServedModel:
 
     backend: Backend
     tokenizer: Tokenizer
-    model: str  # the name that clients use
+    model: str  # the name that answers bear
     root: str  # where the model's files came from
     version: str  # Baton's
     created: int  # seconds since the epoch
     vocab_size: int  # the model's; token ids from clients lie below it
     eos_token_ids: tuple[int, ...]
     metrics: FrontMetrics
+    other_names: tuple[str, ...] = ()  # that clients may use as well
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All that clients may call the model."""
+        return (self.model, *self.other_names)
 
     @property
     def max_counted_tokens(self) -> int:
@@ -31,5 +37,5 @@ class ServedModel:
 
     def check_model(self, name: str | None) -> None:
         """Raises ModelNotFound if the client named another model; no name means the one that is served."""
-        if name and name != self.model:
-            raise ModelNotFound(name, self.model)
+        if name and name not in self.names:
+            raise ModelNotFound(name, self.names)
