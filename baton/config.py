@@ -7,7 +7,7 @@ what --help says of it, and the values that it takes.
 import ipaddress
 import os
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -20,11 +20,13 @@ from baton.option_values import (
     ADDRESSES,
     DEADLINES,
     FILE,
+    NAMES,
     POSITIVE,
     SECONDS,
     SHARE,
     SIZE,
     TEXT,
+    TOKENS,
     aliased_choice,
     between,
     choice,
@@ -35,15 +37,23 @@ DEFAULT_KV_CACHE_BYTES = 1 << 30
 KV_TRANSPORTS = ("auto", "cuda_ipc", "grpc", "nccl", "nixl")
 
 _DTYPES = {"auto": "auto", "fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+_DTYPES |= {"float": "float32", "half": "float16"}
 _DTYPE = aliased_choice("dtype", _DTYPES | {name: name for name in MODEL_DTYPES})
-_KV_CACHE_DTYPE = aliased_choice("KV cache dtype", {"auto": "auto", "fp8": FLOAT8, FLOAT8: FLOAT8})
+_KV_CACHE_DTYPES = {"auto": "auto", "fp8": FLOAT8, "fp8_e4m3": FLOAT8, FLOAT8: FLOAT8}
+_KV_CACHE_DTYPE = aliased_choice("KV cache dtype", _KV_CACHE_DTYPES)
 _DEVICE = choice("device", "auto", "cpu", "cuda")
 _QUANTIZATION = choice("quantization", "none", "int8", "fp8")
 _STRUCTURED_OUTPUTS = choice("backend of structured outputs", "auto", "guidance", "xgrammar")
 _ROLE = choice("role", *get_args(Role))
 _KV_TRANSPORT = choice("KV transport", *KV_TRANSPORTS)
+_LOG_LEVEL = replace(choice("log level", "debug", "info", "warning", "error"), read=str.lower)
 _PORT = between(1, 65535)
 _WILDCARD_HOSTS = {"0.0.0.0", "::"}
+
+
+def _log_level() -> str:
+    """A row of both configs: whatever a process does, it writes a log."""
+    return option("--log-level", "info", "Least that is logged: debug, info, warning or error.", _LOG_LEVEL)
 
 
 @dataclass(frozen=True)
@@ -60,9 +70,13 @@ class EngineConfig:
         unset="1GiB; on a GPU what --gpu-memory-utilization leaves",
     )
     max_num_seqs: int = option("--max-num-seqs", 64, "Sequences that a worker runs at once.", POSITIVE)
-    max_num_batched_tokens: int = option("--max-num-batched-tokens", 512, "Tokens in one step.", POSITIVE)
+    max_num_batched_tokens: int = option("--max-num-batched-tokens", 512, "Tokens in one step.", TOKENS)
     max_model_len: int | None = option(
-        "--max-model-len", None, "Most tokens of prompt and answer.", POSITIVE, unset="as the model says"
+        "--max-model-len",
+        None,
+        "Most tokens of prompt and answer, such as 8192 or 8K.",
+        TOKENS,
+        unset="as the model says",
     )
     # With many thousands OpenMP ends the process by SIGSEGV.
     num_threads: int = option("--threads", 1, "CPU threads of one step.", between(1, 4096), unset="all cores")
@@ -132,6 +146,7 @@ class WorkerConfig:
         "for its turn on prefill.",
         DEADLINES,
     )
+    log_level: str = _log_level()
 
     @property
     def asked_kv_transport(self) -> str | None:
@@ -162,8 +177,12 @@ class RouterConfig:
         "Model directory or Hugging Face id, as the workers'; its weights are not needed.",
         TEXT,
     )
-    served_model_name: str = option(
-        "--served-model-name", REQUIRED, "Model name in the API.", unset="as the model is called"
+    served_model_names: tuple[str, ...] = option(
+        "--served-model-name",
+        REQUIRED,
+        "Model name in the API; with several, each is served and answers bear the first.",
+        NAMES,
+        unset="as the model is called",
     )
     prefill_addresses: tuple[str, ...] = option(
         "--prefill", (), "A prefill server; may be repeated.", ADDRESSES
@@ -177,7 +196,11 @@ class RouterConfig:
     grpc_port: int = option("--grpc-port", 8001, "Port of the gRPC API.", _PORT)
     max_queue: int = option("--max-queue", 4096, "Requests that may wait; more are refused.", POSITIVE)
     max_model_len: int | None = option(
-        "--max-model-len", None, "Most tokens of prompt and answer.", POSITIVE, unset="as the workers say"
+        "--max-model-len",
+        None,
+        "Most tokens of prompt and answer, such as 8192 or 8K.",
+        TOKENS,
+        unset="as the workers say",
     )
     cluster_token: str = field(default="", repr=False)  # empty: none
     structured_outputs_backend: str = option(
@@ -192,6 +215,7 @@ class RouterConfig:
     reasoning_parser: str = option(
         "--reasoning-parser", "auto", "How the model marks its thinking; auto: by its chat template; none."
     )
+    log_level: str = _log_level()
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -241,7 +265,12 @@ def host_of(address: str) -> str | None:
 def is_local(address: str) -> bool:
     """Whether only this machine can connect to `address`. Raises StartupError if it is no address."""
     host = host_of(address)
-    if host is None or host == "localhost":
+    return host is None or is_loopback(host)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can connect to what listens on `host`."""
+    if host == "localhost":
         return True
     try:
         return ipaddress.ip_address(host).is_loopback

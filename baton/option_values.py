@@ -11,6 +11,8 @@ from baton.core.errors import StartupError
 from baton.core.reservation import TransferDeadlines
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?b?)", re.IGNORECASE)
+_TOKENS = re.compile(r"(\d+)([kKmM]?)|(\d+\.\d+)([km])")
+_THOUSANDS = {"": 1, "k": 1000, "m": 1000**2, "K": 1024, "M": 1024**2}
 _SIZE_EXPONENTS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 
 
@@ -69,6 +71,27 @@ def parse_size(text: str) -> int:
     return size
 
 
+def parse_tokens(text: str) -> int:
+    """Tokens of '8192', '8K' (of 1,024), '8k' (of 1,000) or '25.6k'; M and m likewise, as vLLM has them.
+
+    Raises StartupError on anything else.
+    """
+    match = _TOKENS.fullmatch(text.strip())
+    if match is None:
+        raise StartupError(
+            f"'{text}' is no number of tokens: write it like 8192, 8K (8,192) or 8k (8,000), or leave it out"
+        )
+    whole, unit, decimal, decimal_unit = match.groups()
+    if whole is not None:
+        return int(whole) * _THOUSANDS[unit]
+    return round(float(decimal) * _THOUSANDS[decimal_unit])
+
+
+def _require_names(name: str, value: tuple[str, ...]) -> None:
+    if not value or not all(value):
+        raise StartupError(f"{name} is empty: give a name, or leave the option out")
+
+
 def _require_positive(name: str, value: int) -> None:
     if value < 1:
         raise StartupError(f"{name} must be at least 1, but is {value}")
@@ -92,8 +115,10 @@ ANY = Values()
 TEXT = Values(written_as=str)  # of which the command still makes the field's value
 ADDRESS = Values(metavar="ADDRESS")
 ADDRESSES = Values(written_as=list[str], read=tuple, write=list, metavar="ADDRESS")
+NAMES = Values(_require_names, list[str], tuple, list, metavar="NAME")
 FILE = Values(metavar="FILE")
 POSITIVE = Values(_require_positive)
+TOKENS = Values(_require_positive, str, parse_tokens, str, metavar="TOKENS")
 SHARE = Values(_require_share, metavar="SHARE")
 SECONDS = Values(_require_seconds, metavar="SECONDS")
 SIZE = Values(_require_positive, str, parse_size)

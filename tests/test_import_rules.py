@@ -47,8 +47,9 @@ class Rule:
 
 OPTIONS = ("baton.option", "baton.option_values")
 SETTINGS = ("baton.core", "baton.config", "baton.__version__")
+MODELS = ("baton.architectures", "baton.model_files")
 SHARED = (
-    *(*SETTINGS, "baton.fingerprint", "baton.grammars", "baton.model_files", "baton.rpc", "baton.tokenizer"),
+    *(*SETTINGS, *MODELS, "baton.fingerprint", "baton.grammars", "baton.rpc", "baton.tokenizer"),
     GENERATED,
 )
 WORKER = ("baton.engine", "baton.worker_process")
@@ -71,6 +72,7 @@ RULES = (
     Rule("baton.option_values",   ours=("baton.core",), stdlib_only=True),
     Rule("baton.option",          ours=("baton.option_values",), stdlib_only=True),
     Rule("baton.config",          ours=("baton.core", *OPTIONS), stdlib_only=True),
+    Rule("baton.architectures",   ours=("baton.core",), never=IMPURE, stdlib_only=True),
     Rule("baton.model_files",     ours=("baton.core",), stdlib_only=True),
     Rule("baton.fingerprint",     ours=("baton.core", "baton.config", "baton.model_files"), stdlib_only=True),
     Rule("baton_kernels",         ours=()),
@@ -98,7 +100,8 @@ RULES = (
     Rule("baton_router.chat_output", ours=("baton.core", "baton.grammars.formats"),
          never=IMPURE, stdlib_only=True),
     Rule("baton_router",          ours=SHARED, never=TENSORS),
-    Rule("baton_launch",          ours=(*SETTINGS, *OPTIONS), ours_in_functions=SERVICES, never=TENSORS),
+    Rule("baton_launch",          ours=(*SETTINGS, *OPTIONS, *MODELS), ours_in_functions=SERVICES,
+         never=TENSORS),
     Rule("baton_offline",         ours=(*SHARED, *OPTIONS, "baton.engine", "baton_launch.model_source",
                                         "baton_router")),
     Rule("baton.__main__",        ours=("baton_launch.main",)),

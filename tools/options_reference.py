@@ -16,6 +16,8 @@ INTRODUCTION = """\
 # Options
 
 All options of each command, as its `--help` tells them; `python -m tools.options_reference` writes this page.
+Names may have underscores for dashes. Options that vLLM has and Baton has not are answered with a line that
+says what holds instead (`launch/baton_launch/foreign_options.py`).
 The secret that the router and its workers share comes from the environment alone, as `BATON_CLUSTER_TOKEN`.
 """
 

@@ -15,6 +15,8 @@
 The router makes them again of what workers say of failures: `router/baton_router/workers/worker_link.py`.
 """
 
+from collections.abc import Iterable
+
 
 class BatonError(Exception):
     """Base of the tree; its text is written for the person who reads it."""
@@ -35,9 +37,10 @@ class InvalidRequest(BatonError):
 class ModelNotFound(InvalidRequest):
     """The client named a model that this router does not serve."""
 
-    def __init__(self, model: str, served: str) -> None:
+    def __init__(self, model: str, served: Iterable[str]) -> None:
+        names = ", ".join(f"'{name}'" for name in served)
         super().__init__(
-            f"The model '{model}' does not exist. This server serves '{served}'.",
+            f"The model '{model}' does not exist. This server serves {names}.",
             param="model",
             code="model_not_found",
         )

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 class TransferReport:
     """One request's transfer, as its prefill server saw it."""
 
-    transport: str
+    transport: str  # for people: what carried it
     num_bytes: int
     seconds: float  # from the first page to the acknowledgement
     exposed_seconds: float  # part of it that came after the prompt was computed

@@ -202,13 +202,16 @@ class EngineLoop:
 
     def _fail(self, error: Exception, steps: list[ScheduledStep]) -> EngineOutput:
         """One bad step must not cost the requests that were not in it."""
-        logger.error("a step of %d rows failed", len(steps[0].plan.rows), exc_info=error)
         message = f"The engine failed while computing this request: {type(error).__name__}: {error}"
         failures = [
             RequestFailure(request_id, FailureReason.INTERNAL, message)
             for step in steps
             for request_id in self._scheduler.fail(step)
         ]
+        logger.error(
+            "a step of %d rows failed, and with it %s",
+            len(steps[0].plan.rows), ", ".join(failure.request_id for failure in failures), exc_info=error,
+        )  # fmt: skip
         return EngineOutput(self._scheduler.load(), failures=failures)
 
     def _layers_done(self, step: ScheduledStep, untold: list[_LayersQueued]) -> LayersDone | None:

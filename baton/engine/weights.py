@@ -4,7 +4,7 @@ import logging
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,12 @@ from torch import Tensor
 
 from baton.core.errors import StartupError
 from baton.core.kv_layout import MODEL_DTYPES
-from baton.engine.quantization.checkpoint_scales import dequantized, opened, scales_of_outputs, weight_scales
+from baton.engine.quantization.checkpoint_scales import dequantized, scales_of_outputs, weight_scales
+from baton.engine.tensor_files import opened, tensor_names
 from baton.model_files import safetensors_files
 
 _IGNORED_SUFFIX = "rotary_emb.inv_freq"  # old files store RoPE's frequencies
-# Files of models with tied embeddings may store the output projection a second time.
+# Files of models with tied embeddings may store the output projection a second time, or alone.
 _EMBEDDING, _PROJECTION = "model.embed_tokens.weight", "lm_head.weight"
 # Read apart from the weights, or of no use: states have no scale that is known before.
 _SCALE_SUFFIXES = (".weight_scale", ".input_scale", ".output_scale", ".k_scale", ".v_scale")
@@ -54,11 +55,15 @@ def load_weights(model_dir: Path, parameters: Mapping[str, Tensor]) -> None:
     started = time.monotonic()
     files = safetensors_files(model_dir)
     missing = set(parameters)
+    stored = tensor_names(files)
+    _require_projection(model_dir, stored, parameters)
     scales, float8 = weight_scales(files), Counter[torch.dtype]()
     second_copy: Tensor | None = None
     for name, tensor in _with_progress(_tensors(files), len(parameters)):
         if name.endswith(_SCALE_SUFFIXES):
             continue
+        if name == _PROJECTION and _EMBEDDING not in stored and name not in parameters:
+            name = _EMBEDDING
         if name not in parameters:
             if name == _PROJECTION:
                 second_copy = tensor
@@ -94,6 +99,15 @@ def load_weights(model_dir: Path, parameters: Mapping[str, Tensor]) -> None:
     )
 
 
+def _require_projection(model_dir: Path, stored: Set[str], parameters: Mapping[str, Tensor]) -> None:
+    """Raises StartupError where a model that has all else can't generate."""
+    if set(parameters) - stored == {_PROJECTION}:
+        raise StartupError(
+            f"'{model_dir}' is a base model, which generates no text: it has no {_PROJECTION}, and its "
+            "config.json does not say tie_word_embeddings; serve the model that was trained to generate."
+        )
+
+
 def _copy(name: str, source: Tensor, destination: Tensor) -> None:
     if source.shape != destination.shape:
         raise StartupError(
@@ -125,8 +139,8 @@ def _tensors(files: tuple[Path, ...]) -> Iterator[tuple[str, Tensor]]:
     """All tensors of all files, one in memory at a time."""
     for file in files:
         with opened(file) as checkpoint:
-            for name in checkpoint.keys():  # noqa: SIM118 - not a dict
-                yield name, checkpoint.get_tensor(name)
+            for name in checkpoint.names:
+                yield name, checkpoint.tensor(name)
 
 
 @contextmanager

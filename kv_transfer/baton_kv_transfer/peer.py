@@ -14,6 +14,7 @@ from baton.v1 import transfer_pb2
 from baton_kv_transfer.pages import wire
 from baton_kv_transfer.transports.base import NUM_CHANNELS, PushCall
 from baton_kv_transfer.transports.choice import Choice, choose
+from baton_kv_transfer.transports.registry import row_of
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +90,9 @@ class Peer:
         failed = frozenset(name for name, epoch in self._failed if epoch == ticket.epoch)
         choice = choose(mine, ticket.transports, asked, failed)
         if choice != self._choice:
-            logger.info("KV transport to %s: %s (%s)", self.address, choice.name, choice.reason)
+            carrier = row_of(choice.name).load().carrier(mine, ticket.transports)
+            name = choice.name if carrier is None else f"{choice.name}, which is {carrier} here"
+            logger.info("KV transport to %s: %s (%s)", self.address, name, choice.reason)
             self._choice = choice
         return choice
 

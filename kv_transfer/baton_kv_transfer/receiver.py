@@ -45,7 +45,7 @@ class TransferReceiver:
             return transfer_pb2.PushResult(bytes_received=await push.run(frames, context))
         except TransferRefused as error:
             self._worker.stats.outcomes[error.reason] += 1
-            logger.info("transfer refused (%s): %s", error.reason, error)
+            logger.info("transfer of %s refused (%s): %s", push.request_id, error.reason, error)
             raise
 
 
@@ -59,6 +59,12 @@ class _Push:
         self._decided = asyncio.Event()
         self._intake: Intake | None = None  # once the first frame has named the transport
         self._reads: set[asyncio.Task[None]] = set()
+
+    @property
+    def request_id(self) -> str:
+        """Whose pages these are, as far as is known."""
+        writer = self._call.writer
+        return "an unknown request" if writer is None else writer.transfer.reservation.request_id
 
     async def run(self, frames: AsyncIterator[bytes], context: PushContext) -> int:
         """Returns the KV bytes that have come. Raises TransferRefused where the transfer fails."""

@@ -162,7 +162,8 @@ class OutgoingTransfer:
         transport.exposed_seconds += report.exposed_seconds
 
     def _report(self, route: Route) -> TransferReport:
-        return TransferReport(route.name, self._num_bytes, *self._times.seconds(time.monotonic()))
+        name = route.carrier or route.name
+        return TransferReport(name, self._num_bytes, *self._times.seconds(time.monotonic()))
 
 
 class TransferSender:

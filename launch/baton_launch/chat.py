@@ -3,6 +3,7 @@
 import contextlib
 import io
 import itertools
+import re
 import sys
 from typing import TYPE_CHECKING, Annotated
 
@@ -22,6 +23,14 @@ MaxTokens = Annotated[int | None, typer.Option(min=1, help="Most tokens of an an
 Temperature = Annotated[
     float | None, typer.Option(min=0, max=100, help="0 always takes the likeliest token.")
 ]
+
+COMMANDS = {
+    "/help": "lists these",
+    "/reset": "starts a new conversation",
+    "/exit": "leaves, as Ctrl-D does",
+    "/quit": "the same",
+}
+_COMMAND = re.compile(r"/[a-z]+")  # what else begins so, such as a path, is a message
 
 
 def chat(
@@ -58,18 +67,16 @@ class Conversation:
         self._reset()
 
     def run_in_terminal(self) -> None:
-        """Ask and answer until /exit or Ctrl-D; Ctrl-C stops the current answer."""
+        """Ask and answer until /exit, /quit or Ctrl-D; Ctrl-C stops the current answer."""
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401  (gives `input` line editing and a history)
         self._console.print(
-            f"[dim]{self._client.model}: /reset starts anew, Ctrl-C stops an answer, /exit leaves[/]"
+            f"[dim]{self._client.model}: /help lists the commands, Ctrl-C stops an answer, /exit leaves[/]"
         )
         while True:
             try:
-                text = input("> ").strip()
-                if text == "/exit":
+                if not self._take(input("> ").strip()):
                     return
-                self._take(text)
             except EOFError:
                 self._console.print()
                 return
@@ -81,19 +88,25 @@ class Conversation:
     def run_script(self) -> None:
         """Answer each line of standard input; RequestFailed at the first request that fails."""
         for line in sys.stdin:
-            text = line.strip()
-            if text == "/exit":
+            if not self._take(line.strip()):
                 return
-            self._take(text)
 
     def _reset(self) -> None:
         self._messages = [{"role": "system", "content": self._system}] if self._system else []
 
-    def _take(self, text: str) -> None:
+    def _take(self, text: str) -> bool:
+        """Do what a line says; returns whether the conversation goes on. Raises RequestFailed."""
+        if text in ("/exit", "/quit"):
+            return False
         if text == "/reset":
             self._reset()
+        elif text == "/help":
+            print("\n".join(f"{name:<8}{what}" for name, what in COMMANDS.items()))
+        elif _COMMAND.fullmatch(text):
+            raise RequestFailed(f"there is no {text}: the commands are {', '.join(COMMANDS)}")
         elif text:
             self._answer(text)
+        return True
 
     def _answer(self, text: str) -> None:
         """Ask, show the answer as it comes, and keep what came of it, though it be stopped half-way."""

@@ -2,12 +2,15 @@
 
 import os
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO
 
 from rich.console import Console
 from rich.text import Text
+
+from baton_launch.logging_setup import TIME_FORMAT
 
 
 class _LastingConsole(Console):
@@ -37,7 +40,15 @@ class ConsoleReporter:
 
     def notice(self, text: str) -> None:
         """Show a line of Baton's own."""
-        self._console.print(Text(f"baton: {text}", style="yellow"), soft_wrap=True)
+        self._say("INFO", text)
+
+    def warning(self, text: str) -> None:
+        """Show one that a person should look at."""
+        self._say("WARNING", text)
+
+    def _say(self, level: str, text: str) -> None:
+        line = f"{time.strftime(TIME_FORMAT)} {level} baton: {text}"
+        self._console.print(Text(line, style="yellow"), soft_wrap=True)
 
     def waiting(self) -> None:
         """Say who is ready and who is not."""

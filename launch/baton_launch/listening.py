@@ -5,7 +5,11 @@ import http.client
 import ipaddress
 import socket
 
+from baton.config import is_loopback
 from baton.core.errors import StartupError
+
+# Addresses of nobody, for documentation (RFC 5737 and 3849).
+_ELSEWHERE = {4: "192.0.2.1", 6: "2001:db8::1"}
 
 
 def require_free_port(host: str, port: int, option: str) -> None:
@@ -36,6 +40,34 @@ def reachable_host(host: str) -> str:
     if address.is_unspecified:
         return "127.0.0.1" if address.version == 4 else "[::1]"
     return host if address.version == 4 else f"[{host}]"
+
+
+def shown_host(host: str) -> str:
+    """What a person opens when a server listens on `host`, ready to stand in a URL: for all addresses the one
+    that this machine has towards others."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host
+    if not address.is_unspecified:
+        return reachable_host(host)
+    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect((_ELSEWHERE[address.version], 9))  # which sends nothing, and asks for the way
+            return reachable_host(probe.getsockname()[0])
+    except OSError:  # no way to anywhere
+        return reachable_host(host)
+
+
+def warning_of_strangers(host: str) -> str | None:
+    """What a person should know who lets others reach a server that asks for no key; None: nobody can."""
+    if is_loopback(host):
+        return None
+    return (
+        f"everyone who can reach {shown_host(host)} can use this server: it checks no keys. Keep the port "
+        "behind a firewall, or a proxy that checks them"
+    )
 
 
 def answers_ok(host: str, port: int, path: str) -> bool:

@@ -3,6 +3,7 @@
 Commands import what they need when they run, so that `baton --help` is quick and only workers load torch.
 """
 
+import functools
 import sys
 from typing import Annotated
 
@@ -10,6 +11,7 @@ import typer
 
 from baton.core.errors import BatonError, StartupError
 from baton_launch.chat import chat
+from baton_launch.foreign_options import ForgivingCommand, with_dashes
 from baton_launch.router_command import router
 from baton_launch.serve import serve
 from baton_launch.worker_command import worker_command
@@ -19,13 +21,17 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # whose tables cut the options' names on terminals of usual width
 )
-app.command()(serve)
-app.command()(chat)
-app.command()(router)
-app.command("prefill", help="Run one prefill server: it computes prompts.")(worker_command("prefill"))
-app.command("decode", help="Run one decode server: it continues prompts.")(worker_command("decode"))
-app.command("worker", help="Run one worker of both roles, or of the one that --role names.")(worker_command())
+_command = functools.partial(
+    app.command, cls=ForgivingCommand, context_settings={"token_normalize_func": with_dashes}
+)
+_command()(serve)
+_command()(chat)
+_command()(router)
+_command("prefill", help="Run one prefill server: it computes prompts.")(worker_command("prefill"))
+_command("decode", help="Run one decode server: it continues prompts.")(worker_command("decode"))
+_command("worker", help="Run one worker of both roles, or of the one that --role names.")(worker_command())
 
 
 def _print_version(asked: bool) -> None:

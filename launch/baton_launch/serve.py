@@ -18,6 +18,7 @@ import typer
 from baton.config import RouterConfig, WorkerConfig, available_cores, require_two_ports
 from baton.core.errors import StartupError
 from baton.option import arguments_of, make_config, settings_of
+from baton_launch.foreign_options import answers_foreign_options
 from baton_launch.model_source import ModelSource, find_model
 from baton_launch.options import takes_options
 
@@ -67,6 +68,7 @@ class ServePlan:
     workers: Mapping[str, WorkerConfig]  # by name; each listens on a Unix socket
 
 
+@answers_foreign_options()
 @takes_options(_SETTINGS.values())
 def serve(
     model: Model = None,
@@ -116,7 +118,7 @@ def serve_plan(
         "num_threads": available_cores(),
         **values,
         "model_dir": source.directory,
-        "served_model_name": values.get("served_model_name") or source.name,
+        "served_model_names": values.get("served_model_names") or (source.name,),
         "cluster_token": secrets.token_urlsafe(32),
     }
     if num_workers > 1:  # they share the machine
@@ -186,15 +188,15 @@ def child_specs(plan: ServePlan) -> list["ChildSpec"]:
 
 def banner(router: RouterConfig) -> str:
     """What a person needs once all is ready; the curl line works as pasted into a shell."""
-    from baton_launch.listening import reachable_host
+    from baton_launch.listening import shown_host
 
-    host = reachable_host(router.host)
+    host, names = shown_host(router.host), router.served_model_names
     url = f"http://{host}:{router.http_port}"
-    body = json.dumps({"model": router.served_model_name, "prompt": "def fibonacci(n):", "max_tokens": 64})
+    body = json.dumps({"model": names[0], "prompt": "def fibonacci(n):", "max_tokens": 64})
     return "\n".join(
         (
             "",
-            f"  Baton serves {router.served_model_name}. Ctrl-C stops it.",
+            f"  Baton serves {', '.join(names)}. Ctrl-C stops it.",
             "",
             f"  HTTP   {url}/v1  (OpenAI's API)",
             f"  gRPC   {host}:{router.grpc_port}",

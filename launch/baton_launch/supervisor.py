@@ -51,6 +51,10 @@ class Reporter(Protocol):
         """Something happened that a person should know."""
         ...
 
+    def warning(self, text: str) -> None:
+        """Something happened that a person should look at."""
+        ...
+
     def waiting(self) -> None:
         """Not everything is ready yet; called every poll interval."""
         ...
@@ -113,7 +117,8 @@ class Supervisor:
     async def _let_finish(self, keepers: Mapping[str, asyncio.Task[None]]) -> None:
         """Wait for the children that finish what they have begun, unless somebody is in a hurry."""
         self._reporter.notice(
-            "stopping when all requests have ended, in 30 s at most; ask again to end them now"
+            "stopping: running requests have 30 s to end; a second Ctrl-C or SIGTERM cuts them off, a third "
+            "kills the processes"
         )
         names = {child.name for child in self._children if child.finishes}
         self._signal_all(signal.SIGTERM, names)
@@ -165,7 +170,7 @@ class Supervisor:
                 return
             if time.monotonic() - begun >= self._timing.steady_after:
                 backoff = self._timing.first_backoff
-            self._reporter.notice(f"{ending}; starting it again in {backoff:g} s")
+            self._reporter.warning(f"{ending}; starting it again in {backoff:g} s")
             await self._pause(backoff)
             backoff = min(2 * backoff, self._timing.longest_backoff)
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from baton.config import Role, WorkerConfig, available_cores
 from baton.option import make_config, settings_of
+from baton_launch.foreign_options import answers_foreign_options
 from baton_launch.logging_setup import set_up_logging
 from baton_launch.model_source import find_model
 from baton_launch.options import Command, ExitWithParent, cluster_token, takes_options
@@ -16,6 +17,7 @@ def worker_command(fixed_role: Role | None = None) -> Command:
     fixed = {} if fixed_role is None else {"role": fixed_role}
     settings = [setting for setting in settings_of(WorkerConfig) if setting.field not in fixed]
 
+    @answers_foreign_options("--model")
     @takes_options(settings)
     def command(exit_with_parent: ExitWithParent = None, **values: Any) -> None:
         if exit_with_parent is not None:
@@ -39,7 +41,7 @@ def worker_config(values: Mapping[str, Any]) -> WorkerConfig:
 
 def run_worker(config: WorkerConfig) -> None:
     """Serve until the process is asked to stop."""
-    set_up_logging()
+    set_up_logging(config.log_level)
     if config.role == "prefill":
         from baton_prefill_service.main import run
     elif config.role == "decode":

@@ -61,7 +61,7 @@ class AsyncLLM:
         self._engine = AsyncEngine(config, load_engine(source.directory, config))
         self._backend = EngineBackend(self._engine, tokens_at_once)
         self._served = load_served_model(
-            source.directory, source.name, self._backend, FrontMetrics(CollectorRegistry())
+            source.directory, (source.name,), self._backend, FrontMetrics(CollectorRegistry())
         )
         self.max_num_seqs = config.max_num_seqs
         self._seed = seed

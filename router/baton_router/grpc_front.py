@@ -84,9 +84,10 @@ class InferenceServicer(inference_pb2_grpc.InferenceServicer):
         return pb.DetokenizeResponse(text=text)
 
     async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:  # noqa: N802
-        """The model that is served."""
-        model = pb.Model(id=self._served.model, max_model_len=self._served.backend.max_model_len)
-        return pb.ListModelsResponse(models=[model])
+        """The model that is served, under each of its names."""
+        longest = self._served.backend.max_model_len
+        models = [pb.Model(id=name, max_model_len=longest) for name in self._served.names]
+        return pb.ListModelsResponse(models=models)
 
     async def _generation(
         self, request: pb.GenerateRequest

@@ -58,9 +58,10 @@ async def _main(config: RouterConfig) -> None:
             changed.set()
 
         sessions = tasks.create_task(pool.run(on_change))
-        telling = tasks.create_task(_tell_health(rpc, pool, changed))
         serving = tasks.create_task(http.serve([listener]))
-        logger.info("serving '%s' at http://%s", served.model, _address(config.host, config.http_port))
+        place = f"http://{_address(config.host, config.http_port)}"
+        logger.info("listening at %s, and looking for workers", place)
+        telling = tasks.create_task(_tell_health(rpc, pool, changed, f"'{served.model}' at {place}"))
 
         async def end(within_s: float) -> None:
             """Take no more, and wait for what runs."""
@@ -78,12 +79,19 @@ async def _main(config: RouterConfig) -> None:
         telling.cancel()
 
 
-async def _tell_health(rpc: RpcServer, pool: WorkerPool, changed: asyncio.Event) -> None:
-    """gRPC's health checks say what /health says."""
+async def _tell_health(rpc: RpcServer, pool: WorkerPool, changed: asyncio.Event, what: str) -> None:
+    """gRPC's health checks and the log say what /health says."""
+    was_ready = False
     while True:
         await changed.wait()
         changed.clear()
-        await rpc.set_serving(pool.is_ready)
+        is_ready = pool.is_ready
+        await rpc.set_serving(is_ready)
+        if is_ready and not was_ready:
+            logger.info("serving %s", what)
+        elif was_ready and not is_ready:
+            logger.warning("not serving %s: the workers that are left can take no request", what)
+        was_ready = is_ready
 
 
 async def _ended(task: asyncio.Task[None], within_s: float) -> None:
@@ -100,7 +108,7 @@ def _served_model(config: RouterConfig, pool: WorkerPool, admission: Admission) 
     backend = WorkerBackend(pool, admission, max_model_len, metrics)
     return load_served_model(
         config.model_dir,
-        config.served_model_name,
+        config.served_model_names,
         backend,
         metrics,
         structured_outputs=config.structured_outputs_backend,

@@ -1,6 +1,7 @@
 """What both front doors (HTTP and gRPC) serve: one model over one backend."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +24,7 @@ class ServedModel:
 
     backend: Backend
     tokenizer: Tokenizer
-    model: str  # the name that clients use
+    model: str  # the name that answers bear
     root: str  # where the model's files came from
     version: str  # Baton's
     created: int  # seconds since the epoch
@@ -32,6 +33,12 @@ class ServedModel:
     metrics: FrontMetrics
     formats: FormatChecks
     chat: "ChatFormats"
+    other_names: tuple[str, ...] = ()  # that clients may use as well
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All that clients may call the model."""
+        return (self.model, *self.other_names)
 
     @property
     def max_counted_tokens(self) -> int:
@@ -40,8 +47,8 @@ class ServedModel:
 
     def check_model(self, name: str | None) -> None:
         """Raises ModelNotFound if the client named another model; no name means the one that is served."""
-        if name and name != self.model:
-            raise ModelNotFound(name, self.model)
+        if name and name not in self.names:
+            raise ModelNotFound(name, self.names)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +70,7 @@ def chat_formats(tokenizer: Tokenizer, model_type: str, tool_calls: str, reasoni
 
 def load_served_model(
     model_dir: Path,
-    name: str,
+    names: Sequence[str],
     backend: Backend,
     metrics: FrontMetrics,
     *,
@@ -71,7 +78,11 @@ def load_served_model(
     tool_calls: str = detect.AUTO,
     reasoning: str = detect.AUTO,
 ) -> ServedModel:
-    """Read what front doors need of a model's files; its weights are not among it. Raises StartupError."""
+    """Read what front doors need of a model's files; its weights are not among it.
+
+    Clients may call the model by each of `names`; the first is its own. Raises StartupError.
+    """
+    name, *other_names = dict.fromkeys(names)
     tokenizer, config = Tokenizer.load(model_dir), read_config(model_dir)
     return ServedModel(
         backend=backend,
@@ -86,4 +97,5 @@ def load_served_model(
         metrics=metrics,
         formats=FormatChecks(structured_outputs),
         chat=chat_formats(tokenizer, str(config.get("model_type", "")), tool_calls, reasoning),
+        other_names=tuple(other_names),
     )

@@ -86,6 +86,19 @@ def test_the_conversation_and_the_settings_are_sent(router: FakeRouter) -> None:
     assert third["messages"] == [system, {"role": "user", "content": "c"}]
 
 
+def test_commands_are_listed(router: FakeRouter) -> None:
+    done = chat(router.url, "/help\n/quit\nnever\n")
+    assert (done.returncode, done.stderr, router.requests) == (0, "", [])
+    assert [line.split()[0] for line in done.stdout.splitlines()] == ["/help", "/reset", "/exit", "/quit"]
+
+
+def test_a_command_that_is_none_is_not_asked(router: FakeRouter) -> None:
+    done = chat(router.url, "/usr/bin is what?\n/rest\nnever\n")
+    assert done.returncode == 1
+    assert done.stderr == "baton: there is no /rest: the commands are /help, /reset, /exit, /quit\n"
+    assert [request["messages"][-1]["content"] for request in router.requests] == ["/usr/bin is what?"]
+
+
 def test_a_refused_request_is_one_line(router: FakeRouter) -> None:
     done = chat(router.url, "fail\n", "--model=other")
     assert (done.returncode, done.stderr) == (1, "baton: the prompt is too long\n")

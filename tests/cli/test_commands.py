@@ -1,9 +1,12 @@
 """What the options of each command become."""
 
+import re
+import socket
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -43,7 +46,7 @@ def routers(monkeypatch: pytest.MonkeyPatch) -> list[RouterConfig]:
     """The routers that would have been run."""
     configs: list[RouterConfig] = []
     monkeypatch.setitem(sys.modules, "baton_router.main", SimpleNamespace(run=configs.append))
-    monkeypatch.setattr("baton_launch.router_command.set_up_logging", lambda: None)
+    monkeypatch.setattr("baton_launch.router_command.set_up_logging", lambda level: None)
     return configs
 
 
@@ -111,7 +114,7 @@ def test_router_options(
     workers = ["--prefill=p0:1", "--prefill=p1:1", "--decode=d0:1"]
     run(monkeypatch, "router", f"--model={model_dir}", *workers, "--port=9000", "--max-queue=7")
     assert routers == [
-        RouterConfig(model_dir, "a-model", ("p0:1", "p1:1"), ("d0:1",), http_port=9000, max_queue=7)
+        RouterConfig(model_dir, ("a-model",), ("p0:1", "p1:1"), ("d0:1",), http_port=9000, max_queue=7)
     ]
 
 
@@ -136,7 +139,7 @@ def test_serve_shares_the_machine(
         "decode-0": "decode",
     }
     assert (router.http_port, router.grpc_port) == free_ports
-    assert (router.model_dir, router.served_model_name) == (model_dir, "a-model")
+    assert (router.model_dir, router.served_model_names) == (model_dir, ("a-model",))
     cores = Path(workers["decode-0"].listen_address.removeprefix("unix:")).with_name("cores")
     engine = EngineConfig("float32", 32, 64 * 2**20, 8, 256, 1024, 10, cores, gpu_memory_utilization=0.9 / 3)
     assert all(worker.engine == engine for worker in workers.values())
@@ -178,7 +181,7 @@ def test_the_children_of_serve_are_those_of_its_plan(
     router = plan.router
     of_router = (*router.prefill_addresses, *router.decode_addresses, *router.worker_addresses)
     assert of_router == tuple(worker.listen_address for worker in workers)
-    assert (router.served_model_name, router.max_queue) == ("it's", 7)
+    assert (router.served_model_names, router.max_queue) == (("it's",), 7)
     assert {worker.transfer_deadlines.receiving_s for worker in workers} == {50.0}
     assert {worker.cluster_token for worker in workers} == {router.cluster_token} != {""}
     assert router.cluster_token not in " ".join(part for child in children for part in child.arguments)
@@ -190,5 +193,65 @@ def test_the_banner_quotes_for_the_shell(
     ports = [f"--port={free_ports[0]}", f"--grpc-port={free_ports[1]}", "--host=0.0.0.0"]
     run(monkeypatch, "serve", str(model_dir), "--served-model-name=it's", *ports)
     text = banner(plans[0].router)
-    assert f"curl http://127.0.0.1:{free_ports[0]}/v1/completions " in text
+    assert f":{free_ports[0]}/v1/completions " in text
     assert """'{"model": "it'"'"'s", """ in text
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "0.0.0.0", "::"])
+def test_the_banner_names_an_address_that_can_be_opened(
+    monkeypatch: pytest.MonkeyPatch,
+    plans: list[ServePlan],
+    model_dir: Path,
+    free_ports: tuple[int, int],
+    host: str,
+) -> None:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    ports = [f"--port={free_ports[0]}", f"--grpc-port={free_ports[1]}"]
+    try:
+        run(monkeypatch, "serve", str(model_dir), f"--host={host}", *ports)
+        listener = socket.create_server((host, free_ports[0]), family=family)
+    except (OSError, AssertionError):
+        if family == socket.AF_INET6:
+            pytest.skip("this machine has no IPv6")
+        raise
+    with listener:
+        [url] = re.findall(r"HTTP +(\S+)", banner(plans[0].router))
+        address = urlsplit(url)
+        assert address.hostname not in ("0.0.0.0", "::")
+        assert address.port == free_ports[0]
+        socket.create_connection((address.hostname, address.port), timeout=10).close()
+
+
+@pytest.mark.parametrize(
+    ("host", "is_open"),
+    [
+        *(("127.0.0.1", False), ("localhost", False), ("::1", False)),
+        *(("0.0.0.0", True), ("::", True), ("192.0.2.7", True), ("gpu-box", True)),
+    ],
+)
+def test_who_lets_others_in_is_warned(
+    monkeypatch: pytest.MonkeyPatch,
+    routers: list[RouterConfig],
+    model_dir: Path,
+    caplog: pytest.LogCaptureFixture,
+    host: str,
+    is_open: bool,
+) -> None:
+    run(monkeypatch, "router", f"--model={model_dir}", "--worker=w0:1", f"--host={host}")
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warnings) == is_open
+    assert all("checks no keys" in warning for warning in warnings)
+
+
+def test_several_names(
+    monkeypatch: pytest.MonkeyPatch, plans: list[ServePlan], routers: list[RouterConfig], model_dir: Path
+) -> None:
+    """One after the other, as vLLM has them, or each with its option; MODEL may come last."""
+    names = ["--served-model-name", "a", "b", "--port", "9", "--served_model_name=c"]
+    monkeypatch.setattr("baton_launch.listening.require_free_port", lambda *_: None)
+    run(monkeypatch, "serve", str(model_dir), *names)
+    run(monkeypatch, "serve", "--served-model-name", "a", str(model_dir))
+    assert [plan.router.served_model_names for plan in plans] == [("a", "b", "c"), ("a",)]
+    assert "Baton serves a, b, c." in banner(plans[0].router)
+    run(monkeypatch, "router", *names, f"--model={model_dir}", "--worker=w0:1")
+    assert routers[0].served_model_names == ("a", "b", "c")

@@ -16,7 +16,8 @@ from baton.config import (
 )
 from baton.core.errors import StartupError
 from baton.core.reservation import TransferDeadlines
-from baton.option_values import parse_size
+from baton.option import settings_of
+from baton.option_values import parse_size, parse_tokens
 from baton_launch.options import cluster_token
 
 
@@ -41,6 +42,50 @@ def test_sizes(text: str, size: int) -> None:
 def test_what_is_no_size(text: str) -> None:
     with pytest.raises(StartupError, match="is not a size"):
         parse_size(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens"),
+    [
+        ("8192", 8192),
+        ("4k", 4000),
+        ("4K", 4096),
+        ("1m", 10**6),
+        ("2M", 2**21),
+        ("25.6k", 25_600),
+        ("1.5m", 1_500_000),
+    ],
+)
+def test_tokens(text: str, tokens: int) -> None:
+    assert parse_tokens(text) == tokens
+
+
+@pytest.mark.parametrize("text", ["", "k", "-1", "auto", "4kb", "1.5", "1.5K", "4 k", "1e3"])
+def test_what_is_no_number_of_tokens(text: str) -> None:
+    with pytest.raises(StartupError, match="is no number of tokens: write it like 8192"):
+        parse_tokens(text)
+
+
+@pytest.mark.parametrize(
+    ("option", "written", "value"),
+    [
+        ("--dtype", "half", "float16"),
+        ("--dtype", "float", "float32"),
+        ("--dtype", "bfloat16", "bfloat16"),
+        ("--dtype", "auto", "auto"),
+        ("--kv-cache-dtype", "fp8_e4m3", "float8_e4m3fn"),
+        ("--log-level", "DEBUG", "debug"),
+    ],
+)
+def test_spellings_that_people_bring_along(option: str, written: str, value: str) -> None:
+    [setting] = [setting for setting in settings_of(WorkerConfig) if setting.option.flag == option]
+    assert setting.read(written) == value
+
+
+@pytest.mark.parametrize("names", [(), ("",), ("a", "")])
+def test_a_model_has_names(names: tuple[str, ...]) -> None:
+    with pytest.raises(StartupError, match="served-model-name is empty"):
+        RouterConfig(Path("model"), names, ("unix:/p",), ("unix:/d",))
 
 
 @pytest.mark.parametrize(
@@ -117,16 +162,16 @@ def test_engine_settings_are_checked() -> None:
 
 def test_a_router_of_workers_of_both_roles() -> None:
     addresses = ("unix:/w0", "unix:/w1")
-    config = RouterConfig(Path("model"), "m", (), (), worker_addresses=addresses)
+    config = RouterConfig(Path("model"), ("m",), (), (), worker_addresses=addresses)
     assert config.worker_addresses == addresses
-    assert RouterConfig(Path("model"), "m", (), ("unix:/d",), worker_addresses=addresses)
+    assert RouterConfig(Path("model"), ("m",), (), ("unix:/d",), worker_addresses=addresses)
     with pytest.raises(StartupError, match="is not an address"):
-        RouterConfig(Path("model"), "m", (), (), worker_addresses=("worker",))
+        RouterConfig(Path("model"), ("m",), (), (), worker_addresses=("worker",))
 
 
 def test_a_worker_is_named_once() -> None:
     with pytest.raises(StartupError, match=r"unix:/w is named 2 times: .* one of both roles with --worker"):
-        RouterConfig(Path("model"), "m", ("unix:/w",), ("unix:/w",))
+        RouterConfig(Path("model"), ("m",), ("unix:/w",), ("unix:/w",))
 
 
 def test_a_role_is_one_of_three() -> None:
@@ -137,8 +182,8 @@ def test_a_role_is_one_of_three() -> None:
 
 def test_a_router_needs_workers_of_both_kinds_and_two_ports() -> None:
     with pytest.raises(StartupError, match=r"--decode ADDRESS, or a worker .* --worker ADDRESS"):
-        RouterConfig(Path("model"), "m", ("unix:/p",), ())
+        RouterConfig(Path("model"), ("m",), ("unix:/p",), ())
     with pytest.raises(StartupError, match="can't share port 8000"):
-        RouterConfig(Path("model"), "m", ("unix:/p",), ("unix:/d",), grpc_port=8000)
+        RouterConfig(Path("model"), ("m",), ("unix:/p",), ("unix:/d",), grpc_port=8000)
     with pytest.raises(StartupError, match="is not an address"):
-        RouterConfig(Path("model"), "m", ("prefill",), ("unix:/d",))
+        RouterConfig(Path("model"), ("m",), ("prefill",), ("unix:/d",))

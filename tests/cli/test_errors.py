@@ -1,12 +1,14 @@
 """Start-up errors end as one line on standard error and exit code 2, without a traceback."""
 
 import os
+import re
 import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import typer
 
 from baton.core.errors import StartupError
 from baton_launch import main
@@ -127,6 +129,21 @@ def test_usage_errors_exit_with_2() -> None:
     assert baton("serve", "--no-such-option").returncode == 2
     assert baton("decode").returncode == 2
     assert "No such option: --role" in baton("decode", "--role=prefill").stderr
+
+
+@pytest.mark.parametrize("command", ["serve", "chat", "router", "prefill", "decode", "worker"])
+def test_help_shows_options_whole_on_a_narrow_terminal(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(sys, "argv", ["baton", command, "--help"])
+    with pytest.raises(SystemExit):
+        main.main()
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) <= 80
+    parameters = typer.main.get_command(main.app).commands[command].params  # type: ignore[attr-defined]
+    flags = {parameter.opts[0] for parameter in parameters if not parameter.hidden} - {"model"}
+    assert flags <= set(re.findall(r"(?<= )--[a-z-]+", shown))
 
 
 def test_version_and_help() -> None:

@@ -95,7 +95,7 @@ DEADLINES = TransferDeadlines.at_most(7.5)
 OTHER_WORKER = WorkerConfig(
     "both", Path("/m"), "unix:/w", "unix:/v", "w", "", OTHER_ENGINE, "nixl", 2.5, DEADLINES
 )
-OTHER_ROUTER = RouterConfig(Path("/m"), "m", ("p:1",), ("d:1",), ("w:1", "v:1"), "::1", 1, 2, 3, 4)
+OTHER_ROUTER = RouterConfig(Path("/m"), ("m", "n"), ("p:1",), ("d:1",), ("w:1", "v:1"), "::1", 1, 2, 3, 4)
 
 
 @pytest.mark.parametrize("config", [OTHER_WORKER, OTHER_ROUTER], ids=["worker", "router"])
@@ -126,7 +126,7 @@ def test_every_field_is_a_row(config: type) -> None:
     ],
 )
 def test_every_command_has_the_options_of_its_config(command: str, config: type, without: set[str]) -> None:
-    flags = [parameter.opts[0] for parameter in COMMANDS[command].params]
+    flags = [flag for parameter in COMMANDS[command].params for flag in parameter.opts]
     assert max(Counter(flags).values()) == 1
     rows = {setting.option.flag for setting in settings_of(config) if setting.field not in without}
     assert rows <= set(flags)

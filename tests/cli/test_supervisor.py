@@ -36,6 +36,9 @@ class RecordingReporter:
     def notice(self, text: str) -> None:
         self._add(text)
 
+    def warning(self, text: str) -> None:
+        self._add(text)
+
     def waiting(self) -> None:
         pass
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from baton import architectures
 from baton.config import EngineConfig
 from baton.core.sampling import SamplingParams
 from baton.engine.models import families, registry
@@ -28,7 +29,8 @@ def test_a_reader_and_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     config = json.loads((directory / "config.json").read_text())
     config["architectures"], config["n_layer"] = ["NewForCausalLM"], config.pop("num_hidden_layers")
     (directory / "config.json").write_text(json.dumps(config))
-    monkeypatch.setitem(registry.ARCHITECTURES, "NewForCausalLM", new_family)
+    monkeypatch.setitem(architectures.ARCHITECTURES, "NewForCausalLM", "new")
+    monkeypatch.setitem(registry.READERS, "new", new_family)
     engine = ColocatedEngine(directory, EngineConfig(dtype="float32", kv_cache_bytes=4 << 20))
     greedy = SamplingParams(temperature=0.0, max_tokens=12)
     assert engine.token_ids([PROMPT], greedy) == [expected]

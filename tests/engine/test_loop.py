@@ -175,7 +175,9 @@ def test_the_next_step_is_submitted_before_the_one_under_way_is_collected(
 
 
 @pytest.mark.parametrize("depth", [1, 2])
-def test_a_step_without_a_result_costs_the_requests_that_wait_for_it(depth: int) -> None:
+def test_a_step_without_a_result_costs_the_requests_that_wait_for_it(
+    depth: int, caplog: pytest.LogCaptureFixture
+) -> None:
     """Those of the step after it as well, which goes on from it; a request that comes later is served."""
     with running(depth) as engine:
         engine.runner.fails_to_collect = 3
@@ -188,6 +190,7 @@ def test_a_step_without_a_result_costs_the_requests_that_wait_for_it(depth: int)
         engine.take_until(engine.is_empty)
     assert engine.ended["a"] == engine.ended["b"]
     assert "RuntimeError: no result" in engine.ended["a"]
+    assert "a step of 2 rows failed, and with it a, b" in caplog.text
     assert engine.tokens["a"] == tokens_alone("a", max_tokens=30)[:3]
     assert engine.tokens["c"] == tokens_alone("c", max_tokens=5)
 

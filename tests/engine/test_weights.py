@@ -139,7 +139,10 @@ def test_garbage_file(model_dir):
     ("fields", "words"),
     [
         ({"architectures": ["GPT2LMHeadModel"]}, ("GPT2LMHeadModel", "LlamaForCausalLM", "Qwen3ForCausalLM")),
-        ({"architectures": None}, ("none named",)),
+        ({"architectures": ["GPT2Model"]}, ("GPT2Model", "LlamaForCausalLM")),
+        ({"architectures": ["LlamaForSequenceClassification"]}, ("LlamaForSequenceClassification",)),
+        ({"architectures": None, "model_type": "gpt2"}, ("none named", "'gpt2'", "Qwen3ForCausalLM")),
+        ({"architectures": [], "model_type": None}, ("none named",)),
         ({"quantization_config": {"quant_method": "gptq"}}, ("quantized",)),
         ({"hidden_size": None}, ("hidden_size",)),
         ({"rope_scaling": ["linear"]}, ("rope parameters", "linear")),

@@ -29,7 +29,7 @@ def test_end_tokens(
     sizes = {"vocab_size": 400, "max_position_embeddings": 64}
     (tmp_path / "config.json").write_text(json.dumps(sizes | config))
     (tmp_path / "generation_config.json").write_text(json.dumps(generation))
-    settings = RouterConfig(tmp_path, "tiny", ("unix:/p",), ("unix:/d",))
+    settings = RouterConfig(tmp_path, ("tiny",), ("unix:/p",), ("unix:/d",))
     pool = WorkerPool(settings, b"")
     served = _served_model(settings, pool, Admission(1, lambda: 1))
     names = {token_id: str(token_id) for token_id in (7, 8, 9)}

@@ -280,9 +280,17 @@ async def test_error_half_way_of_a_whole_answer_is_a_status(client: httpx.AsyncC
     assert_error(await client.post("/v1/completions", json=COMPLETION), 503)
 
 
-async def test_tokens_that_end_early_are_an_error(client: httpx.AsyncClient, backend: FakeBackend):
+def answer_id(backend: FakeBackend) -> str:
+    """What tells a request's lines in the log: the workers' lines have it too, with the prompt's number."""
+    return backend.requests[0].request_id.removesuffix("-0")
+
+
+async def test_tokens_that_end_early_are_an_error(
+    client: httpx.AsyncClient, backend: FakeBackend, caplog: pytest.LogCaptureFixture
+):
     backend.ends_early = True
     assert_error(await client.post("/v1/completions", json=COMPLETION), 500)
+    assert f"request {answer_id(backend)} failed" in caplog.text
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -294,6 +302,7 @@ async def test_unexpected_errors_are_logged_and_not_told(
     assert_error(response, 500)
     assert "secret" not in response.text
     assert "secret" in caplog.text
+    assert f"request {answer_id(backend)} failed" in caplog.text
     metrics = (await client.get("/metrics")).text
     assert 'baton_http_requests_total{endpoint="/v1/completions",status="500"} 1.0' in metrics
 
@@ -306,3 +315,4 @@ async def test_unexpected_error_in_a_stream_is_not_told(
     assert "internal_error" in response.text
     assert "secret" not in response.text
     assert "secret" in caplog.text
+    assert f"request {answer_id(backend)} failed" in caplog.text

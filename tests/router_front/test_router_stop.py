@@ -44,7 +44,7 @@ async def router(
     monkeypatch.setattr(gc, "freeze", lambda: None)
     monkeypatch.setattr(WorkerPool, "run", no_workers)
     config = RouterConfig(
-        model_dir, "tiny", ("unix:/p",), ("unix:/d",), http_port=free_port(), grpc_port=free_port()
+        model_dir, ("tiny",), ("unix:/p",), ("unix:/d",), http_port=free_port(), grpc_port=free_port()
     )
     task = asyncio.create_task(router_main._main(config))
     yield config

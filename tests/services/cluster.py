@@ -244,7 +244,7 @@ class Cluster:
             of_prefill, of_decode = of_decode, of_prefill
         self._config = RouterConfig(
             directory,
-            "fake",
+            ("fake",),
             of_prefill,
             of_decode,
             worker_addresses=tuple(worker.address for worker in boths),

@@ -1,5 +1,6 @@
 """Push calls made by hand against a decode server: whatever is wrong is refused before it touches a page."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -120,10 +121,12 @@ async def test_another_protocol_version_is_refused_in_words(version: int) -> Non
         assert made.untouched()
 
 
-async def test_a_stream_that_ends_without_commit_is_no_transfer() -> None:
+async def test_a_stream_that_ends_without_commit_is_no_transfer(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
     async with bench() as made:
         await made.refused("incomplete", made.open(), made.pages(0, 3))
         await made.let_go()
+        assert "transfer of by hand 1 refused (incomplete)" in caplog.text
 
 
 async def test_a_commit_with_one_layer_of_one_block_missing_is_refused() -> None:

@@ -5,9 +5,10 @@ import logging
 
 import pytest
 
+from baton.core.errors import Unavailable
 from baton.core.transfer_stats import TransferReport
 from baton_router.requests.timeline import Timeline
-from tests.services.cluster import Cluster, cluster, until
+from tests.services.cluster import DEADLINE_S, Cluster, Limits, cluster, until
 from tests.services.fake_engine import expected
 from tests.services.prompts import prompt_of
 
@@ -30,7 +31,7 @@ def timeline_of(running: Cluster, request_id: str) -> Timeline:
 
 
 async def test_a_request_has_its_transfer_in_its_timeline(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, "baton_router.requests.flight")
+    caplog.set_level(logging.DEBUG, "baton_router.requests.flight")
     async with cluster() as running:
         request = running.request(prompt_of(60), max_tokens=5)
         gate = running.decode.engine.runner.gate
@@ -49,11 +50,48 @@ async def test_a_request_has_its_transfer_in_its_timeline(caplog: pytest.LogCapt
         assert timeline.transfer.hidden_seconds + timeline.transfer.exposed_seconds == pytest.approx(
             timeline.transfer.seconds
         )
-        (line,) = (record.getMessage() for record in caplog.records if "ended after" in record.getMessage())
-        assert line == f"request {request.request_id}: {timeline.text()}"
+        begin, line = (record.getMessage() for record in caplog.records)
+        assert begin.startswith(f"request {request.request_id} begins: 60 prompt tokens, at most 5 answered")
+        assert line == f"request {request.request_id}: 60 prompt tokens, 5 answered, {timeline.text()}"
+        assert {record.levelname for record in caplog.records} == {"DEBUG"}
         for what in ("pages reserved", "first token", "next token", "KV by grpc"):
             assert what in line
         await running.all_clean()
+
+
+async def test_a_request_that_fails_is_a_line_with_its_id(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    async with cluster() as running:
+        answered, failing = (running.request(prompt_of(60, salt)) for salt in (1, 2))
+        await running.ask(answered)
+        running.decode.engine.runner.gate.clear()
+        task = asyncio.create_task(running.ask(failing))
+        await until(lambda: failing.request_id in running.backend._flights)
+        running.backend.end_all(Unavailable("the server is stopping"))
+        running.decode.engine.runner.gate.set()
+        with pytest.raises(Unavailable):
+            await task
+    lines = [record.getMessage() for record in caplog.records if "request" in record.getMessage()]
+    assert f"request {failing.request_id} failed: the server is stopping" in lines
+    assert not any(answered.request_id in line for line in lines)
+
+
+@pytest.mark.parametrize(("transport", "carrier"), [("grpc", "grpc"), ("nccl", "Gloo")])
+async def test_the_log_says_what_carries_pages(
+    transport: str, carrier: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Process groups are of Gloo where pages are not on GPUs, whatever their transport is called."""
+    caplog.set_level(logging.DEBUG)
+    limits = Limits(kv_transport=transport)
+    async with cluster(limits, limits) as running, asyncio.timeout(DEADLINE_S):
+        salt, lines = 0, ""
+        while f"KV by {carrier} " not in lines:  # a pair is made meanwhile, and gRPC carries
+            await running.ask(running.request(prompt_of(60, salt), max_tokens=3))
+            salt, lines = salt + 1, caplog.text
+    assert "KV by nccl" not in lines
+    assert "KV transport to" in lines
+    named = f"{transport}, which is {carrier} here" if transport != carrier else transport
+    assert f": {named} (it was asked for)" in lines
 
 
 async def test_a_prefill_server_that_is_lost_after_its_part_is_done_is_no_error() -> None:

@@ -1,15 +1,14 @@
 """Scales that a checkpoint brings for its 8-bit weights and for an 8-bit KV cache."""
 
 import re
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from baton.core.errors import StartupError
+from baton.engine.tensor_files import opened
 from baton.model_files import safetensors_files
 
 # What writes FP8 checkpoints agrees on the end of the name, not on where it hangs.
@@ -67,8 +66,8 @@ def float8_matrices(files: tuple[Path, ...]) -> frozenset[str]:
     found = set()
     for file in files:
         with opened(file) as checkpoint:
-            names = [name for name in checkpoint.keys() if name.endswith(_WEIGHT)]  # noqa: SIM118 - not a dict
-            found |= {name for name in names if checkpoint.get_slice(name).get_dtype() == _FLOAT8_IN_HEADERS}
+            names = [name for name in checkpoint.names if name.endswith(_WEIGHT)]
+            found |= {name for name in names if checkpoint.dtype(name) == _FLOAT8_IN_HEADERS}
     return frozenset(name.removesuffix(_WEIGHT) for name in found)
 
 
@@ -112,23 +111,9 @@ def kv_cache_scales(model_dir: Path, num_layers: int) -> tuple[float, ...]:
     return tuple(scales)
 
 
-@contextmanager
-def opened(file: Path) -> Iterator[Any]:
-    """A safetensors file to read tensors from; what goes wrong becomes a StartupError."""
-    try:
-        with safe_open(file, framework="pt", device="cpu") as checkpoint:
-            yield checkpoint
-    except (SafetensorError, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise StartupError(
-            f"'{file}' is not a sound safetensors file ({reason}); download it again."
-        ) from error
-
-
 def _tensors_like(files: tuple[Path, ...], is_wanted: Callable[[str], object]) -> list[tuple[str, Tensor]]:
     found: list[tuple[str, Tensor]] = []
     for file in files:
         with opened(file) as checkpoint:
-            names = [name for name in checkpoint.keys() if is_wanted(name)]  # noqa: SIM118 - not a dict
-            found += [(name, checkpoint.get_tensor(name)) for name in names]
+            found += [(name, checkpoint.tensor(name)) for name in checkpoint.names if is_wanted(name)]
     return found

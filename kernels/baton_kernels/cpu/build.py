@@ -137,7 +137,10 @@ def _compiler() -> tuple[str, ...]:
     """The command in CC, else `cc`."""
     command = shlex.split(os.environ.get("CC", "")) or ["cc"]
     if shutil.which(command[0]) is None:
-        raise KernelsUnavailable(f"there is no C compiler '{command[0]}'; install one, or name it with CC")
+        raise KernelsUnavailable(
+            f"there is no C compiler '{command[0]}': install one (Debian: apt install build-essential; "
+            "Fedora: dnf install gcc; macOS: xcode-select --install), or name it with CC"
+        )
     return tuple(command)
 
 

@@ -49,6 +49,7 @@ class Route:
     name: str
     failures: frozenset[str] = frozenset()  # refusals' reasons after which another transport may do better
     keeps_pages = False  # pages are read until the transfer has ended, not only until `send` returns
+    carrier: str | None = None  # what carries its pages, where the name does not say
     waits_for_open = False  # pages may overtake the frame that opens the transfer: it is to be taken first
 
     def describe(self, opening: transfer_pb2.Open) -> None:
@@ -166,6 +167,8 @@ class Transport:
     lack: Callable[[PageStore], str | None] = _nothing
     # Why two workers that both have it can't use it with each other; None: they can.
     obstacle: Callable[[WorkerTransports, WorkerTransports], str | None] = _nothing
+    # What carries pages between two workers, for people, where the transport's name does not say.
+    carrier: Callable[[WorkerTransports, WorkerTransports], str | None] = _nothing
 
 
 def lacks_package(name: str) -> str:

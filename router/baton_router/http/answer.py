@@ -9,7 +9,7 @@ from fastapi.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
 from baton_router.backend import GenerationRequest
-from baton_router.http.errors import error_body, log_unless_expected
+from baton_router.http.errors import ANSWER_ID, error_body, log_unless_expected
 from baton_router.http.event_stream import EventStream
 from baton_router.http.generation import GenerationBody
 from baton_router.http.guarded_work import ClientDisconnected, GuardedResponse
@@ -91,6 +91,7 @@ class Answer:
 
     async def _whole(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send one JSON object when all is generated."""
+        scope[ANSWER_ID] = self._head["id"]
         deltas: list[list[TextDelta]] = [[] for _ in range(self._num_choices)]
 
         async def collect(request: int, delta: TextDelta) -> None:
@@ -112,6 +113,7 @@ class Answer:
 
         Tokens whose text is held back, or that have none, are an event too: clients time tokens by them.
         """
+        scope[ANSWER_ID] = self._head["id"]
         stream = EventStream(send)
 
         async def forward(request: int, delta: TextDelta) -> None:
@@ -128,7 +130,7 @@ class Answer:
         except Exception as error:
             if not stream.is_started or isinstance(error, ClientDisconnected):
                 raise
-            log_unless_expected(error)
+            log_unless_expected(error, scope)
             await stream.event(error_body(error))
         await stream.end()
 

@@ -1,7 +1,7 @@
 """Maps every error to HTTP in OpenAI's body; the only place that does (see baton/core/errors.py)."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI, HTTPException, Request
@@ -13,6 +13,7 @@ from baton.core.errors import BatonError, InvalidRequest, ModelNotFound, Overloa
 
 _log = logging.getLogger(__name__)
 
+ANSWER_ID = "baton.answer_id"  # in an ASGI scope
 _INTERNAL_MESSAGE = "Internal error; the server's log has it."
 
 
@@ -43,10 +44,15 @@ def error_body(error: Exception) -> dict[str, Any]:
     return _body(message, "server_error", None, "internal_error")
 
 
-def log_unless_expected(error: Exception) -> None:
-    """Log what is the server's own fault, with its traceback."""
+def log_unless_expected(error: Exception, scope: MutableMapping[str, Any]) -> None:
+    """Log what is the server's own fault, with its traceback and what tells the request."""
     if not isinstance(error, InvalidRequest | Overloaded | Unavailable):
-        _log.error("A request failed", exc_info=error)
+        _log.error("request %s failed", request_name(scope), exc_info=error)
+
+
+def request_name(scope: MutableMapping[str, Any]) -> str:
+    """What the log calls the request of an ASGI scope: the id that its answer bears, if it has one by now."""
+    return str(scope.get(ANSWER_ID) or f"{scope['method']} {scope['path']}")
 
 
 def internal_error_response() -> Response:
@@ -68,7 +74,7 @@ def _status(error: Exception) -> int:
 
 
 async def _on_baton_error(request: Request, error: Exception) -> Response:
-    log_unless_expected(error)
+    log_unless_expected(error, request.scope)
     headers = {}
     if isinstance(error, Overloaded | Unavailable):
         headers["Retry-After"] = str(error.retry_after_s)

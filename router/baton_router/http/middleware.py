@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from baton_router.http.errors import PayloadTooLarge, internal_error_response
+from baton_router.http.errors import PayloadTooLarge, internal_error_response, request_name
 from baton_router.metrics import FrontMetrics
 
 _log = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ class RequestGuard:
         try:
             await self._app(scope, receive, watched_send)
         except Exception:
-            _log.exception("%s %s failed", scope["method"], scope["path"])
+            _log.exception("request %s failed", request_name(scope))
             if status != _CLIENT_GONE:  # the answer has begun: all that is left is to cut it off
                 raise
             await internal_error_response()(scope, receive, watched_send)

@@ -63,14 +63,14 @@ def model_routes(served: ServedModel) -> APIRouter:
 
     @router.get("/v1/models")
     async def list_models() -> dict[str, Any]:
-        return {"object": "list", "data": [_model(served)]}
+        return {"object": "list", "data": [_model(served, name) for name in served.names]}
 
     @router.get("/v1/models/{name:path}")
     async def retrieve_model(name: str) -> dict[str, Any]:
         if not name:
             return await list_models()
         served.check_model(name)
-        return _model(served)
+        return _model(served, name)
 
     @router.post("/tokenize")
     async def tokenize(body: TokenizeBody) -> dict[str, Any]:
@@ -105,9 +105,9 @@ def _text(served: ServedModel, body: TokenizeBody) -> tuple[str, bool]:
     return body.render(served, body.messages), True
 
 
-def _model(served: ServedModel) -> dict[str, Any]:
+def _model(served: ServedModel, name: str) -> dict[str, Any]:
     return {
-        "id": served.model,
+        "id": name,
         "object": "model",
         "created": served.created,
         "owned_by": "baton",

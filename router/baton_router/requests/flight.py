@@ -85,6 +85,11 @@ class Flight:
     async def run(self) -> AsyncGenerator[TokenDelta]:
         """Stream the tokens; closing it aborts the request on its workers."""
         everything = tuple(range(len(self._choices)))
+        request = self._request
+        logger.debug(
+            "request %s begins: %d prompt tokens, at most %d answered in each of %d choices",
+            request.request_id, len(request.token_ids), request.sampling.max_tokens, request.sampling.n,
+        )  # fmt: skip
         try:
             await self._begin([everything], attempt_number=1, num_losses_before=0)
             while self._are_open(everything):
@@ -99,11 +104,18 @@ class Flight:
                     if not self._are_open(attempt.choices):
                         self._leave(attempt)
                 await self._replace([attempt for attempt in self._attempts if attempt.error is not None])
+        except Exception as error:
+            logger.warning("request %s failed: %s", request.request_id, error)
+            raise
         finally:
             for attempt in tuple(self._attempts):
                 self._leave(attempt)
             self._stamp("ended")
-            logger.info("request %s: %s", self._request.request_id, self._timeline.text())
+            num_tokens = sum(len(choice.answered_token_ids) for choice in self._choices)
+            logger.debug(
+                "request %s: %d prompt tokens, %d answered, %s",
+                request.request_id, len(request.token_ids), num_tokens, self._timeline.text(),
+            )  # fmt: skip
 
     def end(self, error: BatonError) -> None:
         """Give the request up: `run` raises the error."""

@@ -208,7 +208,8 @@ class PairRoute(Route):
     failures = frozenset({"pair"})
     waits_for_open = True
 
-    def __init__(self, ticket: Ticket, store: PageStore, pair: Pair) -> None:
+    def __init__(self, ticket: Ticket, store: PageStore, pair: Pair, carrier: str) -> None:
+        self.carrier = carrier
         self._ticket = ticket
         self._store = store
         self._pair = pair

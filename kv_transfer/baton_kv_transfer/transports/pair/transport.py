@@ -17,6 +17,8 @@ from baton_kv_transfer.transports import base
 if TYPE_CHECKING:
     from baton_kv_transfer.transports.pair.link import PairLink, PairRoute
 
+_CARRIERS = {"cuda": "NCCL", "cpu": "Gloo"}  # by where a pair has its buffers
+
 PairContext = grpc.aio.ServicerContext[transfer_pb2.PairFrame, transfer_pb2.PairReply]
 
 
@@ -38,8 +40,9 @@ class _PairLinks:
             link = PairLink(ticket.address, request.metadata, max_bytes, request.stall_timeout_s, checksum)
             self._links[ticket.address] = link
         device = "cpu" if store.device_pages is None else store.device_pages.device
-        pair = link.pair(ticket.epoch, pair_device(device, ticket.transports.device))
-        return None if pair is None else PairRoute(ticket, store, pair)
+        device = pair_device(device, ticket.transports.device)
+        pair = link.pair(ticket.epoch, device)
+        return None if pair is None else PairRoute(ticket, store, pair, _CARRIERS[device])
 
     async def close(self) -> None:
         """End them all."""
@@ -56,6 +59,10 @@ class _PairIntake(base.Intake):
 def pair_device(mine: str, theirs: str) -> str:
     """Where a pair has its buffers: "cuda" between GPUs; "cpu" where the pages of either lie on none."""
     return "cuda" if mine == theirs == "cuda" else "cpu"
+
+
+def _carrier(mine: WorkerTransports, theirs: WorkerTransports) -> str:
+    return _CARRIERS[pair_device(mine.device, theirs.device)]
 
 
 def _sending(store: PageStore, reader: PageReader) -> base.SendingSide:
@@ -95,4 +102,6 @@ def _obstacle(mine: WorkerTransports, theirs: WorkerTransports) -> str | None:
     return "NCCL does not connect two processes on one GPU" if is_one_gpu else None
 
 
-TRANSPORT = base.Transport(sending=_sending, receiving=_receiving, lack=_lack, obstacle=_obstacle)
+TRANSPORT = base.Transport(
+    sending=_sending, receiving=_receiving, lack=_lack, obstacle=_obstacle, carrier=_carrier
+)
