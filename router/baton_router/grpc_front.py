@@ -18,6 +18,7 @@ from baton_router.request_checks import build_request
 from baton_router.served_model import ServedModel
 from baton_router.structured_outputs import from_structured_outputs
 from baton_router.text.chat_template import require_few_messages
+from baton_router.text.repetition import Repetition
 from baton_router.text.stop_strings import StopStrings
 from baton_router.text_stream import TextDelta, generate_text, joined
 from baton_router.token_counts import text_of, tokens_of
@@ -96,7 +97,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServicer):
             self._served,
             prompt,
             _sampling_fields(request.sampling),
-            TextOptions(StopStrings(request.sampling.stop)),
+            _text_options(request.sampling),
             request_id=f"gen-{uuid.uuid4().hex}",
             priority=request.priority,
             cache_salt=request.cache_salt,
@@ -138,6 +139,7 @@ class _StreamedResponses:
             logprobs=[_logprob(token) for token in delta.tokens if token.logprob is not None],
             finish_reason=delta.finish_reason.value if delta.finish_reason else None,
             usage=None if self._num_running else self._usage,
+            **_stop_reason(delta),
         )
 
 
@@ -176,6 +178,24 @@ def _sampling_fields(sampling: pb.Sampling) -> dict[str, Any]:
         if row.public_name in fields and row.type in _FROM_PROTO:
             fields[row.public_name] = _FROM_PROTO[row.type](fields[row.public_name])
     return fields
+
+
+def _text_options(sampling: pb.Sampling) -> TextOptions:
+    detection = sampling.repetition_detection
+    spaces = sampling.spaces_between_special_tokens or not sampling.HasField("spaces_between_special_tokens")
+    return TextOptions(
+        StopStrings(sampling.stop),
+        skip_special_tokens=sampling.skip_special_tokens or not sampling.HasField("skip_special_tokens"),
+        spaces_between_special_tokens=spaces,
+        includes_stop=sampling.include_stop_str_in_output,
+        repetition=Repetition(detection.max_pattern_size, detection.min_pattern_size, detection.min_count),
+    )
+
+
+def _stop_reason(delta: TextDelta) -> dict[str, Any]:
+    if delta.stop_reason is None:
+        return {}
+    return {"stop_text" if isinstance(delta.stop_reason, str) else "stop_token_id": delta.stop_reason}
 
 
 def _logprob(token: SampledToken) -> pb.Logprob:

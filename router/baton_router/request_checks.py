@@ -45,7 +45,10 @@ async def build_request(
     for field in (FIELD, "response_format"):
         if (form := fields.get(field)) is not None:
             sampling = replace(sampling, grammar=await served.formats.checked(form, field))
-    return GenerationRequest(request_id, token_ids, sampling, priority, cache_salt, text, arrived_s)
+    end_token_ids = _end_token_ids(served, fields)
+    return GenerationRequest(
+        request_id, token_ids, sampling, priority, cache_salt, text, arrived_s, end_token_ids
+    )
 
 
 def check_token_ids(name: str, token_ids: Sequence[int], vocab_size: int) -> None:
@@ -128,11 +131,15 @@ def _sampling(served: ServedModel, fields: Mapping[str, Any], max_tokens: int) -
         if value is not None and value != row.also_off:
             check_token_ids(row.public_name, row.token_ids(value), served.vocab_size)
             values[row.name] = value
-    has_format = any(fields.get(field) is not None for field in (FIELD, "response_format"))
-    goes_on = fields.get("ignore_eos") and not has_format  # which says where its answer ends
-    eos_token_ids = () if goes_on else served.eos_token_ids
-    stop_token_ids = (*values.get("stop_token_ids", ()), *eos_token_ids)
+    stop_token_ids = (*values.get("stop_token_ids", ()), *_end_token_ids(served, fields))
     values["stop_token_ids"] = tuple(dict.fromkeys(stop_token_ids))
     values["seed"] = values.get("seed", secrets.randbits(64)) & MAX_SEED
     values["max_tokens"] = max_tokens
     return SamplingParams(**values)
+
+
+def _end_token_ids(served: ServedModel, fields: Mapping[str, Any]) -> tuple[int, ...]:
+    """The model's own, where they end this answer."""
+    has_format = any(fields.get(field) is not None for field in (FIELD, "response_format"))
+    goes_on = fields.get("ignore_eos") and not has_format  # which says where its answer ends
+    return () if goes_on else served.eos_token_ids

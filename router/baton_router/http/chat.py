@@ -85,7 +85,10 @@ class _ChatShape:
         self._request = request
         self._has_token_ids = bool(body.return_token_ids)
         num_choices = request.sampling.n if body.logprobs else 0
-        self._logprobs = [ChatLogprobs(served.tokenizer, request) for _ in range(num_choices)]
+        names_ids = bool(body.return_tokens_as_token_ids)
+        self._logprobs = [
+            ChatLogprobs(served.tokenizer, request, names_ids=names_ids) for _ in range(num_choices)
+        ]
 
     def opening(self, num_choices: int) -> list[dict[str, Any]]:
         """The role of every choice."""
@@ -117,6 +120,7 @@ class _ChatShape:
         ending: dict[str, Any] = {
             "logprobs": self._logprobs[index].push(delta.tokens) if self._logprobs else None,
             "finish_reason": delta.finish_reason.value if delta.finish_reason else None,
+            "stop_reason": delta.stop_reason,
         }
         if self._has_token_ids:
             ending["token_ids"] = [token.token_id for token in delta.tokens]

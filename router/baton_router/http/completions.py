@@ -170,6 +170,7 @@ class _CompletionShape:
             "text": text + delta.text,
             "logprobs": self._choice_logprobs(index, delta),
             "finish_reason": delta.finish_reason.value if delta.finish_reason else None,
+            "stop_reason": delta.stop_reason,
         }
         if self._body.return_token_ids:
             choice["token_ids"] = [token.token_id for token in delta.tokens]
@@ -188,5 +189,7 @@ class _CompletionShape:
             return None
         if index not in self._logprobs:
             request = self._requests[index // self._num_choices_each]
-            self._logprobs[index] = CompletionLogprobs(self._served.tokenizer, request)
+            self._logprobs[index] = CompletionLogprobs(
+                self._served.tokenizer, request, names_ids=bool(self._body.return_tokens_as_token_ids)
+            )
         return self._logprobs[index].push(delta.tokens)

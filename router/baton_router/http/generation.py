@@ -11,6 +11,7 @@ from baton.grammars.formats import FIELD
 from baton_router.backend import TextOptions
 from baton_router.http.body import Body, WholeNumber, with_fields_of
 from baton_router.structured_outputs import from_response_format
+from baton_router.text.repetition import Repetition
 from baton_router.text.stop_strings import StopStrings
 
 
@@ -38,6 +39,16 @@ class StreamOptions(BaseModel):
     continuous_usage_stats: bool | None = False
 
 
+class RepetitionDetection(BaseModel):
+    """vLLM's `repetition_detection`: what ends an answer that repeats itself."""
+
+    model_config = ConfigDict(strict=True)
+
+    max_pattern_size: WholeNumber = 0
+    min_pattern_size: WholeNumber = 0
+    min_count: WholeNumber = 0
+
+
 @with_fields_of(SamplingParams)
 class GenerationBody(Body):
     """Fields that are not of sampling, and by the decorator those that are."""
@@ -52,7 +63,11 @@ class GenerationBody(Body):
     priority: WholeNumber | None = None
     cache_salt: str | None = None
     skip_special_tokens: bool | None = True
+    spaces_between_special_tokens: bool | None = True
+    include_stop_str_in_output: bool | None = False
+    repetition_detection: RepetitionDetection | None = None
     return_token_ids: bool | None = False
+    return_tokens_as_token_ids: bool | None = False
 
     def check_stream_options(self) -> None:
         """Raises InvalidRequest where they are given without `stream`."""
@@ -68,4 +83,11 @@ class GenerationBody(Body):
 
     def text_options(self) -> TextOptions:
         """How tokens become text."""
-        return TextOptions(StopStrings(self.stop), self.skip_special_tokens is not False)
+        detection = self.repetition_detection
+        return TextOptions(
+            StopStrings(self.stop),
+            skip_special_tokens=self.skip_special_tokens is not False,
+            spaces_between_special_tokens=self.spaces_between_special_tokens is not False,
+            includes_stop=bool(self.include_stop_str_in_output),
+            repetition=Repetition() if detection is None else Repetition(**detection.model_dump()),
+        )

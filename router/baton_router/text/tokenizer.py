@@ -11,6 +11,7 @@ from baton_router.text.chat_template import ChatTemplate
 from baton_router.text.detokenizer import (
     ByteDetokenizer,
     Detokenizer,
+    UnspacedDetokenizer,
     WindowDetokenizer,
     byte_rules,
     decoder_of,
@@ -37,6 +38,7 @@ class Tokenizer:
         template = files.chat_template
         self._chat_template = ChatTemplate(template, files.special_tokens) if template is not None else None
         added = backend.get_added_tokens_decoder()
+        self._added = {token_id: token.content for token_id, token in added.items()}
         self._special = {token_id: token.content for token_id, token in added.items() if token.special}
         self._rules = byte_rules(decoder_of(backend.to_str()))
         self._bytes: dict[int, bytes] = {}
@@ -119,9 +121,24 @@ class Tokenizer:
             messages, add_generation_prompt=add_generation_prompt, variables=variables
         )
 
-    def detokenizer(self, *, skip_special_tokens: bool = True, after: Sequence[int] = ()) -> Detokenizer:
-        """A new incremental decoder, for one choice, of a text that goes on from the tokens `after`."""
-        skipped = self._special if skip_special_tokens else {}
+    def detokenizer(
+        self,
+        *,
+        skip_special_tokens: bool = True,
+        spaces_between_special_tokens: bool = True,
+        after: Sequence[int] = (),
+    ) -> Detokenizer:
+        """A new incremental decoder, for one choice, of a text that goes on from the tokens `after`.
+
+        Without `spaces_between_special_tokens` added tokens, shown one after the other, are written without
+        the spaces that some decoders put between them.
+        """
+        found = self._detokenizer(self._special if skip_special_tokens else {}, after)
+        if skip_special_tokens or spaces_between_special_tokens or self._rules is not None:
+            return found
+        return UnspacedDetokenizer(found, self._added)
+
+    def _detokenizer(self, skipped: Mapping[int, str], after: Sequence[int]) -> Detokenizer:
         if self._rules is not None:
             return ByteDetokenizer(lambda i: b"" if i in skipped else self.token_bytes(i), self._rules, after)
         return WindowDetokenizer(
