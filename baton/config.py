@@ -14,6 +14,7 @@ from typing import Literal, get_args
 from baton.core.errors import StartupError
 from baton.core.kv_layout import FLOAT8, MODEL_DTYPES
 from baton.core.reservation import TransferDeadlines
+from baton.front_config import FrontConfig
 from baton.option import REQUIRED, check_options, option
 from baton.option_values import (
     ADDRESS,
@@ -186,6 +187,7 @@ class RouterConfig:
         "What keeps answers in a form: guidance; or xgrammar, if workers have it; auto is guidance.",
         _STRUCTURED_OUTPUTS,
     )
+    front: FrontConfig = field(default_factory=FrontConfig)
 
     def __post_init__(self) -> None:
         check_options(self)

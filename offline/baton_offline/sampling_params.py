@@ -64,6 +64,8 @@ _OTHERS: dict[str, tuple[Any, Any]] = {
     "skip_special_tokens": (bool, True),
     "spaces_between_special_tokens": (bool, True),
     "include_stop_str_in_output": (bool, False),
+    "truncate_prompt_tokens": (int | None, None),
+    "truncation_side": (str | None, None),
     "repetition_detection": (RepetitionDetectionParams | None, None),
 }
 

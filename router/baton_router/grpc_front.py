@@ -1,6 +1,7 @@
 """The public gRPC service, over the same functions as HTTP. Errors leave through ErrorInterceptor."""
 
 import asyncio
+import json
 import uuid
 from collections.abc import Callable
 from contextlib import aclosing
@@ -20,8 +21,10 @@ from baton_router.structured_outputs import from_structured_outputs
 from baton_router.text.chat_template import require_few_messages
 from baton_router.text.repetition import Repetition
 from baton_router.text.stop_strings import StopStrings
+from baton_router.text.template_options import TemplateOptions
 from baton_router.text_stream import TextDelta, generate_text, joined
 from baton_router.token_counts import text_of, tokens_of
+from baton_router.truncation import Truncation
 
 WRITE_TIMEOUT_S = 60.0  # a client that reads nothing for so long must not keep its place on the workers
 
@@ -69,7 +72,11 @@ class InferenceServicer(inference_pb2_grpc.InferenceServicer):
             request.add_special_tokens if request.HasField("add_special_tokens") else not has_chat
         )
         token_ids = await tokens_of(
-            self._served, text, add_special_tokens=add_special_tokens, name="chat" if has_chat else "text"
+            self._served,
+            text,
+            add_special_tokens=add_special_tokens,
+            name="chat" if has_chat else "text",
+            truncation=_truncation(request),
         )
         return pb.TokenizeResponse(token_ids=token_ids, max_model_len=self._served.backend.max_model_len)
 
@@ -102,14 +109,13 @@ class InferenceServicer(inference_pb2_grpc.InferenceServicer):
             priority=request.priority,
             cache_salt=request.cache_salt,
             add_special_tokens=kind == "text",
+            truncation=_truncation(request),
         )
 
     def _render(self, chat: pb.ChatMessages) -> str:
-        if not chat.messages:
-            raise InvalidRequest("messages must hold at least one message.", param="messages")
         require_few_messages(len(chat.messages))
         messages = [{"role": message.role, "content": message.content} for message in chat.messages]
-        return self._served.tokenizer.render_chat(messages)
+        return self._served.render(messages, _template_options(chat))
 
 
 class _StreamedResponses:
@@ -178,6 +184,40 @@ def _sampling_fields(sampling: pb.Sampling) -> dict[str, Any]:
         if row.public_name in fields and row.type in _FROM_PROTO:
             fields[row.public_name] = _FROM_PROTO[row.type](fields[row.public_name])
     return fields
+
+
+def _truncation(request: pb.GenerateRequest | pb.TokenizeRequest) -> Truncation | None:
+    num_tokens = request.truncate_prompt_tokens if request.HasField("truncate_prompt_tokens") else None
+    return Truncation.asked(num_tokens, request.truncation_side)
+
+
+def _template_options(chat: pb.ChatMessages) -> TemplateOptions:
+    documents = _json(chat, "documents")
+    if documents is not None and not (
+        isinstance(documents, list) and all(isinstance(document, dict) for document in documents)
+    ):
+        raise InvalidRequest("documents must be a list of objects.", param="documents")
+    variables = _json(chat, "chat_template_kwargs")
+    if not isinstance(variables, dict | None):
+        raise InvalidRequest("chat_template_kwargs must be an object.", param="chat_template_kwargs")
+    return TemplateOptions(
+        add_generation_prompt=chat.add_generation_prompt or not chat.HasField("add_generation_prompt"),
+        continue_final_message=chat.continue_final_message,
+        chat_template=chat.chat_template if chat.HasField("chat_template") else None,
+        documents=documents,
+        reasoning_effort=chat.reasoning_effort or None,
+        chat_template_kwargs=variables or {},
+    )
+
+
+def _json(chat: pb.ChatMessages, field: str) -> Any:
+    """The value of a field that holds JSON; None where it was not sent. Raises InvalidRequest."""
+    if not chat.HasField(field):
+        return None
+    try:
+        return json.loads(getattr(chat, field))
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequest(f"{field} is not valid JSON: {error}", param=field) from error
 
 
 def _text_options(sampling: pb.Sampling) -> TextOptions:

@@ -99,7 +99,12 @@ def _served_model(config: RouterConfig, pool: WorkerPool, admission: Admission) 
     max_model_len = min(longest, config.max_model_len or longest)
     backend = WorkerBackend(pool, admission, max_model_len, metrics)
     return load_served_model(
-        config.model_dir, config.served_model_name, backend, metrics, config.structured_outputs_backend
+        config.model_dir,
+        config.served_model_name,
+        backend,
+        metrics,
+        config.structured_outputs_backend,
+        config.front,
     )
 
 

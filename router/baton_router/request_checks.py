@@ -13,6 +13,7 @@ from baton.grammars.formats import FIELD
 from baton_router.backend import GenerationRequest, TextOptions
 from baton_router.served_model import ServedModel
 from baton_router.text.tokenizer import check_unicode
+from baton_router.truncation import Truncation
 
 _MAX_CACHE_SALT_LENGTH = 1024
 _PRIORITY = Between(-(2**31), 2**31 - 1)
@@ -29,6 +30,7 @@ async def build_request(
     cache_salt: str = "",
     add_special_tokens: bool = True,
     default_max_tokens: int | None = None,
+    truncation: Truncation | None = None,
 ) -> GenerationRequest:
     """Encode the prompt (text) or check it (token ids), and check everything else.
 
@@ -39,7 +41,11 @@ async def build_request(
     """
     arrived_s = time.monotonic()
     _check_routing(priority, cache_salt)
-    token_ids = await _prompt_token_ids(served, prompt, add_special_tokens)
+    token_ids = await _prompt_token_ids(served, prompt, add_special_tokens, is_cut=truncation is not None)
+    if truncation is not None:
+        asked = _asked_max_tokens(fields)[1]
+        most = served.backend.max_model_len - (asked or default_max_tokens or 1)
+        token_ids = tuple(truncation.kept(token_ids, max(1, most)))
     max_tokens = _max_tokens(fields, len(token_ids), served.backend.max_model_len, default_max_tokens)
     sampling = _sampling(served, fields, max_tokens)
     for field in (FIELD, "response_format"):
@@ -77,11 +83,12 @@ def _check_routing(priority: int, cache_salt: str) -> None:
 
 
 async def _prompt_token_ids(
-    served: ServedModel, prompt: str | Sequence[int], add_special_tokens: bool
+    served: ServedModel, prompt: str | Sequence[int], add_special_tokens: bool, *, is_cut: bool
 ) -> tuple[int, ...]:
     if isinstance(prompt, str):
+        limit = served.max_counted_tokens if is_cut else served.backend.max_model_len
         encoded = await served.tokenizer.encode(
-            prompt, max_tokens=served.backend.max_model_len, add_special_tokens=add_special_tokens
+            prompt, max_tokens=limit, add_special_tokens=add_special_tokens
         )
         token_ids = tuple(encoded)
     else:
@@ -105,8 +112,7 @@ def _max_tokens(
             param="prompt",
             code="context_length_exceeded",
         )
-    name = "max_tokens" if fields.get("max_completion_tokens") is None else "max_completion_tokens"
-    max_tokens: int | None = fields.get(name)
+    name, max_tokens = _asked_max_tokens(fields)
     if max_tokens is None:
         return num_left if default is None else min(default, num_left)
     if max_tokens < 1:
@@ -122,6 +128,12 @@ def _max_tokens(
             code="context_length_exceeded",
         )
     return max_tokens
+
+
+def _asked_max_tokens(fields: Mapping[str, Any]) -> tuple[str, int | None]:
+    """By which of its two names, and how many."""
+    name = "max_tokens" if fields.get("max_completion_tokens") is None else "max_completion_tokens"
+    return name, fields.get(name)
 
 
 def _sampling(served: ServedModel, fields: Mapping[str, Any], max_tokens: int) -> SamplingParams:

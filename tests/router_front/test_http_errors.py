@@ -124,6 +124,8 @@ BAD_CHATS = [
     ("modalities", {"modalities": ["text", "audio"]}),
     ("best_of", {"best_of": 2}),
     ("chat_template", {"chat_template": "x"}),
+    ("reasoning_effort", {"reasoning_effort": "great"}),
+    ("documents[0]", {"documents": ["x"]}),
     ("continue_final_message", {"continue_final_message": True}),
 ]
 

@@ -61,6 +61,7 @@ async def _request(served: ServedModel, body: ChatBody, answer_id: str) -> Gener
         priority=body.priority or 0,
         cache_salt=body.cache_salt or "",
         add_special_tokens=bool(body.add_special_tokens),
+        truncation=body.truncation(),
     )
 
 

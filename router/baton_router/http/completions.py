@@ -126,6 +126,7 @@ async def _requests(served: ServedModel, body: CompletionBody, answer_id: str) -
                 cache_salt=body.cache_salt or "",
                 add_special_tokens=body.add_special_tokens is not False,
                 default_max_tokens=_DEFAULT_MAX_TOKENS,
+                truncation=body.truncation(),
             )
         )
         if len(body.prompt) > 1:  # many short prompts are as much work for the event loop as a long one
@@ -164,7 +165,7 @@ class _CompletionShape:
         is_first = index not in self._begun
         self._begun.add(index)
         prompt_index = index // self._num_choices_each
-        text = self._prompt_text(self._body.prompt[prompt_index]) if is_first and self._body.echo else ""
+        text = self._prompt_text(prompt_index) if is_first and self._body.echo else ""
         choice: dict[str, Any] = {
             "index": index,
             "text": text + delta.text,
@@ -178,11 +179,13 @@ class _CompletionShape:
                 choice["prompt_token_ids"] = list(self._requests[prompt_index].token_ids)
         return choice
 
-    def _prompt_text(self, prompt: Prompt) -> str:
-        if isinstance(prompt, str):
+    def _prompt_text(self, index: int) -> str:
+        """As the client wrote it, or of the tokens that it gave or that are left of it."""
+        prompt = self._body.prompt[index]
+        if isinstance(prompt, str) and self._body.truncate_prompt_tokens is None:
             return prompt
         skip = self._body.skip_special_tokens is not False
-        return self._served.tokenizer.decode(prompt, skip_special_tokens=skip)
+        return self._served.tokenizer.decode(self._requests[index].token_ids, skip_special_tokens=skip)
 
     def _choice_logprobs(self, index: int, delta: TextDelta) -> dict[str, Any] | None:
         if self._requests[0].sampling.num_logprobs is None:

@@ -5,10 +5,10 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainValidator
 
-from baton.core.errors import InvalidRequest
-from baton_router.http.body import Body
+from baton_router.http.body import TruncatedBody
 from baton_router.served_model import ServedModel
 from baton_router.text.chat_template import require_few_messages
+from baton_router.text.template_options import TemplateOptions
 
 
 class ContentPart(BaseModel):
@@ -46,21 +46,27 @@ def _few_messages(value: Any) -> Any:
 Messages = Annotated[list[ChatMessage], BeforeValidator(_few_messages)]
 
 
-class TemplateBody(Body):
+class TemplateBody(TruncatedBody):
     """How a conversation becomes a prompt."""
 
     add_generation_prompt: bool | None = True
+    continue_final_message: bool | None = False
+    chat_template: str | None = None
+    documents: list[dict[str, Any]] | None = None
+    reasoning_effort: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
 
     def render(self, served: ServedModel, messages: Sequence[ChatMessage]) -> str:
         """The prompt of a conversation. Raises InvalidRequest where it has none."""
-        if not messages:
-            raise InvalidRequest("messages must hold at least one message.", param="messages")
-        return served.tokenizer.render_chat(
-            [message.as_given() for message in messages],
+        options = TemplateOptions(
             add_generation_prompt=self.add_generation_prompt is not False,
-            variables=self.chat_template_kwargs,
+            continue_final_message=bool(self.continue_final_message),
+            chat_template=self.chat_template,
+            documents=self.documents,
+            reasoning_effort=self.reasoning_effort,
+            chat_template_kwargs=self.chat_template_kwargs or {},
         )
+        return served.render([message.as_given() for message in messages], options)
 
 
 class ConversationBody(TemplateBody):

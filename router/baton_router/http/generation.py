@@ -9,7 +9,7 @@ from baton.core.fields import FormatText, rows
 from baton.core.sampling import SamplingParams
 from baton.grammars.formats import FIELD
 from baton_router.backend import TextOptions
-from baton_router.http.body import Body, WholeNumber, with_fields_of
+from baton_router.http.body import TruncatedBody, WholeNumber, with_fields_of
 from baton_router.structured_outputs import from_response_format
 from baton_router.text.repetition import Repetition
 from baton_router.text.stop_strings import StopStrings
@@ -50,7 +50,7 @@ class RepetitionDetection(BaseModel):
 
 
 @with_fields_of(SamplingParams)
-class GenerationBody(Body):
+class GenerationBody(TruncatedBody):
     """Fields that are not of sampling, and by the decorator those that are."""
 
     stream: bool | None = False

@@ -78,7 +78,11 @@ def model_routes(served: ServedModel) -> APIRouter:
         text, is_chat = _text(served, body)
         add_special_tokens = not is_chat if body.add_special_tokens is None else body.add_special_tokens
         tokens = await tokens_of(
-            served, text, add_special_tokens=add_special_tokens, name="messages" if is_chat else "prompt"
+            served,
+            text,
+            add_special_tokens=add_special_tokens,
+            name="messages" if is_chat else "prompt",
+            truncation=body.truncation(),
         )
         names = [served.tokenizer.token_name(token) for token in tokens] if body.return_token_strs else None
         return {
