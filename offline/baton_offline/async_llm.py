@@ -148,7 +148,7 @@ class AsyncLLM:
             _token_ids_of(prompt) if text is None else text,
             asked,
             text_options(params),
-            request_id=request_id or f"{number}-{uuid.uuid4().hex[:8]}",
+            answer_id=request_id or f"{number}-{uuid.uuid4().hex[:8]}",
             add_special_tokens=add_special_tokens,
             default_max_tokens=DEFAULT_MAX_TOKENS,
             truncation=Truncation.asked(params.truncate_prompt_tokens, params.truncation_side),
@@ -158,7 +158,7 @@ class AsyncLLM:
         """Yield the answers of a checked request as they grow. `prompt`: its text, if it was one."""
         self._start()
         output = RequestOutput(
-            request.request_id,
+            request.answer_id,
             prompt,
             list(request.token_ids),
             [CompletionOutput(index) for index in range(request.sampling.n)],

@@ -27,13 +27,14 @@ class TextOptions:
 class GenerationRequest:
     """One prompt and what is to come after it, checked."""
 
-    request_id: str
+    request_id: str  # no other's: see request_ids.py
     token_ids: tuple[int, ...]  # the prompt
     sampling: SamplingParams
     priority: int = 0  # lower first
     cache_salt: str = ""  # requests with different salts never share cached prefixes
     text: TextOptions = field(default_factory=TextOptions)
     arrived_s: float = field(default_factory=time.monotonic)
+    answer_id: str = ""  # what the client knows it by, alone or among others
     end_token_ids: tuple[int, ...] = ()  # of the stop tokens, those by which the model says that it is done
 
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import uuid
 from collections.abc import Callable
 from contextlib import aclosing
 from typing import Any
@@ -16,6 +15,7 @@ from baton.v1 import inference_pb2 as pb
 from baton.v1 import inference_pb2_grpc
 from baton_router.backend import GenerationRequest, TextOptions
 from baton_router.request_checks import build_request
+from baton_router.request_ids import chosen_id
 from baton_router.served_model import ServedModel
 from baton_router.structured_outputs import from_structured_outputs
 from baton_router.text.chat_template import require_few_messages
@@ -105,7 +105,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServicer):
             prompt,
             _sampling_fields(request.sampling),
             _text_options(request.sampling),
-            request_id=f"gen-{uuid.uuid4().hex}",
+            answer_id=f"gen-{chosen_id(request_id=request.request_id)}",
             priority=request.priority,
             cache_salt=request.cache_salt,
             add_special_tokens=kind == "text",
@@ -138,7 +138,7 @@ class _StreamedResponses:
 
     def _response(self, delta: TextDelta) -> pb.GenerateResponse:
         return pb.GenerateResponse(
-            request_id=self._request.request_id,
+            request_id=self._request.answer_id,
             choice=delta.choice,
             text=delta.text,
             token_ids=[token.token_id for token in delta.tokens],

@@ -11,6 +11,7 @@ from baton.core.fields import Between, rows
 from baton.core.sampling import MAX_SEED, SamplingParams
 from baton.grammars.formats import FIELD
 from baton_router.backend import GenerationRequest, TextOptions
+from baton_router.request_ids import unique_id
 from baton_router.served_model import ServedModel
 from baton_router.text.tokenizer import check_unicode
 from baton_router.truncation import Truncation
@@ -25,7 +26,8 @@ async def build_request(
     fields: Mapping[str, Any],
     text: TextOptions,
     *,
-    request_id: str,
+    answer_id: str,
+    index: int = 0,
     priority: int = 0,
     cache_salt: str = "",
     add_special_tokens: bool = True,
@@ -35,9 +37,9 @@ async def build_request(
     """Encode the prompt (text) or check it (token ids), and check everything else.
 
     `fields` are those of SamplingParams by public name, `ignore_eos`, `max_completion_tokens` and
-    `response_format`, as the client sent them; None: left out. Without `default_max_tokens` the default is
-    what the prompt leaves of the model's length. Raises InvalidRequest, with the public name of the field in
-    `param`.
+    `response_format`, as the client sent them; None: left out. `index` is the prompt's among those of
+    `answer_id`. Without `default_max_tokens` the default is what the prompt leaves of the model's length.
+    Raises InvalidRequest, with the public name of the field in `param`.
     """
     arrived_s = time.monotonic()
     _check_routing(priority, cache_salt)
@@ -53,7 +55,15 @@ async def build_request(
             sampling = replace(sampling, grammar=await served.formats.checked(form, field))
     end_token_ids = _end_token_ids(served, fields)
     return GenerationRequest(
-        request_id, token_ids, sampling, priority, cache_salt, text, arrived_s, end_token_ids
+        unique_id(answer_id, index),
+        token_ids,
+        sampling,
+        priority,
+        cache_salt,
+        text,
+        arrived_s,
+        answer_id,
+        end_token_ids,
     )
 
 

@@ -29,8 +29,9 @@ class Body(BaseModel):
 
     @property
     def unknown_fields(self) -> dict[str, Any]:
-        """Fields that the body has and the schema has not."""
-        return self.model_extra or {}
+        """Fields that the body has and the schema has not; null is not set."""
+        extra = self.model_extra or {}
+        return {name: value for name, value in extra.items() if value is not None}
 
 
 def _whole_number(value: Any) -> Any:

@@ -1,9 +1,8 @@
 """POST /v1/chat/completions."""
 
-import uuid
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from baton.core.errors import InvalidRequest
@@ -15,6 +14,7 @@ from baton_router.http.body import WholeNumber
 from baton_router.http.conversation import ConversationBody
 from baton_router.http.generation import GenerationBody
 from baton_router.http.logprobs import ChatLogprobs
+from baton_router.http.request_note import note_of
 from baton_router.http.unsupported import CHAT, refuse_unsupported
 from baton_router.request_checks import build_request
 from baton_router.served_model import ServedModel
@@ -34,14 +34,15 @@ def chat_routes(served: ServedModel) -> APIRouter:
     router = APIRouter()
 
     @router.post("/v1/chat/completions", response_model=None)
-    async def create_chat_completion(body: ChatBody) -> Response:
+    async def create_chat_completion(body: ChatBody, request: Request) -> Response:
         served.check_model(body.model)
         body.check_stream_options()
-        refuse_unsupported(body.unknown_fields, CHAT)
-        answer_id = f"chatcmpl-{uuid.uuid4().hex}"
-        request = await _request(served, body, answer_id)
-        shape = _ChatShape(served, body, request)
-        return Answer(served, body, [request], answer_id, shape).response()
+        note = note_of(request)
+        note.ignore(refuse_unsupported(body.unknown_fields, CHAT))
+        answer_id = f"chatcmpl-{note.choose_id(body.request_id)}"
+        checked = await _request(served, body, answer_id)
+        shape = _ChatShape(served, body, checked)
+        return Answer(served, body, [checked], answer_id, shape).response()
 
     return router
 
@@ -57,7 +58,7 @@ async def _request(served: ServedModel, body: ChatBody, answer_id: str) -> Gener
         body.render(served, body.messages),
         fields,
         text,
-        request_id=f"{answer_id}-0",
+        answer_id=answer_id,
         priority=body.priority or 0,
         cache_salt=body.cache_salt or "",
         add_special_tokens=bool(body.add_special_tokens),

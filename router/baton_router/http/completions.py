@@ -1,10 +1,9 @@
 """POST /v1/completions."""
 
 import asyncio
-import uuid
 from typing import Annotated, Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic import PlainValidator
 
@@ -14,6 +13,7 @@ from baton_router.http.answer import Answer
 from baton_router.http.body import WholeNumber
 from baton_router.http.generation import GenerationBody
 from baton_router.http.logprobs import CompletionLogprobs
+from baton_router.http.request_note import note_of
 from baton_router.http.unsupported import COMPLETIONS, refuse_unsupported, unsupported
 from baton_router.request_checks import build_request
 from baton_router.served_model import ServedModel
@@ -73,10 +73,12 @@ def completion_routes(served: ServedModel) -> APIRouter:
     router = APIRouter()
 
     @router.post("/v1/completions", response_model=None)
-    async def create_completion(body: CompletionBody) -> Response:
+    async def create_completion(body: CompletionBody, request: Request) -> Response:
         served.check_model(body.model)
         _check(body)
-        answer_id = f"cmpl-{uuid.uuid4().hex}"
+        note = note_of(request)
+        note.ignore(refuse_unsupported(body.unknown_fields, COMPLETIONS))
+        answer_id = f"cmpl-{note.choose_id(body.request_id)}"
         requests = await _requests(served, body, answer_id)
         shape = _CompletionShape(served, body, requests)
         run = answer_nothing if body.is_echo_alone else run_prompts
@@ -88,7 +90,6 @@ def completion_routes(served: ServedModel) -> APIRouter:
 def _check(body: CompletionBody) -> None:
     """Raises InvalidRequest for what can't be served."""
     body.check_stream_options()
-    refuse_unsupported(body.unknown_fields, COMPLETIONS)
     fields = body.sampling_fields()
     num_choices = fields["n"] or 1
     if body.best_of is not None and body.best_of < num_choices:
@@ -121,7 +122,8 @@ async def _requests(served: ServedModel, body: CompletionBody, answer_id: str) -
                 prompt,
                 fields,
                 text,
-                request_id=f"{answer_id}-{index}",
+                answer_id=answer_id,
+                index=index,
                 priority=body.priority or 0,
                 cache_salt=body.cache_salt or "",
                 add_special_tokens=body.add_special_tokens is not False,

@@ -61,6 +61,7 @@ class GenerationBody(TruncatedBody):
     ] = None
     ignore_eos: bool | None = False
     priority: WholeNumber | None = None
+    request_id: str | None = None
     cache_salt: str | None = None
     skip_special_tokens: bool | None = True
     spaces_between_special_tokens: bool | None = True
