@@ -10,7 +10,11 @@ if TYPE_CHECKING:
     from baton_offline.async_llm import AsyncLLM
     from baton_offline.llm import LLM
     from baton_offline.outputs import CompletionOutput, RequestOutput
-    from baton_offline.sampling_params import SamplingParams, StructuredOutputsParams
+    from baton_offline.sampling_params import (
+        RepetitionDetectionParams,
+        SamplingParams,
+        StructuredOutputsParams,
+    )
 
     __version__: str
 
@@ -18,6 +22,7 @@ __all__ = [
     "LLM",
     "AsyncLLM",
     "CompletionOutput",
+    "RepetitionDetectionParams",
     "RequestOutput",
     "SamplingParams",
     "StructuredOutputsParams",
@@ -30,6 +35,7 @@ _MODULES = {
     "AsyncLLM": "baton_offline.async_llm",
     "CompletionOutput": "baton_offline.outputs",
     "RequestOutput": "baton_offline.outputs",
+    "RepetitionDetectionParams": "baton_offline.sampling_params",
     "SamplingParams": "baton_offline.sampling_params",
     "StructuredOutputsParams": "baton_offline.sampling_params",
 }

@@ -14,6 +14,7 @@ from typing import Literal, get_args
 from baton.core.errors import StartupError
 from baton.core.kv_layout import FLOAT8, MODEL_DTYPES
 from baton.core.reservation import TransferDeadlines
+from baton.front_config import FrontConfig
 from baton.option import REQUIRED, check_options, option
 from baton.option_values import (
     ADDRESS,
@@ -216,6 +217,7 @@ class RouterConfig:
         "--reasoning-parser", "auto", "How the model marks its thinking; auto: by its chat template; none."
     )
     log_level: str = _log_level()
+    front: FrontConfig = field(default_factory=FrontConfig)
 
     def __post_init__(self) -> None:
         check_options(self)

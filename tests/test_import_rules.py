@@ -46,7 +46,7 @@ class Rule:
 
 
 OPTIONS = ("baton.option", "baton.option_values")
-SETTINGS = ("baton.core", "baton.config", "baton.__version__")
+SETTINGS = ("baton.core", "baton.config", "baton.front_config", "baton.__version__")
 MODELS = ("baton.architectures", "baton.model_files")
 SHARED = (
     *(*SETTINGS, *MODELS, "baton.fingerprint", "baton.grammars", "baton.rpc", "baton.tokenizer"),
@@ -71,7 +71,8 @@ RULES = (
     Rule("baton.core",            ours=(), never=IMPURE, stdlib_only=True),
     Rule("baton.option_values",   ours=("baton.core",), stdlib_only=True),
     Rule("baton.option",          ours=("baton.option_values",), stdlib_only=True),
-    Rule("baton.config",          ours=("baton.core", *OPTIONS), stdlib_only=True),
+    Rule("baton.front_config",    ours=("baton.core", *OPTIONS), stdlib_only=True),
+    Rule("baton.config",          ours=("baton.core", "baton.front_config", *OPTIONS), stdlib_only=True),
     Rule("baton.architectures",   ours=("baton.core",), never=IMPURE, stdlib_only=True),
     Rule("baton.model_files",     ours=("baton.core",), stdlib_only=True),
     Rule("baton.fingerprint",     ours=("baton.core", "baton.config", "baton.model_files"), stdlib_only=True),

@@ -6,10 +6,11 @@ from baton.core.sampling import SamplingParams
 
 
 class FinishReason(Enum):
-    """Why a choice ended, in OpenAI's words."""
+    """Why a choice ended, in OpenAI's words and vLLM's."""
 
     STOP = "stop"
     LENGTH = "length"
+    REPETITION = "repetition"  # vLLM's; the router's alone
 
 
 def finish_reason(

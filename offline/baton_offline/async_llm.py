@@ -14,6 +14,7 @@ from baton.core.errors import InvalidRequest
 from baton.core.sampling import MAX_SEED, choice_seed
 from baton.engine.async_engine import AsyncEngine
 from baton.engine.factory import load_engine
+from baton.front_config import FrontConfig
 from baton.option import make_config
 from baton_launch.model_source import find_model
 from baton_offline.engine_backend import EngineBackend
@@ -23,7 +24,9 @@ from baton_router.backend import GenerationRequest
 from baton_router.metrics import FrontMetrics
 from baton_router.request_checks import build_request
 from baton_router.served_model import load_served_model
+from baton_router.text.template_options import TemplateOptions
 from baton_router.text_stream import generate_text
+from baton_router.truncation import Truncation
 
 # A text, token ids, or vLLM's objects {"prompt": ...} and {"prompt_token_ids": ...}.
 Prompt = str | Sequence[int] | Mapping[str, Any]
@@ -61,7 +64,11 @@ class AsyncLLM:
         self._engine = AsyncEngine(config, load_engine(source.directory, config))
         self._backend = EngineBackend(self._engine, tokens_at_once)
         self._served = load_served_model(
-            source.directory, (source.name,), self._backend, FrontMetrics(CollectorRegistry())
+            source.directory,
+            (source.name,),
+            self._backend,
+            FrontMetrics(CollectorRegistry()),
+            front=FrontConfig(trust_request_chat_template=True),  # they come from the program itself
         )
         self.max_num_seqs = config.max_num_seqs
         self._seed = seed
@@ -104,12 +111,22 @@ class AsyncLLM:
         messages: Messages,
         *,
         add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        chat_template: str | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        reasoning_effort: str | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> str:
-        """The prompt of a conversation, by the model's chat template. Raises InvalidRequest."""
-        return self._served.tokenizer.render_chat(
-            messages, add_generation_prompt=add_generation_prompt, variables=chat_template_kwargs
+        """The prompt of a conversation, by `chat_template` or the model's. Raises InvalidRequest."""
+        options = TemplateOptions(
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            chat_template=chat_template,
+            documents=documents,
+            reasoning_effort=reasoning_effort,
+            chat_template_kwargs=chat_template_kwargs or {},
         )
+        return self._served.render(messages, options)
 
     async def request(
         self,
@@ -131,16 +148,17 @@ class AsyncLLM:
             _token_ids_of(prompt) if text is None else text,
             asked,
             text_options(params),
-            request_id=request_id or f"{number}-{uuid.uuid4().hex[:8]}",
+            answer_id=request_id or f"{number}-{uuid.uuid4().hex[:8]}",
             add_special_tokens=add_special_tokens,
             default_max_tokens=DEFAULT_MAX_TOKENS,
+            truncation=Truncation.asked(params.truncate_prompt_tokens, params.truncation_side),
         )
 
     async def answer(self, request: GenerationRequest, prompt: str | None) -> AsyncGenerator[RequestOutput]:
         """Yield the answers of a checked request as they grow. `prompt`: its text, if it was one."""
         self._start()
         output = RequestOutput(
-            request.request_id,
+            request.answer_id,
             prompt,
             list(request.token_ids),
             [CompletionOutput(index) for index in range(request.sampling.n)],

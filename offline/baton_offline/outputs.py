@@ -26,7 +26,8 @@ class CompletionOutput:
     token_ids: list[int] = field(default_factory=list)
     cumulative_logprob: float | None = None
     logprobs: list[dict[int, Logprob]] | None = None  # of each token; None: not asked for
-    finish_reason: str | None = None  # "stop" or "length"; None: it goes on
+    finish_reason: str | None = None  # "stop", "length" or "repetition"; None: it goes on
+    stop_reason: str | int | None = None  # the stop string or token of yours that ended it
 
 
 @dataclass(slots=True)
@@ -54,6 +55,7 @@ class RequestOutput:
         self.num_cached_tokens += delta.num_cached_prompt_tokens
         if delta.finish_reason is not None:
             output.finish_reason = delta.finish_reason.value
+            output.stop_reason = delta.stop_reason
         if delta.prompt_logprobs:
             found = [_logprobs(token, tokenizer) for token in delta.prompt_logprobs]
             self.prompt_logprobs = [None, *found]

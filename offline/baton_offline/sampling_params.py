@@ -10,6 +10,7 @@ from baton.core.fields import FormatText, TokenBiases, TokenIds, TokenSequences,
 from baton.core.sampling import SamplingParams as EngineSampling
 from baton_router.backend import TextOptions
 from baton_router.structured_outputs import from_structured_outputs
+from baton_router.text.repetition import Repetition
 from baton_router.text.stop_strings import StopStrings
 
 DEFAULT_MAX_TOKENS = 16
@@ -29,6 +30,16 @@ class StructuredOutputsParams:
     json_object: bool | None = None
     structural_tag: Mapping[str, Any] | str | None = None
     disable_any_whitespace: bool | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class RepetitionDetectionParams:
+    """Ends an answer whose last tokens are a pattern of `min_pattern_size` to `max_pattern_size` tokens,
+    `min_count` times in a row; a `max_pattern_size` of 0 ends none."""
+
+    max_pattern_size: int = 0
+    min_pattern_size: int = 0
+    min_count: int = 0
 
 
 def _biases(value: Mapping[int, float]) -> TokenBiases:
@@ -53,6 +64,11 @@ _OTHERS: dict[str, tuple[Any, Any]] = {
     "stop": (str | Sequence[str] | None, None),
     "ignore_eos": (bool, False),
     "skip_special_tokens": (bool, True),
+    "spaces_between_special_tokens": (bool, True),
+    "include_stop_str_in_output": (bool, False),
+    "truncate_prompt_tokens": (int | None, None),
+    "truncation_side": (str | None, None),
+    "repetition_detection": (RepetitionDetectionParams | None, None),
 }
 
 
@@ -93,7 +109,17 @@ def request_fields(params: SamplingParams) -> dict[str, Any]:
 
 
 def text_options(params: SamplingParams) -> TextOptions:
-    """How tokens become text. Raises InvalidRequest for too many stop strings."""
+    """How tokens become text.
+
+    Raises InvalidRequest for too many stop strings, and for numbers of a repetition that don't go together.
+    """
     stop = params.stop or ()
     strings = (stop,) if isinstance(stop, str) else tuple(stop)
-    return TextOptions(StopStrings(strings), params.skip_special_tokens)
+    detection = params.repetition_detection or RepetitionDetectionParams()
+    return TextOptions(
+        StopStrings(strings),
+        skip_special_tokens=params.skip_special_tokens,
+        spaces_between_special_tokens=params.spaces_between_special_tokens,
+        includes_stop=params.include_stop_str_in_output,
+        repetition=Repetition(**dataclasses.asdict(detection)),
+    )

@@ -8,6 +8,7 @@ from typing import Protocol
 from baton.core.errors import BatonError
 from baton.core.sampling import SampledToken, SamplingParams
 from baton.core.stopping import FinishReason
+from baton_router.text.repetition import Repetition
 from baton_router.text.stop_strings import StopStrings
 
 
@@ -17,19 +18,24 @@ class TextOptions:
 
     stop_strings: StopStrings = field(default_factory=StopStrings)
     skip_special_tokens: bool = True
+    spaces_between_special_tokens: bool = True
+    includes_stop: bool = False  # the text ends with the stop string, or token, that ended it
+    repetition: Repetition = field(default_factory=Repetition)  # which ends it
 
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
     """One prompt and what is to come after it, checked."""
 
-    request_id: str
+    request_id: str  # no other's: see request_ids.py
     token_ids: tuple[int, ...]  # the prompt
     sampling: SamplingParams
     priority: int = 0  # lower first
     cache_salt: str = ""  # requests with different salts never share cached prefixes
     text: TextOptions = field(default_factory=TextOptions)
     arrived_s: float = field(default_factory=time.monotonic)
+    answer_id: str = ""  # what the client knows it by, alone or among others
+    end_token_ids: tuple[int, ...] = ()  # of the stop tokens, those by which the model says that it is done
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,9 @@ from baton_router.request_checks import build_request
 from baton_router.served_model import ServedModel
 from baton_router.text.chat_template import require_few_messages
 from baton_router.text.messages import Message
+from baton_router.text.template_options import TemplateOptions
 from baton_router.text_stream import TextDelta
+from baton_router.truncation import Truncation
 
 # Where the model knows no notation of its own, an answer that has to be calls is written in this one.
 _FORCED_FORMAT = TOOL_FORMATS["hermes"]
@@ -36,8 +38,7 @@ class Conversation:
     tools: Any = None  # OpenAI's
     tool_choice: Any = None
     parallel_tool_calls: bool = True
-    add_generation_prompt: bool = True
-    variables: Mapping[str, Any] = field(default_factory=dict)  # the client's own, for the template
+    template: TemplateOptions = field(default_factory=TemplateOptions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,10 +102,11 @@ async def build_chat_request(
     fields: Mapping[str, Any],
     text: TextOptions,
     *,
-    request_id: str,
+    answer_id: str,
     priority: int = 0,
     cache_salt: str = "",
     add_special_tokens: bool = False,
+    truncation: Truncation | None = None,
 ) -> ChatRequest:
     """Check a chat and render its prompt; for the other arguments see `build_request`.
 
@@ -134,10 +136,11 @@ async def build_chat_request(
         prompt,
         asked,
         replace(text, skip_special_tokens=False) if is_read else text,
-        request_id=request_id,
+        answer_id=answer_id,
         priority=priority,
         cache_salt=cache_salt,
         add_special_tokens=add_special_tokens,
+        truncation=truncation,
     )
     hidden = served.tokenizer.special_texts if text.skip_special_tokens else frozenset[str]()
     return ChatRequest(generation, tool_format, reasoning_format, tools, hidden, is_open)
@@ -145,17 +148,12 @@ async def build_chat_request(
 
 def render(served: ServedModel, conversation: Conversation, *, has_tools: bool) -> str:
     """The prompt of a conversation. Raises InvalidRequest."""
-    if not conversation.messages:
-        raise InvalidRequest("messages must hold at least one message.", param="messages")
     require_few_messages(len(conversation.messages))
-    variables = dict(conversation.variables)
+    options = conversation.template
     if has_tools:
-        variables["tools"] = conversation.tools
-    return served.tokenizer.render_chat(
-        conversation.messages,
-        add_generation_prompt=conversation.add_generation_prompt,
-        variables=variables,
-    )
+        variables = {**options.chat_template_kwargs, "tools": conversation.tools}
+        options = replace(options, chat_template_kwargs=variables)
+    return served.render(conversation.messages, options)
 
 
 def _tool_format(served: ServedModel, choice: ToolChoice) -> ToolFormat | None:

@@ -6,6 +6,7 @@ from typing import Any
 from baton.core.errors import InvalidRequest
 from baton.v1 import inference_pb2 as pb
 from baton_router.chat import Conversation, MessageDelta
+from baton_router.text.template_options import TemplateOptions
 
 
 def conversation(chat: pb.ChatMessages) -> Conversation:
@@ -18,7 +19,7 @@ def conversation(chat: pb.ChatMessages) -> Conversation:
         tools=[_tool(index, tool) for index, tool in enumerate(chat.tools)],
         tool_choice=choice,
         parallel_tool_calls=chat.parallel_tool_calls if chat.HasField("parallel_tool_calls") else True,
-        variables=_object(chat.template_variables, "template_variables"),
+        template=_template_options(chat),
     )
 
 
@@ -32,6 +33,35 @@ def read_chat(response: pb.GenerateResponse, part: MessageDelta) -> None:
         response.tool_calls.add(
             index=call.index, id=call.id or "", name=call.name or "", arguments=call.arguments
         )
+
+
+def _template_options(chat: pb.ChatMessages) -> TemplateOptions:
+    documents = _json(chat, "documents")
+    if documents is not None and not (
+        isinstance(documents, list) and all(isinstance(document, dict) for document in documents)
+    ):
+        raise InvalidRequest("documents must be a list of objects.", param="documents")
+    variables = _json(chat, "chat_template_kwargs")
+    if not isinstance(variables, dict | None):
+        raise InvalidRequest("chat_template_kwargs must be an object.", param="chat_template_kwargs")
+    return TemplateOptions(
+        add_generation_prompt=chat.add_generation_prompt or not chat.HasField("add_generation_prompt"),
+        continue_final_message=chat.continue_final_message,
+        chat_template=chat.chat_template if chat.HasField("chat_template") else None,
+        documents=documents,
+        reasoning_effort=chat.reasoning_effort or None,
+        chat_template_kwargs=variables or {},
+    )
+
+
+def _json(chat: pb.ChatMessages, field: str) -> Any:
+    """The value of a field that holds JSON; None where it was not sent. Raises InvalidRequest."""
+    if not chat.HasField(field):
+        return None
+    try:
+        return json.loads(getattr(chat, field))
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequest(f"{field} is not valid JSON: {error}", param=field) from error
 
 
 def _message(message: pb.ChatMessage) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """The public gRPC service, over the same functions as HTTP. Errors leave through ErrorInterceptor."""
 
 import asyncio
-import uuid
 from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from typing import Any
@@ -18,11 +17,14 @@ from baton_router.chat import ChatChoice, build_chat_request, render
 from baton_router.chat_output.tools import read_tools
 from baton_router.grpc_chat import conversation, read_chat
 from baton_router.request_checks import build_request
+from baton_router.request_ids import chosen_id
 from baton_router.served_model import ServedModel
 from baton_router.structured_outputs import from_structured_outputs
+from baton_router.text.repetition import Repetition
 from baton_router.text.stop_strings import StopStrings
 from baton_router.text_stream import TextDelta, generate_text, joined
 from baton_router.token_counts import text_of, tokens_of
+from baton_router.truncation import Truncation
 
 WRITE_TIMEOUT_S = 60.0  # a client that reads nothing for so long must not keep its place on the workers
 
@@ -73,7 +75,11 @@ class InferenceServicer(inference_pb2_grpc.InferenceServicer):
             request.add_special_tokens if request.HasField("add_special_tokens") else not has_chat
         )
         token_ids = await tokens_of(
-            self._served, text, add_special_tokens=add_special_tokens, name="chat" if has_chat else "text"
+            self._served,
+            text,
+            add_special_tokens=add_special_tokens,
+            name="chat" if has_chat else "text",
+            truncation=_truncation(request),
         )
         return pb.TokenizeResponse(token_ids=token_ids, max_model_len=self._served.backend.max_model_len)
 
@@ -94,11 +100,12 @@ class InferenceServicer(inference_pb2_grpc.InferenceServicer):
     ) -> tuple[GenerationRequest, Sequence[ChatChoice] | None]:
         """What is to be generated, and of a chat what reads its answers."""
         options: dict[str, Any] = {
-            "request_id": f"gen-{uuid.uuid4().hex}",
+            "answer_id": f"gen-{chosen_id(request_id=request.request_id)}",
             "priority": request.priority,
             "cache_salt": request.cache_salt,
+            "truncation": _truncation(request),
         }
-        fields, text = _sampling_fields(request.sampling), TextOptions(StopStrings(request.sampling.stop))
+        fields, text = _sampling_fields(request.sampling), _text_options(request.sampling)
         match request.WhichOneof("prompt"):
             case None:
                 raise InvalidRequest("The request has no prompt.", param="prompt", code="empty_prompt")
@@ -140,7 +147,7 @@ class _StreamedResponses:
 
     def _response(self, delta: TextDelta) -> pb.GenerateResponse:
         response = pb.GenerateResponse(
-            request_id=self._request.request_id,
+            request_id=self._request.answer_id,
             choice=delta.choice,
             text=delta.text,
             token_ids=[token.token_id for token in delta.tokens],
@@ -148,6 +155,7 @@ class _StreamedResponses:
             finish_reason=delta.finish_reason.value if delta.finish_reason else None,
             usage=None if self._num_running else self._usage,
             prompt_logprobs=[_logprob(token) for token in delta.prompt_logprobs],
+            **_stop_reason(delta),
         )
         if self._choices is not None:
             read_chat(response, self._choices[delta.choice].push(delta))
@@ -189,6 +197,29 @@ def _sampling_fields(sampling: pb.Sampling) -> dict[str, Any]:
         if row.public_name in fields and row.type in _FROM_PROTO:
             fields[row.public_name] = _FROM_PROTO[row.type](fields[row.public_name])
     return fields
+
+
+def _truncation(request: pb.GenerateRequest | pb.TokenizeRequest) -> Truncation | None:
+    num_tokens = request.truncate_prompt_tokens if request.HasField("truncate_prompt_tokens") else None
+    return Truncation.asked(num_tokens, request.truncation_side)
+
+
+def _text_options(sampling: pb.Sampling) -> TextOptions:
+    detection = sampling.repetition_detection
+    spaces = sampling.spaces_between_special_tokens or not sampling.HasField("spaces_between_special_tokens")
+    return TextOptions(
+        StopStrings(sampling.stop),
+        skip_special_tokens=sampling.skip_special_tokens or not sampling.HasField("skip_special_tokens"),
+        spaces_between_special_tokens=spaces,
+        includes_stop=sampling.include_stop_str_in_output,
+        repetition=Repetition(detection.max_pattern_size, detection.min_pattern_size, detection.min_count),
+    )
+
+
+def _stop_reason(delta: TextDelta) -> dict[str, Any]:
+    if delta.stop_reason is None:
+        return {}
+    return {"stop_text" if isinstance(delta.stop_reason, str) else "stop_token_id": delta.stop_reason}
 
 
 def _logprob(token: SampledToken) -> pb.Logprob:

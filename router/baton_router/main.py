@@ -114,6 +114,7 @@ def _served_model(config: RouterConfig, pool: WorkerPool, admission: Admission) 
         structured_outputs=config.structured_outputs_backend,
         tool_calls=config.tool_call_parser,
         reasoning=config.reasoning_parser,
+        front=config.front,
     )
 
 

@@ -11,9 +11,11 @@ from baton.core.fields import Between, TokenSequences, rows
 from baton.core.sampling import MAX_SEED, SamplingParams
 from baton.grammars.formats import FIELD
 from baton_router.backend import GenerationRequest, TextOptions
+from baton_router.request_ids import unique_id
 from baton_router.served_model import ServedModel
 from baton_router.text.bad_words import bad_words
 from baton_router.text.tokenizer import check_unicode
+from baton_router.truncation import Truncation
 
 _MAX_CACHE_SALT_LENGTH = 1024
 _PRIORITY = Between(-(2**31), 2**31 - 1)
@@ -25,28 +27,45 @@ async def build_request(
     fields: Mapping[str, Any],
     text: TextOptions,
     *,
-    request_id: str,
+    answer_id: str,
+    index: int = 0,
     priority: int = 0,
     cache_salt: str = "",
     add_special_tokens: bool = True,
     default_max_tokens: int | None = None,
+    truncation: Truncation | None = None,
 ) -> GenerationRequest:
     """Encode the prompt (text) or check it (token ids), and check everything else.
 
     `fields` are those of SamplingParams by public name, `ignore_eos`, `max_completion_tokens` and
-    `response_format`, as the client sent them; None: left out. Without `default_max_tokens` the default is
-    what the prompt leaves of the model's length. Raises InvalidRequest, with the public name of the field in
-    `param`.
+    `response_format`, as the client sent them; None: left out. `index` is the prompt's among those of
+    `answer_id`. Without `default_max_tokens` the default is what the prompt leaves of the model's length.
+    Raises InvalidRequest, with the public name of the field in `param`.
     """
     arrived_s = time.monotonic()
     _check_routing(priority, cache_salt)
-    token_ids = await _prompt_token_ids(served, prompt, add_special_tokens)
+    token_ids = await _prompt_token_ids(served, prompt, add_special_tokens, is_cut=truncation is not None)
+    if truncation is not None:
+        asked = _asked_max_tokens(fields)[1]
+        most = served.backend.max_model_len - (asked or default_max_tokens or 1)
+        token_ids = tuple(truncation.kept(token_ids, max(1, most)))
     max_tokens = _max_tokens(fields, len(token_ids), served.backend.max_model_len, default_max_tokens)
     sampling = _sampling(served, fields, max_tokens)
     for field in (FIELD, "response_format"):
         if (form := fields.get(field)) is not None:
             sampling = replace(sampling, grammar=await served.formats.checked(form, field))
-    return GenerationRequest(request_id, token_ids, sampling, priority, cache_salt, text, arrived_s)
+    end_token_ids = _end_token_ids(served, fields)
+    return GenerationRequest(
+        unique_id(answer_id, index),
+        token_ids,
+        sampling,
+        priority,
+        cache_salt,
+        text,
+        arrived_s,
+        answer_id,
+        end_token_ids,
+    )
 
 
 def check_token_ids(name: str, token_ids: Sequence[int], vocab_size: int) -> None:
@@ -75,11 +94,12 @@ def _check_routing(priority: int, cache_salt: str) -> None:
 
 
 async def _prompt_token_ids(
-    served: ServedModel, prompt: str | Sequence[int], add_special_tokens: bool
+    served: ServedModel, prompt: str | Sequence[int], add_special_tokens: bool, *, is_cut: bool
 ) -> tuple[int, ...]:
     if isinstance(prompt, str):
+        limit = served.max_counted_tokens if is_cut else served.backend.max_model_len
         encoded = await served.tokenizer.encode(
-            prompt, max_tokens=served.backend.max_model_len, add_special_tokens=add_special_tokens
+            prompt, max_tokens=limit, add_special_tokens=add_special_tokens
         )
         token_ids = tuple(encoded)
     else:
@@ -103,8 +123,7 @@ def _max_tokens(
             param="prompt",
             code="context_length_exceeded",
         )
-    name = "max_tokens" if fields.get("max_completion_tokens") is None else "max_completion_tokens"
-    max_tokens: int | None = fields.get(name)
+    name, max_tokens = _asked_max_tokens(fields)
     if max_tokens is None:
         return num_left if default is None else min(default, num_left)
     if max_tokens < 1:
@@ -122,6 +141,12 @@ def _max_tokens(
     return max_tokens
 
 
+def _asked_max_tokens(fields: Mapping[str, Any]) -> tuple[str, int | None]:
+    """By which of its two names, and how many."""
+    name = "max_tokens" if fields.get("max_completion_tokens") is None else "max_completion_tokens"
+    return name, fields.get(name)
+
+
 def _sampling(served: ServedModel, fields: Mapping[str, Any], max_tokens: int) -> SamplingParams:
     values: dict[str, Any] = {}
     for row in rows(SamplingParams):
@@ -129,11 +154,15 @@ def _sampling(served: ServedModel, fields: Mapping[str, Any], max_tokens: int) -
         if value is not None and value != row.also_off:
             check_token_ids(row.public_name, row.token_ids(value), served.vocab_size)
             values[row.name] = bad_words(served.tokenizer, value) if row.type == TokenSequences else value
-    has_format = any(fields.get(field) is not None for field in (FIELD, "response_format"))
-    goes_on = fields.get("ignore_eos") and not has_format  # which says where its answer ends
-    eos_token_ids = () if goes_on else served.eos_token_ids
-    stop_token_ids = (*values.get("stop_token_ids", ()), *eos_token_ids)
+    stop_token_ids = (*values.get("stop_token_ids", ()), *_end_token_ids(served, fields))
     values["stop_token_ids"] = tuple(dict.fromkeys(stop_token_ids))
     values["seed"] = values.get("seed", secrets.randbits(64)) & MAX_SEED
     values["max_tokens"] = max_tokens
     return SamplingParams(**values)
+
+
+def _end_token_ids(served: ServedModel, fields: Mapping[str, Any]) -> tuple[int, ...]:
+    """The model's own, where they end this answer."""
+    has_format = any(fields.get(field) is not None for field in (FIELD, "response_format"))
+    goes_on = fields.get("ignore_eos") and not has_format  # which says where its answer ends
+    return () if goes_on else served.eos_token_ids

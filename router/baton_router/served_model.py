@@ -2,17 +2,20 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from baton import __version__
-from baton.core.errors import ModelNotFound
+from baton.core.errors import InvalidRequest, ModelNotFound
+from baton.front_config import FrontConfig
 from baton.model_files import eos_token_ids, read_config, vocab_size
 from baton_router.backend import Backend
 from baton_router.chat_output import detect
 from baton_router.chat_output.formats import ReasoningFormat, ToolFormat
 from baton_router.metrics import FrontMetrics
 from baton_router.structured_outputs import FormatChecks
+from baton_router.text.messages import Message
+from baton_router.text.template_options import TemplateOptions
 from baton_router.text.tokenizer import Tokenizer
 
 _COUNTED_TOKENS = 2**20
@@ -33,6 +36,7 @@ class ServedModel:
     metrics: FrontMetrics
     formats: FormatChecks
     chat: "ChatFormats"
+    front: FrontConfig = field(default_factory=FrontConfig)
     other_names: tuple[str, ...] = ()  # that clients may use as well
 
     @property
@@ -49,6 +53,25 @@ class ServedModel:
         """Raises ModelNotFound if the client named another model; no name means the one that is served."""
         if name and name not in self.names:
             raise ModelNotFound(name, self.names)
+
+    def render(self, messages: Sequence[Message], options: TemplateOptions) -> str:
+        """The prompt of a conversation. Raises InvalidRequest where it has none."""
+        if not messages:
+            raise InvalidRequest("messages must hold at least one message.", param="messages")
+        if options.chat_template is not None and not self.front.trust_request_chat_template:
+            raise InvalidRequest(
+                "This server does not take a chat_template from requests; "
+                "its option --trust-request-chat-template says so.",
+                param="chat_template",
+                code="unsupported_parameter",
+            )
+        return self.tokenizer.render_chat(
+            messages,
+            add_generation_prompt=options.add_generation_prompt,
+            variables=options.variables,
+            continue_final_message=options.continue_final_message,
+            template=options.chat_template,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +100,7 @@ def load_served_model(
     structured_outputs: str = "auto",
     tool_calls: str = detect.AUTO,
     reasoning: str = detect.AUTO,
+    front: FrontConfig | None = None,
 ) -> ServedModel:
     """Read what front doors need of a model's files; its weights are not among it.
 
@@ -98,4 +122,5 @@ def load_served_model(
         formats=FormatChecks(structured_outputs),
         chat=chat_formats(tokenizer, str(config.get("model_type", "")), tool_calls, reasoning),
         other_names=tuple(other_names),
+        front=front or FrontConfig(),
     )

@@ -1,4 +1,5 @@
-"""Tokens to text, for both front doors: detokenises, applies stop strings and counts, per choice."""
+"""Tokens to text, for both front doors: detokenises, ends it at stop strings and repetitions, and counts,
+per choice."""
 
 import asyncio
 import time
@@ -11,15 +12,18 @@ from baton.core.sampling import SampledToken
 from baton.core.stopping import FinishReason
 from baton_router.backend import GenerationRequest, TokenDelta
 from baton_router.served_model import ServedModel
+from baton_router.text.repetition import RepetitionDetector
 from baton_router.text.stop_strings import StopMatcher
 
+REPETITION_DETECTED = "repetition_detected"  # vLLM's stop_reason
 _MAX_CONCURRENT_PROMPTS = 64  # of one request; the others wait for a place
 
 
 @dataclass(frozen=True, slots=True)
 class TextDelta:
     """The next piece of one choice. `text` may lag behind `tokens`: it never ends within a character or
-    within what could become a stop string. The text of a token that ended the choice is left out."""
+    within what could become a stop string. The text of a token that ended the choice is left out unless the
+    request says otherwise."""
 
     choice: int
     text: str
@@ -27,57 +31,67 @@ class TextDelta:
     finish_reason: FinishReason | None = None
     num_cached_prompt_tokens: int = 0
     prompt_logprobs: tuple[SampledToken, ...] = ()  # see TokenDelta
+    # The stop string or the client's stop token that ended the choice; None: the model itself, or its length.
+    stop_reason: str | int | None = None
 
 
 def joined(deltas: Sequence[TextDelta]) -> TextDelta:
     """All that has come of one choice, as one delta."""
     text = "".join(delta.text for delta in deltas)
     tokens = tuple(token for delta in deltas for token in delta.tokens)
+    last = deltas[-1]
     prompt = tuple(token for delta in deltas for token in delta.prompt_logprobs)
-    return TextDelta(deltas[-1].choice, text, tokens, deltas[-1].finish_reason, prompt_logprobs=prompt)
+    return TextDelta(
+        last.choice,
+        text,
+        tokens,
+        last.finish_reason,
+        prompt_logprobs=prompt,
+        stop_reason=last.stop_reason,
+    )
 
 
 class _ChoiceText:
     """The text of one choice so far.
 
     Special tokens that are no part of it count for stop strings that name them. A stop string may begin, but
-    not end, within the first `min_tokens`.
+    not end, within the first `min_tokens`; neither does a repetition end there.
     """
 
     def __init__(self, served: ServedModel, request: GenerationRequest) -> None:
+        options = request.text
+        self._request = request
+        self._options = options
         self._detokenizer = served.tokenizer.detokenizer(
-            skip_special_tokens=request.text.skip_special_tokens, after=request.token_ids
+            skip_special_tokens=options.skip_special_tokens,
+            spaces_between_special_tokens=options.spaces_between_special_tokens,
+            after=request.token_ids,
         )
-        self._hides_special_tokens = request.text.skip_special_tokens
         self._special_text = served.tokenizer.special_text
-        self._stop_strings = request.text.stop_strings
-        self._matcher = StopMatcher(self._stop_strings)
-        self._min_tokens = request.sampling.min_tokens
-        self._stop_token_ids = request.sampling.stop_token_ids
+        self._matcher = StopMatcher(options.stop_strings)
+        self._detector = (
+            RepetitionDetector(options.repetition) if options.repetition.max_pattern_size else None
+        )
         self._num_tokens = 0
         self.is_finished = False
         self.last_delta_s: float | None = None
 
     def push(self, delta: TokenDelta) -> TextDelta:
-        """The text of the choice's next tokens; tokens after a complete stop string are dropped."""
+        """The text of the choice's next tokens; tokens after the one that ended it are dropped."""
         pieces = []
         for index, token in enumerate(delta.tokens):
             self._num_tokens += 1
             is_last = delta.finish_reason is not None and index == len(delta.tokens) - 1
-            if (
-                is_last
-                and delta.finish_reason is FinishReason.STOP
-                and token.token_id in self._stop_token_ids
-            ):
+            if is_last and self._is_unseen_end(delta, token.token_id):
                 pieces.append(self._read_unseen(token.token_id))
                 break
             pieces.append(self._text_of(token.token_id))
-            if self._matcher.is_matched:
-                return self._ended(delta, "".join(pieces), delta.tokens[: index + 1], FinishReason.STOP)
+            repeats = self._repeats(token.token_id)
+            if self._matcher.is_matched or (repeats and not is_last):
+                reason = FinishReason.STOP if self._matcher.is_matched else FinishReason.REPETITION
+                return self._ended(delta, pieces, delta.tokens[: index + 1], reason)
         if delta.finish_reason is not None:
-            pieces.append(self._rest())
-            reason = FinishReason.STOP if self._matcher.is_matched else delta.finish_reason
-            return self._ended(delta, "".join(pieces), delta.tokens, reason)
+            return self._ended(delta, pieces, delta.tokens, delta.finish_reason)
         return TextDelta(
             delta.choice,
             "".join(pieces),
@@ -86,32 +100,64 @@ class _ChoiceText:
             prompt_logprobs=delta.prompt_logprobs,
         )
 
+    def _is_unseen_end(self, delta: TokenDelta, token_id: int) -> bool:
+        """Whether the last token is one that ends answers, and so no part of the text."""
+        ends = delta.finish_reason is FinishReason.STOP and token_id in self._request.sampling.stop_token_ids
+        return ends and not self._options.includes_stop
+
     def _text_of(self, token_id: int) -> str:
         text = self._matcher.push(self._detokenizer.push(token_id), may_match=self._may_match)
-        return text + self._read_unseen(token_id) if self._hides_special_tokens else text
+        return text + self._read_unseen(token_id) if self._options.skip_special_tokens else text
 
     def _read_unseen(self, token_id: int) -> str:
         """What a token that is no part of the text makes certain of it: a stop string may name the token."""
         special = self._special_text(token_id)
-        if special is None or not self._stop_strings.names(special):
+        if special is None or not self._options.stop_strings.names(special):
             return ""
         return self._matcher.push(special, may_match=self._may_match, is_hidden=True)
 
+    def _repeats(self, token_id: int) -> bool:
+        found = self._detector is not None and self._detector.push(token_id)
+        return found and self._num_tokens >= self._request.sampling.min_tokens
+
     @property
     def _may_match(self) -> bool:
-        return self._num_tokens > self._min_tokens
+        return self._num_tokens > self._request.sampling.min_tokens
 
     def _rest(self) -> str:
         text = self._matcher.push(self._detokenizer.flush(), may_match=self._may_match)
         return text + self._matcher.flush()
 
     def _ended(
-        self, delta: TokenDelta, text: str, tokens: tuple[SampledToken, ...], reason: FinishReason
+        self, delta: TokenDelta, pieces: list[str], tokens: tuple[SampledToken, ...], reason: FinishReason
     ) -> TextDelta:
         self.is_finished = True
+        if not self._matcher.is_matched:
+            pieces.append(self._rest())
+        matched = self._matcher.matched
+        if matched is not None:
+            reason = FinishReason.STOP
+            pieces += [matched] if self._options.includes_stop else []
+        stop_reason = matched if matched is not None else self._other_stop_reason(tokens, reason)
         return TextDelta(
-            delta.choice, text, tokens, reason, delta.num_cached_prompt_tokens, delta.prompt_logprobs
+            delta.choice,
+            "".join(pieces),
+            tokens,
+            reason,
+            delta.num_cached_prompt_tokens,
+            delta.prompt_logprobs,
+            stop_reason,
         )
+
+    def _other_stop_reason(self, tokens: tuple[SampledToken, ...], reason: FinishReason) -> str | int | None:
+        if reason is FinishReason.REPETITION:
+            return REPETITION_DETECTED
+        if reason is not FinishReason.STOP or not tokens:
+            return None
+        last = tokens[-1].token_id
+        request = self._request
+        is_asked = last in request.sampling.stop_token_ids and last not in request.end_token_ids
+        return last if is_asked else None
 
 
 async def generate_text(served: ServedModel, request: GenerationRequest) -> AsyncGenerator[TextDelta]:

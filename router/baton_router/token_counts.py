@@ -5,14 +5,25 @@ from collections.abc import Sequence
 from baton.core.errors import InvalidRequest
 from baton_router.request_checks import check_token_ids
 from baton_router.served_model import ServedModel
+from baton_router.truncation import Truncation
 
 
-async def tokens_of(served: ServedModel, text: str, *, add_special_tokens: bool, name: str) -> list[int]:
+async def tokens_of(
+    served: ServedModel,
+    text: str,
+    *,
+    add_special_tokens: bool,
+    name: str,
+    truncation: Truncation | None = None,
+) -> list[int]:
     """Token ids of a text that came in the field `name`. Raises InvalidRequest for too many."""
     limit = served.max_counted_tokens
     tokens = await served.tokenizer.encode(text, max_tokens=limit, add_special_tokens=add_special_tokens)
     _require_few(name, len(tokens), limit)
-    return tokens
+    if truncation is None:
+        return tokens
+    most = served.backend.max_model_len if truncation.num_tokens == -1 else limit
+    return list(truncation.kept(tokens, most))
 
 
 async def text_of(served: ServedModel, token_ids: Sequence[int], *, name: str) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from baton import LLM, AsyncLLM, SamplingParams, StructuredOutputsParams
+from baton import LLM, AsyncLLM, RepetitionDetectionParams, SamplingParams, StructuredOutputsParams
 from baton.config import EngineConfig
 from baton.core.errors import InvalidRequest, RequestFailed, StartupError
 from baton.core.sampling import SamplingParams as EngineSampling
@@ -191,6 +191,25 @@ async def _text(llm: AsyncLLM, prompt: str) -> str:
     async for output in llm.generate(prompt, SamplingParams(temperature=0.0, max_tokens=9)):
         text = output.outputs[0].text
     return text
+
+
+def test_how_answers_end() -> None:
+    repeating = {"logit_bias": {65: 100.0}, "ignore_eos": True, "max_tokens": 20, "temperature": 0.0}
+    detection = RepetitionDetectionParams(max_pattern_size=2, min_count=4)
+    with LLM(str(DEMO_MODEL), **OPTIONS) as llm:
+        params = [
+            SamplingParams(**repeating, repetition_detection=detection),
+            SamplingParams(**repeating, stop_token_ids=[65], include_stop_str_in_output=True),
+            SamplingParams(**repeating),
+        ]
+        ends = [output.outputs[0] for output in llm.generate(["x"] * 3, params, use_tqdm=False)]
+    assert [(end.finish_reason, end.stop_reason) for end in ends] == [
+        ("repetition", "repetition_detected"),
+        ("stop", 65),
+        ("length", None),
+    ]
+    assert ends[0].token_ids == [65] * 4
+    assert ends[1].text * 4 == ends[0].text != ""
 
 
 SCRIPT = """

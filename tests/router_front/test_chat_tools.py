@@ -220,7 +220,7 @@ async def test_grpc_says_the_same(served: ServedModel, backend: FakeBackend, str
         ({"tools": [pb.Tool(name="x", parameters="{")]}, "tools[0].function.parameters"),
         ({"tools": [pb.Tool(name="x")], "tool_name": "y"}, "tool_choice.function.name"),
         ({"tools": [pb.Tool(name="x")], "tool_choice": "some"}, "tool_choice"),
-        ({"template_variables": "[]"}, "template_variables"),
+        ({"chat_template_kwargs": "[]"}, "chat_template_kwargs"),
     ],
 )
 async def test_what_grpc_refuses(served: ServedModel, chat: dict[str, Any], param: str) -> None:

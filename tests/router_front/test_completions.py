@@ -42,7 +42,13 @@ async def test_whole_answer(client: httpx.AsyncClient, backend: FakeBackend):
     [choice] = answer["choices"]
     assert answer["object"] == "text_completion"
     assert answer["id"].startswith("cmpl-")
-    assert choice == {"index": 0, "text": REPLY, "logprobs": None, "finish_reason": "length"}
+    assert choice == {
+        "index": 0,
+        "text": REPLY,
+        "logprobs": None,
+        "finish_reason": "length",
+        "stop_reason": None,
+    }
     num_prompt = len(backend.requests[0].token_ids)
     assert answer["usage"] == {
         "prompt_tokens": num_prompt,

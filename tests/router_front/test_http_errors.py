@@ -122,6 +122,8 @@ BAD_CHATS = [
     ("modalities", {"modalities": ["text", "audio"]}),
     ("best_of", {"best_of": 2}),
     ("chat_template", {"chat_template": "x"}),
+    ("reasoning_effort", {"reasoning_effort": "great"}),
+    ("documents[0]", {"documents": ["x"]}),
     ("continue_final_message", {"continue_final_message": True}),
 ]
 
@@ -281,8 +283,9 @@ async def test_error_half_way_of_a_whole_answer_is_a_status(client: httpx.AsyncC
 
 
 def answer_id(backend: FakeBackend) -> str:
-    """What tells a request's lines in the log: the workers' lines have it too, with the prompt's number."""
-    return backend.requests[0].request_id.removesuffix("-0")
+    """What the client knows the request by, and the log."""
+    [request] = backend.requests
+    return request.answer_id
 
 
 async def test_tokens_that_end_early_are_an_error(

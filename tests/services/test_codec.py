@@ -111,7 +111,7 @@ sampled = st.builds(
     floats32,
     st.lists(st.tuples(token_ids, floats32), max_size=3).map(tuple),
 ) | st.builds(SampledToken, token_ids)
-reasons = st.none() | st.sampled_from(FinishReason)
+reasons = st.none() | st.sampled_from([FinishReason.STOP, FinishReason.LENGTH])
 
 
 @given(

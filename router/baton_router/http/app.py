@@ -6,6 +6,7 @@ from baton_router.http import errors
 from baton_router.http.chat import chat_routes
 from baton_router.http.completions import completion_routes
 from baton_router.http.middleware import BodyLimit, RequestGuard, RequestTarget
+from baton_router.http.request_note import RequestNotes
 from baton_router.http.service_routes import model_routes, service_routes
 from baton_router.served_model import ServedModel
 
@@ -21,5 +22,6 @@ def create_app(served: ServedModel, *, max_body_bytes: int = MAX_BODY_BYTES) -> 
         app.include_router(routes(served))
     app.add_middleware(BodyLimit, max_bytes=max_body_bytes)
     app.add_middleware(RequestGuard, metrics=served.metrics)
+    app.add_middleware(RequestNotes)
     app.add_middleware(RequestTarget)  # added last: the outermost
     return app

@@ -17,6 +17,7 @@ from pydantic import (
 from baton.core.errors import InvalidRequest
 from baton.core.fields import FormatText, TokenBiases, TokenIds, TokenSequences, rows
 from baton_router.structured_outputs import from_structured_outputs
+from baton_router.truncation import Truncation
 
 
 class Body(BaseModel):
@@ -28,8 +29,9 @@ class Body(BaseModel):
 
     @property
     def unknown_fields(self) -> dict[str, Any]:
-        """Fields that the body has and the schema has not."""
-        return self.model_extra or {}
+        """Fields that the body has and the schema has not; null is not set."""
+        extra = self.model_extra or {}
+        return {name: value for name, value in extra.items() if value is not None}
 
 
 def unchecked(documented: Any) -> PlainValidator:
@@ -84,6 +86,17 @@ def _format(value: Any, info: ValidationInfo) -> FormatText | None:
     if not isinstance(value, Mapping):
         raise InvalidRequest(f"{info.field_name} must be an object.", param=info.field_name)
     return from_structured_outputs(value)
+
+
+class TruncatedBody(Body):
+    """Whose prompt may be cut."""
+
+    truncate_prompt_tokens: WholeNumber | None = None
+    truncation_side: str | None = None
+
+    def truncation(self) -> Truncation | None:
+        """How. Raises InvalidRequest."""
+        return Truncation.asked(self.truncate_prompt_tokens, self.truncation_side)
 
 
 # The types of a table that JSON spells otherwise.

@@ -1,10 +1,9 @@
 """POST /v1/chat/completions."""
 
-import uuid
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from baton.core.errors import InvalidRequest
@@ -17,6 +16,7 @@ from baton_router.http.body import WholeNumber, unchecked
 from baton_router.http.conversation import ConversationBody
 from baton_router.http.generation import GenerationBody
 from baton_router.http.logprobs import ChatLogprobs, prompt_logprobs
+from baton_router.http.request_note import note_of
 from baton_router.http.unsupported import CHAT, refuse_unsupported
 from baton_router.served_model import ServedModel
 from baton_router.text_stream import TextDelta
@@ -43,14 +43,15 @@ def chat_routes(served: ServedModel) -> APIRouter:
     router = APIRouter()
 
     @router.post("/v1/chat/completions", response_model=None)
-    async def create_chat_completion(body: ChatBody) -> Response:
+    async def create_chat_completion(body: ChatBody, request: Request) -> Response:
         served.check_model(body.model)
         body.check_stream_options()
-        refuse_unsupported(body.unknown_fields, CHAT)
-        answer_id = f"chatcmpl-{uuid.uuid4().hex}"
-        request = await _request(served, body, answer_id)
-        shape = _ChatShape(served, body, request)
-        return Answer(served, body, [request.generation], answer_id, shape).response()
+        note = note_of(request)
+        note.ignore(refuse_unsupported(body.unknown_fields, CHAT))
+        answer_id = f"chatcmpl-{note.choose_id(body.request_id)}"
+        checked = await _request(served, body, answer_id)
+        shape = _ChatShape(served, body, checked)
+        return Answer(served, body, [checked.generation], answer_id, shape).response()
 
     return router
 
@@ -70,10 +71,11 @@ async def _request(served: ServedModel, body: ChatBody, answer_id: str) -> ChatR
         conversation,
         fields,
         body.text_options(),
-        request_id=f"{answer_id}-0",
+        answer_id=answer_id,
         priority=body.priority or 0,
         cache_salt=body.cache_salt or "",
         add_special_tokens=bool(body.add_special_tokens),
+        truncation=body.truncation(),
     )
 
 
@@ -101,7 +103,10 @@ class _ChatShape:
         self._has_token_ids = bool(body.return_token_ids)
         self._has_reasoning = body.include_reasoning is not False
         num_choices = generation.sampling.n if body.logprobs else 0
-        self._logprobs = [ChatLogprobs(served.tokenizer, generation) for _ in range(num_choices)]
+        names_ids = bool(body.return_tokens_as_token_ids)
+        self._logprobs = [
+            ChatLogprobs(served.tokenizer, generation, names_ids=names_ids) for _ in range(num_choices)
+        ]
         self._choices = request.choices()
 
     def opening(self, num_choices: int) -> list[dict[str, Any]]:
@@ -155,6 +160,7 @@ class _ChatShape:
         ending: dict[str, Any] = {
             "logprobs": self._logprobs[index].push(delta.tokens) if self._logprobs else None,
             "finish_reason": part.finish_reason,
+            "stop_reason": delta.stop_reason,
         }
         if self._has_token_ids:
             ending["token_ids"] = [token.token_id for token in delta.tokens]

@@ -1,10 +1,9 @@
 """POST /v1/completions."""
 
 import asyncio
-import uuid
 from typing import Annotated, Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic import PlainValidator
 
@@ -15,6 +14,7 @@ from baton_router.http.answer import Answer
 from baton_router.http.body import WholeNumber
 from baton_router.http.generation import GenerationBody
 from baton_router.http.logprobs import CompletionLogprobs, prompt_logprobs
+from baton_router.http.request_note import note_of
 from baton_router.http.unsupported import COMPLETIONS, refuse_unsupported, unsupported
 from baton_router.request_checks import build_request
 from baton_router.served_model import ServedModel
@@ -74,10 +74,12 @@ def completion_routes(served: ServedModel) -> APIRouter:
     router = APIRouter()
 
     @router.post("/v1/completions", response_model=None)
-    async def create_completion(body: CompletionBody) -> Response:
+    async def create_completion(body: CompletionBody, request: Request) -> Response:
         served.check_model(body.model)
         _check(body)
-        answer_id = f"cmpl-{uuid.uuid4().hex}"
+        note = note_of(request)
+        note.ignore(refuse_unsupported(body.unknown_fields, COMPLETIONS))
+        answer_id = f"cmpl-{note.choose_id(body.request_id)}"
         requests = await _requests(served, body, answer_id)
         shape = _CompletionShape(served, body, requests)
         run = run_prompts
@@ -91,7 +93,6 @@ def completion_routes(served: ServedModel) -> APIRouter:
 def _check(body: CompletionBody) -> None:
     """Raises InvalidRequest for what can't be served."""
     body.check_stream_options()
-    refuse_unsupported(body.unknown_fields, COMPLETIONS)
     fields = body.sampling_fields()
     num_choices = fields["n"] or 1
     if body.best_of is not None and body.best_of < num_choices:
@@ -122,11 +123,13 @@ async def _requests(served: ServedModel, body: CompletionBody, answer_id: str) -
                 prompt,
                 fields,
                 text,
-                request_id=f"{answer_id}-{index}",
+                answer_id=answer_id,
+                index=index,
                 priority=body.priority or 0,
                 cache_salt=body.cache_salt or "",
                 add_special_tokens=body.add_special_tokens is not False,
                 default_max_tokens=_DEFAULT_MAX_TOKENS,
+                truncation=body.truncation(),
             )
         )
         if len(body.prompt) > 1:  # many short prompts are as much work for the event loop as a long one
@@ -165,12 +168,13 @@ class _CompletionShape:
         is_first = index not in self._begun
         self._begun.add(index)
         prompt_index = index // self._num_choices_each
-        text = self._prompt_text(self._body.prompt[prompt_index]) if is_first and self._body.echo else ""
+        text = self._prompt_text(prompt_index) if is_first and self._body.echo else ""
         choice: dict[str, Any] = {
             "index": index,
             "text": text + delta.text,
             "logprobs": self._choice_logprobs(index, delta, is_first),
             "finish_reason": delta.finish_reason.value if delta.finish_reason else None,
+            "stop_reason": delta.stop_reason,
         }
         if is_first and self._body.sampling_fields()["prompt_logprobs"] is not None:
             prompt = self._requests[prompt_index].token_ids
@@ -181,11 +185,13 @@ class _CompletionShape:
                 choice["prompt_token_ids"] = list(self._requests[prompt_index].token_ids)
         return choice
 
-    def _prompt_text(self, prompt: Prompt) -> str:
-        if isinstance(prompt, str):
+    def _prompt_text(self, index: int) -> str:
+        """As the client wrote it, or of the tokens that it gave or that are left of it."""
+        prompt = self._body.prompt[index]
+        if isinstance(prompt, str) and self._body.truncate_prompt_tokens is None:
             return prompt
         skip = self._body.skip_special_tokens is not False
-        return self._served.tokenizer.decode(prompt, skip_special_tokens=skip)
+        return self._served.tokenizer.decode(self._requests[index].token_ids, skip_special_tokens=skip)
 
     def _choice_logprobs(self, index: int, delta: TextDelta, is_first: bool) -> dict[str, Any] | None:
         if self._requests[0].sampling.num_logprobs is None:
@@ -193,7 +199,12 @@ class _CompletionShape:
         request, tokens = self._requests[index // self._num_choices_each], delta.tokens
         if is_first:
             is_echoed = bool(self._body.echo)
-            self._logprobs[index] = CompletionLogprobs(self._served.tokenizer, request, is_echoed)
+            self._logprobs[index] = CompletionLogprobs(
+                self._served.tokenizer,
+                request,
+                is_echoed=is_echoed,
+                names_ids=bool(self._body.return_tokens_as_token_ids),
+            )
             if is_echoed:
                 tokens = (SampledToken(request.token_ids[0]), *delta.prompt_logprobs, *tokens)
         return self._logprobs[index].push(tokens)

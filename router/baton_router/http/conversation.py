@@ -7,9 +7,10 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from baton_router.chat import Conversation, render
 from baton_router.chat_output.tools import read_tools
-from baton_router.http.body import Body, unchecked
+from baton_router.http.body import TruncatedBody, unchecked
 from baton_router.served_model import ServedModel
 from baton_router.text.chat_template import require_few_messages
+from baton_router.text.template_options import TemplateOptions
 
 
 class ContentPart(BaseModel):
@@ -61,10 +62,14 @@ def _few_messages(value: Any) -> Any:
 Messages = Annotated[list[ChatMessage], BeforeValidator(_few_messages)]
 
 
-class TemplateBody(Body):
+class TemplateBody(TruncatedBody):
     """How a conversation becomes a prompt."""
 
     add_generation_prompt: bool | None = True
+    continue_final_message: bool | None = False
+    chat_template: str | None = None
+    documents: list[dict[str, Any]] | None = None
+    reasoning_effort: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     tools: Annotated[Any, unchecked(list[ToolBody] | None)] = None
 
@@ -73,8 +78,14 @@ class TemplateBody(Body):
         return Conversation(
             [message.as_given() for message in messages],
             tools=self.tools,
-            add_generation_prompt=self.add_generation_prompt is not False,
-            variables=self.chat_template_kwargs or {},
+            template=TemplateOptions(
+                add_generation_prompt=self.add_generation_prompt is not False,
+                continue_final_message=bool(self.continue_final_message),
+                chat_template=self.chat_template,
+                documents=self.documents,
+                reasoning_effort=self.reasoning_effort,
+                chat_template_kwargs=self.chat_template_kwargs or {},
+            ),
         )
 
     def render(self, served: ServedModel, messages: Sequence[ChatMessage]) -> str:

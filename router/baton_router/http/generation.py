@@ -9,8 +9,9 @@ from baton.core.fields import FormatText, rows
 from baton.core.sampling import SamplingParams
 from baton.grammars.formats import FIELD
 from baton_router.backend import TextOptions
-from baton_router.http.body import Body, WholeNumber, with_fields_of
+from baton_router.http.body import TruncatedBody, WholeNumber, with_fields_of
 from baton_router.structured_outputs import from_response_format
+from baton_router.text.repetition import Repetition
 from baton_router.text.stop_strings import StopStrings
 
 
@@ -38,8 +39,18 @@ class StreamOptions(BaseModel):
     continuous_usage_stats: bool | None = False
 
 
+class RepetitionDetection(BaseModel):
+    """vLLM's `repetition_detection`: what ends an answer that repeats itself."""
+
+    model_config = ConfigDict(strict=True)
+
+    max_pattern_size: WholeNumber = 0
+    min_pattern_size: WholeNumber = 0
+    min_count: WholeNumber = 0
+
+
 @with_fields_of(SamplingParams)
-class GenerationBody(Body):
+class GenerationBody(TruncatedBody):
     """Fields that are not of sampling, and by the decorator those that are."""
 
     stream: bool | None = False
@@ -50,9 +61,14 @@ class GenerationBody(Body):
     ] = None
     ignore_eos: bool | None = False
     priority: WholeNumber | None = None
+    request_id: str | None = None
     cache_salt: str | None = None
     skip_special_tokens: bool | None = True
+    spaces_between_special_tokens: bool | None = True
+    include_stop_str_in_output: bool | None = False
+    repetition_detection: RepetitionDetection | None = None
     return_token_ids: bool | None = False
+    return_tokens_as_token_ids: bool | None = False
 
     def check_stream_options(self) -> None:
         """Raises InvalidRequest where they are given without `stream`."""
@@ -68,4 +84,11 @@ class GenerationBody(Body):
 
     def text_options(self) -> TextOptions:
         """How tokens become text."""
-        return TextOptions(StopStrings(self.stop), self.skip_special_tokens is not False)
+        detection = self.repetition_detection
+        return TextOptions(
+            StopStrings(self.stop),
+            skip_special_tokens=self.skip_special_tokens is not False,
+            spaces_between_special_tokens=self.spaces_between_special_tokens is not False,
+            includes_stop=bool(self.include_stop_str_in_output),
+            repetition=Repetition() if detection is None else Repetition(**detection.model_dump()),
+        )

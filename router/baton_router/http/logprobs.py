@@ -17,8 +17,9 @@ _LOWEST = -9999.0  # OpenAI's stand-in for minus infinity, which JSON can't hold
 class ChatLogprobs:
     """The `logprobs` of one choice of a chat."""
 
-    def __init__(self, tokenizer: Tokenizer, request: GenerationRequest) -> None:
-        self._tokens = _ChoiceTokens(tokenizer, request, request.token_ids)
+    def __init__(self, tokenizer: Tokenizer, request: GenerationRequest, *, names_ids: bool = False) -> None:
+        """`names_ids`: tokens are named by their ids, as in token_id:5."""
+        self._tokens = _ChoiceTokens(tokenizer, request, request.token_ids, names_ids)
 
     def push(self, tokens: Sequence[SampledToken]) -> dict[str, Any]:
         """The shape for the choice's next tokens."""
@@ -44,8 +45,17 @@ class CompletionLogprobs:
     An echoed prompt's tokens come before the choice's own. Nobody knows how likely its first one is: null.
     """
 
-    def __init__(self, tokenizer: Tokenizer, request: GenerationRequest, is_echoed: bool = False) -> None:
-        self._tokens = _ChoiceTokens(tokenizer, request, () if is_echoed else request.token_ids)
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        request: GenerationRequest,
+        *,
+        is_echoed: bool = False,
+        names_ids: bool = False,
+    ) -> None:
+        """`names_ids`: tokens are named by their ids, as in token_id:5."""
+        after = () if is_echoed else request.token_ids
+        self._tokens = _ChoiceTokens(tokenizer, request, after, names_ids)
         self._offset = 0
 
     def push(self, tokens: Sequence[SampledToken]) -> dict[str, list[Any]]:
@@ -97,12 +107,17 @@ def _by_id(tokenizer: Tokenizer, token: SampledToken) -> dict[str, Any]:
 class _ChoiceTokens:
     """How tokens are spelled that come next in the text of one choice."""
 
-    def __init__(self, tokenizer: Tokenizer, request: GenerationRequest, after: Sequence[int]) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, request: GenerationRequest, after: Sequence[int], names_ids: bool
+    ) -> None:
         self._tokenizer = tokenizer
+        self._names_ids = names_ids
         self._detokenizer = tokenizer.detokenizer(
-            skip_special_tokens=request.text.skip_special_tokens, after=after
+            skip_special_tokens=request.text.skip_special_tokens,
+            spaces_between_special_tokens=request.text.spaces_between_special_tokens,
+            after=after,
         )
-        self._end_token_ids = request.sampling.stop_token_ids
+        self._end_token_ids = () if request.text.includes_stop else request.sampling.stop_token_ids
 
     def push(self, token_id: int) -> str:
         """The text that this token, the next one, makes certain."""
@@ -114,6 +129,8 @@ class _ChoiceTokens:
 
     def text_of(self, token_id: int) -> str:
         """Its text, or name; what is only a part of a character is spelled out as OpenAI does."""
+        if self._names_ids:
+            return f"token_id:{token_id}"
         token_bytes = self.bytes_of(token_id)
         if not token_bytes:
             special = self._tokenizer.special_text(token_id)

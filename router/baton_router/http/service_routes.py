@@ -2,12 +2,13 @@
 
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from baton.core.errors import InvalidRequest
 from baton_router.http.body import Body
 from baton_router.http.conversation import Messages, TemplateBody
+from baton_router.http.request_note import note_of
 from baton_router.served_model import ServedModel
 from baton_router.token_counts import text_of, tokens_of
 
@@ -73,12 +74,17 @@ def model_routes(served: ServedModel) -> APIRouter:
         return _model(served, name)
 
     @router.post("/tokenize")
-    async def tokenize(body: TokenizeBody) -> dict[str, Any]:
+    async def tokenize(body: TokenizeBody, request: Request) -> dict[str, Any]:
         served.check_model(body.model)
+        note_of(request).ignore(body.unknown_fields)
         text, is_chat = _text(served, body)
         add_special_tokens = not is_chat if body.add_special_tokens is None else body.add_special_tokens
         tokens = await tokens_of(
-            served, text, add_special_tokens=add_special_tokens, name="messages" if is_chat else "prompt"
+            served,
+            text,
+            add_special_tokens=add_special_tokens,
+            name="messages" if is_chat else "prompt",
+            truncation=body.truncation(),
         )
         names = [served.tokenizer.token_name(token) for token in tokens] if body.return_token_strs else None
         return {
@@ -89,8 +95,9 @@ def model_routes(served: ServedModel) -> APIRouter:
         }
 
     @router.post("/detokenize")
-    async def detokenize(body: DetokenizeBody) -> dict[str, str]:
+    async def detokenize(body: DetokenizeBody, request: Request) -> dict[str, str]:
         served.check_model(body.model)
+        note_of(request).ignore(body.unknown_fields)
         return {"prompt": await text_of(served, body.tokens, name="tokens")}
 
     return router

@@ -1,7 +1,7 @@
 """Parameters that would change the answer and that Baton does not have: refused by name, never ignored.
 
 Each is listed with the values that ask for nothing. Every other unknown field is ignored, as servers of this
-API do.
+API do, and the response names it: request_note.py.
 """
 
 from collections.abc import Mapping
@@ -17,13 +17,13 @@ _EVERYWHERE: Mapping[str, tuple[Any, ...]] = {
     "guided_grammar": _NONE_OR_EMPTY,
     "guided_json": (None,),
     "guided_regex": _NONE_OR_EMPTY,
-    "include_stop_str_in_output": _OFF,
     "kv_transfer_params": (None, {}),
     "length_penalty": (None, 1, 1.0),
     "logits_processors": _NONE_OR_EMPTY,
+    "ec_transfer_params": (None, {}),
+    "guided_decoding_backend": (None,),
+    "guided_whitespace_pattern": (None,),
     "prompt_embeds": _NONE_OR_EMPTY,
-    "return_tokens_as_token_ids": _OFF,
-    "truncate_prompt_tokens": (None,),
     "use_beam_search": _OFF,
     "vllm_xargs": (None, {}),
 }
@@ -34,25 +34,25 @@ CHAT: Mapping[str, tuple[Any, ...]] = {
     **_EVERYWHERE,
     "audio": (None,),
     "best_of": (None, 1),
-    "chat_template": (None,),
-    "continue_final_message": _OFF,
-    "documents": _NONE_OR_EMPTY,
     "echo": _OFF,
     "function_call": (None, "none"),
     "functions": _NONE_OR_EMPTY,
     "mm_processor_kwargs": (None, {}),
     "modalities": (None, ["text"]),
-    "reasoning_effort": (None,),
     "verbosity": (None, "medium"),
     "web_search_options": (None,),
 }
 
 
-def refuse_unsupported(fields: Mapping[str, Any], refused: Mapping[str, tuple[Any, ...]]) -> None:
-    """Raises InvalidRequest for the first of `fields` that asks for something that is not there."""
+def refuse_unsupported(fields: Mapping[str, Any], refused: Mapping[str, tuple[Any, ...]]) -> list[str]:
+    """Raises InvalidRequest for the first of `fields` that asks for something that is not there.
+
+    Returns the names of those that are ignored.
+    """
     for name, neutral in refused.items():
         if name in fields and not any(_is_same(fields[name], value) for value in neutral):
             raise unsupported(name)
+    return [name for name in fields if name not in refused]
 
 
 def unsupported(name: str) -> InvalidRequest:

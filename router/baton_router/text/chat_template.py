@@ -17,24 +17,37 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from baton.core.errors import InvalidRequest, StartupError
 from baton_router.text.content_format import content_format
+from baton_router.text.final_message import mark_end, up_to_mark
 from baton_router.text.messages import Message, message_for_template
 
 MAX_MESSAGES = 4096  # each takes the event loop, which all requests share, some microseconds
+
+# What a template may raise; the last three mean that it computes what is no prompt.
+_REFUSALS = (
+    *(TemplateError, TypeError, ValueError, LookupError, AttributeError),
+    *(ArithmeticError, MemoryError, RecursionError),
+)
 
 
 class ChatTemplate:
     """One compiled template and the special tokens that it may name (`bos_token` and so on)."""
 
-    def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
-        """Raises StartupError if the template is not valid Jinja."""
+    def __init__(self, source: str, special_tokens: Mapping[str, str], *, whose: str = "The model's") -> None:
+        """`whose` template it is, errors say. Raises StartupError if it is not valid Jinja."""
         environment = _environment()
         try:
             self._template = environment.from_string(source)
+            self._format = content_format(environment.parse(source))
         except TemplateSyntaxError as error:
-            raise StartupError(
-                f"The model's chat template is broken in line {error.lineno}: {error}"
-            ) from error
-        self._format = content_format(environment.parse(source))
+            raise StartupError(f"{whose} chat template is broken in line {error.lineno}: {error}") from error
+        except (
+            SyntaxError,
+            ValueError,
+            RecursionError,
+            MemoryError,
+        ) as error:  # of the code that Jinja makes
+            raise StartupError(f"{whose} chat template can't be compiled: {error}") from error
+        self._whose = whose
         self._knows_developers = "developer" in source
         self._special_tokens = dict(special_tokens)
 
@@ -44,29 +57,35 @@ class ChatTemplate:
         *,
         add_generation_prompt: bool = True,
         variables: Mapping[str, Any] | None = None,
+        continue_final_message: bool = False,
     ) -> str:
         """The prompt of a conversation; `variables` are the client's own additions to the template's.
+        With `continue_final_message` it ends where the last message's content does.
 
         Raises InvalidRequest for what is no message (see messages.py), and where the template refuses the
         messages or trips over them.
         """
+        converted = [self._message(index, message) for index, message in enumerate(messages)]
+        if continue_final_message:
+            mark_end(converted[-1])
         context = {
             # Defined and none, as in transformers: templates ask `tools is not none`, which undefined is not.
             "tools": None,
             "documents": None,
             **self._special_tokens,
             **(variables or {}),
-            "messages": [self._message(index, message) for index, message in enumerate(messages)],
+            "messages": converted,
             "add_generation_prompt": add_generation_prompt,
         }
         try:
-            return self._template.render(context)
-        except (TemplateError, TypeError, ValueError, LookupError, ArithmeticError, RecursionError) as error:
+            prompt = self._template.render(context)
+        except _REFUSALS as error:
             raise InvalidRequest(
-                f"The model's chat template refused the messages: {error}",
+                f"{self._whose} chat template refused the messages: {error}",
                 param="messages",
                 code="chat_template_error",
             ) from error
+        return up_to_mark(prompt) if continue_final_message else prompt
 
     def _message(self, index: int, message: Message) -> dict[str, Any]:
         return message_for_template(

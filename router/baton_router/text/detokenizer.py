@@ -182,6 +182,33 @@ class WindowDetokenizer:
         return self._decode(self._context + self._held)[len(context_text) :]
 
 
+class UnspacedDetokenizer:
+    """Another one, without the spaces that its decoder puts between added tokens that follow each other."""
+
+    def __init__(self, detokenizer: Detokenizer, added: Mapping[int, str]) -> None:
+        """`added` are the tokenizer's added tokens, as they are written."""
+        self._detokenizer = detokenizer
+        self._added = added
+        self._follows_added = False
+
+    def push(self, token_id: int) -> str:
+        """See Detokenizer."""
+        text = self._detokenizer.push(token_id)
+        is_added, follows_added = token_id in self._added, self._follows_added
+        self._follows_added = is_added
+        return self._added[token_id] if is_added and follows_added and text else text
+
+    def bytes_of(self, token_id: int) -> bytes:
+        """See Detokenizer."""
+        if self._follows_added and token_id in self._added:
+            return self._added[token_id].encode()
+        return self._detokenizer.bytes_of(token_id)
+
+    def flush(self) -> str:
+        """See Detokenizer."""
+        return self._detokenizer.flush()
+
+
 def decoder_of(tokenizer_json: str) -> Mapping[str, Any] | None:
     """The `decoder` section of a tokenizer.json."""
     decoder: Mapping[str, Any] | None = json.loads(tokenizer_json).get("decoder")

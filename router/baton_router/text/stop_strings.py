@@ -19,7 +19,7 @@ MAX_STOP_LENGTH = 4096
 class _Node:
     depth: int
     children: dict[str, "_Node"] = field(default_factory=dict)
-    match_length: int = 0  # of the longest stop string that ends here
+    match: str = ""  # the longest stop string that ends here
     fallback: "_Node | None" = None  # the longest proper suffix that is also a prefix of a stop string
 
 
@@ -55,7 +55,7 @@ class StopStrings:
         node = self.root
         for character in string:
             node = node.children.setdefault(character, _Node(node.depth + 1))
-        node.match_length = len(string)
+        node.match = string
 
     def _link(self) -> None:
         """Set the fallbacks breadth first: a node's is found from its parent's."""
@@ -64,7 +64,7 @@ class StopStrings:
             node = queue.popleft()
             for character, child in node.children.items():
                 child.fallback = step(node.fallback, character, self.root)
-                child.match_length = child.match_length or child.fallback.match_length
+                child.match = child.match or child.fallback.match
                 queue.append(child)
 
 
@@ -85,13 +85,18 @@ class StopMatcher:
         self._root = stop_strings.root
         self._node = self._root
         self._held: list[str] = []  # what each character is in the text that is emitted
-        self.is_matched = False
+        self.matched: str | None = None  # the stop string that ended the text
+
+    @property
+    def is_matched(self) -> bool:
+        """Whether a stop string has ended the text."""
+        return self.matched is not None
 
     def push(self, text: str, *, may_match: bool = True, is_hidden: bool = False) -> str:
         """The text that is certain not to be part of a stop string.
 
         Ends before the stop string that is complete first (of several that end together, the longest) and
-        sets `is_matched`. What is emitted does not depend on how the text was cut into pieces. Without
+        sets `matched`. What is emitted does not depend on how the text was cut into pieces. Without
         `may_match` no stop string ends in this piece, though one may begin; a hidden piece is read, and
         never emitted.
         """
@@ -102,9 +107,9 @@ class StopMatcher:
         root, node = self._root, self._node
         for index, character in enumerate(text, num_held):
             node = step(node, character, root)
-            if node.match_length and may_match:
-                self.is_matched, self._held = True, []
-                return "".join(emitted[: index + 1 - node.match_length])
+            if node.match and may_match:
+                self.matched, self._held = node.match, []
+                return "".join(emitted[: index + 1 - len(node.match)])
         self._node = node
         num_certain = len(emitted) - node.depth
         self._held = emitted[num_certain:]

@@ -2,15 +2,17 @@
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from baton.core.errors import InvalidRequest
+from baton.core.errors import InvalidRequest, StartupError
 from baton.tokenizer.backend import TokenizerFiles, read_tokenizer
 from baton_router.text.chat_template import ChatTemplate
 from baton_router.text.detokenizer import (
     ByteDetokenizer,
     Detokenizer,
+    UnspacedDetokenizer,
     WindowDetokenizer,
     byte_rules,
     decoder_of,
@@ -20,6 +22,8 @@ from baton_router.text.detokenizer import (
 
 # Up to so many characters an encode takes a few milliseconds; a thread's round trip costs one itself.
 _MAX_CHARACTERS_ON_LOOP = 8192
+_KEPT_TEMPLATES = 16  # of requests, compiled
+_MAX_TEMPLATE_LENGTH = 64 * 1024  # characters; most models' own have a tenth of that
 _MAX_TOKENS_ON_LOOP = 8192  # decoded in about a millisecond
 _CHARACTERS_A_SLICE = 65_536
 _CHARACTERS_A_TOKEN = 8  # more than texts have on average
@@ -34,9 +38,14 @@ class Tokenizer:
         self._backend = backend
         self.vocab_size = backend.get_vocab_size(with_added_tokens=True)
         self.eos_token_ids = files.eos_token_ids
-        self.chat_template_source = template = files.chat_template
-        self._chat_template = ChatTemplate(template, files.special_tokens) if template is not None else None
+        template, special_tokens = files.chat_template, files.special_tokens
+        self.chat_template_source = template
+        self._chat_template = ChatTemplate(template, special_tokens) if template is not None else None
+        self._request_template = lru_cache(_KEPT_TEMPLATES)(
+            lambda source: _of_a_request(source, special_tokens)
+        )
         added = backend.get_added_tokens_decoder()
+        self._added = {token_id: token.content for token_id, token in added.items()}
         self._special = {token_id: token.content for token_id, token in added.items() if token.special}
         self.special_texts = frozenset(self._special.values())
         self._rules = byte_rules(decoder_of(backend.to_str()))
@@ -108,21 +117,45 @@ class Tokenizer:
         *,
         add_generation_prompt: bool = True,
         variables: Mapping[str, Any] | None = None,
+        continue_final_message: bool = False,
+        template: str | None = None,
     ) -> str:
-        """The prompt of a conversation. Raises InvalidRequest if the model has no template or it refuses."""
-        if self._chat_template is None:
+        """The prompt of a conversation, by a template of the request or the model's.
+
+        Raises InvalidRequest if there is none, it is broken, or it refuses.
+        """
+        chat_template = self._chat_template if template is None else self._request_template(template)
+        if chat_template is None:
             raise InvalidRequest(
                 "This model has no chat template: use completions with a prompt instead.",
                 param="messages",
                 code="no_chat_template",
             )
-        return self._chat_template.render(
-            messages, add_generation_prompt=add_generation_prompt, variables=variables
+        return chat_template.render(
+            messages,
+            add_generation_prompt=add_generation_prompt,
+            variables=variables,
+            continue_final_message=continue_final_message,
         )
 
-    def detokenizer(self, *, skip_special_tokens: bool = True, after: Sequence[int] = ()) -> Detokenizer:
-        """A new incremental decoder, for one choice, of a text that goes on from the tokens `after`."""
-        skipped = self._special if skip_special_tokens else {}
+    def detokenizer(
+        self,
+        *,
+        skip_special_tokens: bool = True,
+        spaces_between_special_tokens: bool = True,
+        after: Sequence[int] = (),
+    ) -> Detokenizer:
+        """A new incremental decoder, for one choice, of a text that goes on from the tokens `after`.
+
+        Without `spaces_between_special_tokens` added tokens, shown one after the other, are written without
+        the spaces that some decoders put between them.
+        """
+        found = self._detokenizer(self._special if skip_special_tokens else {}, after)
+        if skip_special_tokens or spaces_between_special_tokens or self._rules is not None:
+            return found
+        return UnspacedDetokenizer(found, self._added)
+
+    def _detokenizer(self, skipped: Mapping[int, str], after: Sequence[int]) -> Detokenizer:
         if self._rules is not None:
             return ByteDetokenizer(lambda i: b"" if i in skipped else self.token_bytes(i), self._rules, after)
         return WindowDetokenizer(
@@ -168,3 +201,17 @@ def check_unicode(name: str, text: str) -> None:
             f"{name} holds half a surrogate pair at character {error.start}.",
             param=name,
         ) from error
+
+
+def _of_a_request(source: str, special_tokens: Mapping[str, str]) -> ChatTemplate:
+    """Raises InvalidRequest where the template is too long or broken."""
+    if len(source) > _MAX_TEMPLATE_LENGTH:
+        raise InvalidRequest(
+            f"chat_template has at most {_MAX_TEMPLATE_LENGTH} characters.",
+            param="chat_template",
+            code="out_of_range",
+        )
+    try:
+        return ChatTemplate(source, special_tokens, whose="The request's")
+    except StartupError as error:
+        raise InvalidRequest(str(error), param="chat_template", code="chat_template_error") from error
