@@ -46,7 +46,13 @@ class Rule:
 
 
 OPTIONS = ("baton.option", "baton.option_values")
-SETTINGS = ("baton.core", "baton.config", "baton.front_config", "baton.__version__")
+SETTINGS = (
+    "baton.core",
+    "baton.config",
+    "baton.front_config",
+    "baton.generation_defaults",
+    "baton.__version__",
+)
 SHARED = (
     *(*SETTINGS, "baton.fingerprint", "baton.grammars", "baton.model_files", "baton.rpc", "baton.tokenizer"),
     GENERATED,
@@ -73,6 +79,7 @@ RULES = (
     Rule("baton.front_config",    ours=("baton.core", *OPTIONS), stdlib_only=True),
     Rule("baton.config",          ours=("baton.core", "baton.front_config", *OPTIONS), stdlib_only=True),
     Rule("baton.model_files",     ours=("baton.core",), stdlib_only=True),
+    Rule("baton.generation_defaults", ours=("baton.core", "baton.model_files"), stdlib_only=True),
     Rule("baton.fingerprint",     ours=("baton.core", "baton.config", "baton.model_files"), stdlib_only=True),
     Rule("baton_kernels",         ours=()),
     Rule("baton.tokenizer",       ours=("baton.core",), never=TENSORS),

@@ -57,7 +57,8 @@ class InferenceServicer(inference_pb2_grpc.InferenceServicer):
         """Complete one prompt. A cancelled call closes the generator, which aborts the request."""
         self._served.check_model(request.model)
         completion = await self._completion_request(request)
-        assembler = _StreamedResponses(completion) if request.stream else _WholeResponses(completion)
+        assemble = _StreamedResponses if request.stream else _WholeResponses
+        assembler = assemble(completion, request.continuous_usage_stats)
         async with aclosing(generate_text(self._served, completion)) as deltas:
             async for delta in deltas:
                 for response in assembler.push(delta):
@@ -121,7 +122,8 @@ class InferenceServicer(inference_pb2_grpc.InferenceServicer):
 class _StreamedResponses:
     """One message per delta."""
 
-    def __init__(self, request: GenerationRequest) -> None:
+    def __init__(self, request: GenerationRequest, usage_always: bool) -> None:
+        self._usage_always = usage_always
         self._request = request
         self._usage = pb.Usage(prompt_tokens=len(request.token_ids))
         self._num_running = request.sampling.n
@@ -144,7 +146,7 @@ class _StreamedResponses:
             token_ids=[token.token_id for token in delta.tokens],
             logprobs=[_logprob(token) for token in delta.tokens if token.logprob is not None],
             finish_reason=delta.finish_reason.value if delta.finish_reason else None,
-            usage=None if self._num_running else self._usage,
+            usage=self._usage if self._usage_always or not self._num_running else None,
             **_stop_reason(delta),
         )
 
@@ -152,8 +154,8 @@ class _StreamedResponses:
 class _WholeResponses(_StreamedResponses):
     """One message per choice."""
 
-    def __init__(self, request: GenerationRequest) -> None:
-        super().__init__(request)
+    def __init__(self, request: GenerationRequest, usage_always: bool) -> None:
+        super().__init__(request, usage_always)
         self._deltas: list[list[TextDelta]] = [[] for _ in range(self._num_running)]
 
     def push(self, delta: TextDelta) -> list[pb.GenerateResponse]:

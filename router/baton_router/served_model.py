@@ -8,6 +8,7 @@ from pathlib import Path
 from baton import __version__
 from baton.core.errors import InvalidRequest, ModelNotFound
 from baton.front_config import FrontConfig
+from baton.generation_defaults import GenerationDefaults, generation_defaults
 from baton.model_files import eos_token_ids, read_config, vocab_size
 from baton_router.backend import Backend
 from baton_router.metrics import FrontMetrics
@@ -34,6 +35,7 @@ class ServedModel:
     metrics: FrontMetrics
     formats: FormatChecks
     front: FrontConfig = field(default_factory=FrontConfig)
+    defaults: GenerationDefaults = field(default_factory=GenerationDefaults)
 
     @property
     def max_counted_tokens(self) -> int:
@@ -74,7 +76,7 @@ def load_served_model(
     front: FrontConfig | None = None,
 ) -> ServedModel:
     """Read what front doors need of a model's files; its weights are not among it. Raises StartupError."""
-    tokenizer = Tokenizer.load(model_dir)
+    tokenizer, front = Tokenizer.load(model_dir), front or FrontConfig()
     return ServedModel(
         backend=backend,
         tokenizer=tokenizer,
@@ -87,5 +89,6 @@ def load_served_model(
         eos_token_ids=eos_token_ids(model_dir) or tokenizer.eos_token_ids,
         metrics=metrics,
         formats=FormatChecks(structured_outputs),
-        front=front or FrontConfig(),
+        front=front,
+        defaults=generation_defaults(model_dir, front.generation_config, front.overrides),
     )

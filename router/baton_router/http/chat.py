@@ -7,7 +7,6 @@ from fastapi.responses import Response
 
 from baton.core.errors import InvalidRequest
 from baton.core.fields import Between
-from baton.core.sampling import MAX_LOGPROBS
 from baton_router.backend import GenerationRequest
 from baton_router.http.answer import Answer
 from baton_router.http.body import WholeNumber
@@ -49,7 +48,7 @@ def chat_routes(served: ServedModel) -> APIRouter:
 
 async def _request(served: ServedModel, body: ChatBody, answer_id: str) -> GenerationRequest:
     fields = body.sampling_fields() | {
-        "logprobs": _num_logprobs(body),
+        "logprobs": _num_logprobs(body, served.front.max_logprobs),
         "max_completion_tokens": body.max_completion_tokens,
     }
     text = body.text_options()
@@ -66,14 +65,14 @@ async def _request(served: ServedModel, body: ChatBody, answer_id: str) -> Gener
     )
 
 
-def _num_logprobs(body: ChatBody) -> int | None:
+def _num_logprobs(body: ChatBody, most: int) -> int | None:
     """Chat says in two fields what SamplingParams says in one."""
     if not body.logprobs:
         if body.top_logprobs:
             raise InvalidRequest("top_logprobs needs logprobs: true.", param="top_logprobs")
         return None
     num_logprobs = body.top_logprobs or 0
-    Between(0, MAX_LOGPROBS).check("top_logprobs", num_logprobs)
+    Between(0, most).check("top_logprobs", num_logprobs)
     return num_logprobs
 
 
