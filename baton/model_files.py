@@ -37,9 +37,7 @@ def eos_token_ids(model_dir: Path) -> tuple[int, ...]:
     there. Raises StartupError as `read_config` does.
     """
     config = read_config(model_dir)
-    generation_file = model_dir / "generation_config.json"
-    generation = _read_json_object(generation_file) if generation_file.is_file() else {}
-    ids = generation.get("eos_token_id")
+    ids = (read_generation_config(model_dir) or {}).get("eos_token_id")
     if ids is None:
         ids = config.get("eos_token_id")
     if ids is None:
@@ -48,6 +46,12 @@ def eos_token_ids(model_dir: Path) -> tuple[int, ...]:
     if not all(type(token_id) is int for token_id in listed):
         raise StartupError(f"'{model_dir}' has no usable 'eos_token_id' (it has {ids!r}); check it.")
     return tuple(token_id for token_id in listed if token_id >= 0)  # -1 stands for none
+
+
+def read_generation_config(model_dir: Path) -> dict[str, Any] | None:
+    """The `generation_config.json` of a folder, None if it has none; StartupError if it is no JSON object."""
+    file = model_dir / "generation_config.json"
+    return _read_json_object(file) if file.is_file() else None
 
 
 def max_position_embeddings(config: Mapping[str, Any]) -> int:

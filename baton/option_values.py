@@ -1,5 +1,6 @@
 """The kinds of values that options take: how each is written, and what is refused."""
 
+import json
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -111,6 +112,25 @@ def _require_deadlines(name: str, deadlines: TransferDeadlines) -> None:
     _require_seconds(name, deadlines.receiving_s)
 
 
+def _json_object(name: str, value: str) -> None:
+    try:
+        is_one = isinstance(json.loads(value), dict)
+    except (ValueError, RecursionError):
+        is_one = False
+    if not is_one:
+        raise StartupError(f"{name} must be a JSON object, but is '{value}'")
+
+
+def _json_strings(written: str) -> tuple[str, ...]:
+    try:
+        value = json.loads(written)
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
+        raise StartupError(f"'{written}' is not a JSON list of strings: write it like [\"*\"]")
+    return tuple(value)
+
+
 ANY = Values()
 TEXT = Values(written_as=str)  # of which the command still makes the field's value
 ADDRESS = Values(metavar="ADDRESS")
@@ -121,6 +141,10 @@ POSITIVE = Values(_require_positive)
 TOKENS = Values(_require_positive, str, parse_tokens, str, metavar="TOKENS")
 SHARE = Values(_require_share, metavar="SHARE")
 SECONDS = Values(_require_seconds, metavar="SECONDS")
+JSON_OBJECT = Values(_json_object, metavar="JSON")
+JSON_STRINGS = Values(
+    written_as=str, read=_json_strings, write=lambda values: json.dumps(list(values)), metavar="JSON"
+)
 SIZE = Values(_require_positive, str, parse_size)
 DEADLINES = Values(
     _require_deadlines, float, TransferDeadlines.at_most, attrgetter("receiving_s"), metavar="SECONDS"

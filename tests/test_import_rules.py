@@ -46,7 +46,13 @@ class Rule:
 
 
 OPTIONS = ("baton.option", "baton.option_values")
-SETTINGS = ("baton.core", "baton.config", "baton.front_config", "baton.__version__")
+SETTINGS = (
+    "baton.core",
+    "baton.config",
+    "baton.front_config",
+    "baton.generation_defaults",
+    "baton.__version__",
+)
 MODELS = ("baton.architectures", "baton.model_files")
 SHARED = (
     *(*SETTINGS, *MODELS, "baton.fingerprint", "baton.grammars", "baton.rpc", "baton.tokenizer"),
@@ -75,6 +81,7 @@ RULES = (
     Rule("baton.config",          ours=("baton.core", "baton.front_config", *OPTIONS), stdlib_only=True),
     Rule("baton.architectures",   ours=("baton.core",), never=IMPURE, stdlib_only=True),
     Rule("baton.model_files",     ours=("baton.core",), stdlib_only=True),
+    Rule("baton.generation_defaults", ours=("baton.core", "baton.model_files"), stdlib_only=True),
     Rule("baton.fingerprint",     ours=("baton.core", "baton.config", "baton.model_files"), stdlib_only=True),
     Rule("baton_kernels",         ours=()),
     Rule("baton.tokenizer",       ours=("baton.core",), never=TENSORS),

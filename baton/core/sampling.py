@@ -23,7 +23,7 @@ from baton.core.fields import (
 
 MAX_CHOICES = 128
 MAX_FORMAT_LENGTH = 1_000_000  # characters
-MAX_LOGPROBS = 20
+MAX_LOGPROBS = 1024  # that routers may allow; see --max-logprobs
 MAX_STOP_TOKEN_IDS = 128
 MAX_LOGIT_BIASES = 1024  # a step, which others share, takes time for each
 MAX_ALLOWED_TOKENS = 16384

@@ -1,8 +1,9 @@
 """A model's tokenizer as the `tokenizers` library has it, with every token that the model's files name."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import tokenizers
 
@@ -18,6 +19,7 @@ class TokenizerFiles:
     backend: tokenizers.Tokenizer
     special_tokens: Mapping[str, str]  # texts by name, such as `eos_token`
     chat_template: str | None
+    config: Mapping[str, Any] = field(default_factory=dict)  # tokenizer_config.json
 
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
@@ -44,4 +46,4 @@ def read_tokenizer(model_dir: Path) -> TokenizerFiles:
     backend.encode_special_tokens = bool(files.tokenizer_config.get("split_special_tokens"))
     backend.no_truncation()
     backend.no_padding()
-    return TokenizerFiles(backend, special_tokens, files.chat_template)
+    return TokenizerFiles(backend, special_tokens, files.chat_template, files.tokenizer_config)

@@ -15,6 +15,7 @@ from baton.core.sampling import MAX_SEED, choice_seed
 from baton.engine.async_engine import AsyncEngine
 from baton.engine.factory import load_engine
 from baton.front_config import FrontConfig
+from baton.generation_defaults import generation_defaults
 from baton.option import make_config
 from baton_launch.model_source import find_model
 from baton_offline.engine_backend import EngineBackend
@@ -50,14 +51,22 @@ class AsyncLLM:
     """
 
     def __init__(
-        self, model: str | None = None, *, seed: int | None = None, tokens_at_once: int = 1, **options: Any
+        self,
+        model: str | None = None,
+        *,
+        seed: int | None = None,
+        tokens_at_once: int = 1,
+        generation_config: str = "auto",
+        override_generation_config: Mapping[str, Any] | None = None,
+        **options: Any,
     ) -> None:
         """Load a model: a directory, a hub id, or the shipped model for None.
 
-        `seed` makes requests without one of their own repeatable. `options` are the fields of
-        `baton.config.EngineConfig`, such as dtype, max_model_len or max_num_seqs. `tokens_at_once`: an answer
-        is passed on when it has so many new tokens, or ends. Raises StartupError, and TypeError for an
-        unknown option.
+        `generation_config` and `override_generation_config` say what `get_default_sampling_params` has, as
+        the router's options of these names do. `seed` makes requests without one of their own repeatable.
+        `options` are the fields of `baton.config.EngineConfig`, such as dtype, max_model_len or max_num_seqs.
+        `tokens_at_once`: an answer is passed on when it has so many new tokens, or ends. Raises StartupError,
+        and TypeError for an unknown option.
         """
         config = _engine_config(options)
         source = find_model(model)
@@ -68,7 +77,11 @@ class AsyncLLM:
             (source.name,),
             self._backend,
             FrontMetrics(CollectorRegistry()),
-            front=FrontConfig(trust_request_chat_template=True),  # they come from the program itself
+            # Templates come from the program itself, and settings that it makes are complete, as vLLM's are.
+            front=FrontConfig(trust_request_chat_template=True, generation_config="baton"),
+        )
+        self._defaults = generation_defaults(
+            source.directory, generation_config, override_generation_config or {}
         )
         self.max_num_seqs = config.max_num_seqs
         self._seed = seed
@@ -100,6 +113,10 @@ class AsyncLLM:
         async with aclosing(self.answer(request, prompt)) as outputs:
             async for output in outputs:
                 yield output
+
+    def get_default_sampling_params(self) -> SamplingParams:
+        """The settings of a call without any: what the model's generation_config.json recommends."""
+        return SamplingParams(**self._defaults.fields)
 
     async def close(self) -> None:
         """End the engine; its memory is free when nobody holds this object."""
@@ -137,7 +154,7 @@ class AsyncLLM:
         add_special_tokens: bool = True,
     ) -> GenerationRequest:
         """A prompt and its settings, checked. Raises InvalidRequest."""
-        params = sampling_params if sampling_params is not None else SamplingParams()
+        params = sampling_params if sampling_params is not None else self.get_default_sampling_params()
         asked = request_fields(params)
         number = next(self._numbers)
         if asked["seed"] is None and self._seed is not None:

@@ -87,6 +87,10 @@ class LLM:
 
         return self._run(self._answers(ready, use_tqdm))
 
+    def get_default_sampling_params(self) -> SamplingParams:
+        """See AsyncLLM."""
+        return self._llm.get_default_sampling_params()
+
     def close(self) -> None:
         """End the engine and its threads; may be called again."""
         atexit.unregister(self.close)

@@ -59,8 +59,8 @@ class InferenceServicer(inference_pb2_grpc.InferenceServicer):
         """Complete one prompt. A cancelled call closes the generator, which aborts the request."""
         self._served.check_model(request.model)
         generation, choices = await self._generation(request)
-        kind = _StreamedResponses if request.stream else _WholeResponses
-        assembler = kind(generation, choices)
+        assemble = _StreamedResponses if request.stream else _WholeResponses
+        assembler = assemble(generation, choices, request.continuous_usage_stats)
         async with aclosing(generate_text(self._served, generation)) as deltas:
             async for delta in deltas:
                 for response in assembler.push(delta):
@@ -129,7 +129,10 @@ class InferenceServicer(inference_pb2_grpc.InferenceServicer):
 class _StreamedResponses:
     """One message per delta."""
 
-    def __init__(self, request: GenerationRequest, choices: Sequence[ChatChoice] | None) -> None:
+    def __init__(
+        self, request: GenerationRequest, choices: Sequence[ChatChoice] | None, usage_always: bool
+    ) -> None:
+        self._usage_always = usage_always
         self._request = request
         self._choices = choices
         self._usage = pb.Usage(prompt_tokens=len(request.token_ids))
@@ -153,7 +156,7 @@ class _StreamedResponses:
             token_ids=[token.token_id for token in delta.tokens],
             logprobs=[_logprob(token) for token in delta.tokens if token.logprob is not None],
             finish_reason=delta.finish_reason.value if delta.finish_reason else None,
-            usage=None if self._num_running else self._usage,
+            usage=self._usage if self._usage_always or not self._num_running else None,
             prompt_logprobs=[_logprob(token) for token in delta.prompt_logprobs],
             **_stop_reason(delta),
         )
@@ -165,8 +168,10 @@ class _StreamedResponses:
 class _WholeResponses(_StreamedResponses):
     """One message per choice."""
 
-    def __init__(self, request: GenerationRequest, choices: Sequence[ChatChoice] | None) -> None:
-        super().__init__(request, choices)
+    def __init__(
+        self, request: GenerationRequest, choices: Sequence[ChatChoice] | None, usage_always: bool
+    ) -> None:
+        super().__init__(request, choices, usage_always)
         self._deltas: list[list[TextDelta]] = [[] for _ in range(self._num_running)]
 
     def push(self, delta: TextDelta) -> list[pb.GenerateResponse]:

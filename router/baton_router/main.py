@@ -21,6 +21,7 @@ from baton.v1 import inference_pb2_grpc
 from baton_router.grpc_front import InferenceServicer
 from baton_router.http.app import create_app
 from baton_router.http.server import HttpServer
+from baton_router.http.server_info import shown_options
 from baton_router.metrics import FrontMetrics
 from baton_router.pool_metrics import PoolCollector
 from baton_router.requests.admission import Admission
@@ -48,7 +49,7 @@ async def _main(config: RouterConfig) -> None:
     inference_pb2_grpc.add_InferenceServicer_to_server(InferenceServicer(served), rpc.grpc)
     address = _address(config.host, config.grpc_port)
     await rpc.start(address, ("baton.v1.Inference",), "--grpc-port", is_serving=False)
-    http = HttpServer(create_app(served))
+    http = HttpServer(create_app(served, options=shown_options(config)))
     gc.freeze()  # what start-up made lives as long as the process: collections need not walk it
     async with asyncio.TaskGroup() as tasks:
         changed = asyncio.Event()
@@ -59,6 +60,7 @@ async def _main(config: RouterConfig) -> None:
 
         sessions = tasks.create_task(pool.run(on_change))
         serving = tasks.create_task(http.serve([listener]))
+        logger.info(served.defaults.text())
         place = f"http://{_address(config.host, config.http_port)}"
         logger.info("listening at %s, and looking for workers", place)
         telling = tasks.create_task(_tell_health(rpc, pool, changed, f"'{served.model}' at {place}"))

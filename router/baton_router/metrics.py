@@ -14,6 +14,7 @@ class FrontMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         """`registry` must not hold metrics of another FrontMetrics."""
         self.registry = registry
+        self.num_running = 0  # requests, each with its prompt; those that wait for a place too
         self.http_requests = Counter(
             "baton_http_requests",
             "HTTP requests by route and status; 499: the client went away.",

@@ -39,10 +39,12 @@ async def build_request(
 
     `fields` are those of SamplingParams by public name, `ignore_eos`, `max_completion_tokens` and
     `response_format`, as the client sent them; None: left out. `index` is the prompt's among those of
-    `answer_id`. Without `default_max_tokens` the default is what the prompt leaves of the model's length.
+    `answer_id`. `default_max_tokens` holds where the server has none of its own; without both the
+    default is what the prompt leaves of the model's length.
     Raises InvalidRequest, with the public name of the field in `param`.
     """
     arrived_s = time.monotonic()
+    default_max_tokens = served.defaults.fields.get("max_tokens", default_max_tokens)
     _check_routing(priority, cache_salt)
     token_ids = await _prompt_token_ids(served, prompt, add_special_tokens, is_cut=truncation is not None)
     if truncation is not None:
@@ -151,6 +153,8 @@ def _sampling(served: ServedModel, fields: Mapping[str, Any], max_tokens: int) -
     values: dict[str, Any] = {}
     for row in rows(SamplingParams):
         value = fields.get(row.public_name)
+        if value is None:
+            value = served.defaults.fields.get(row.public_name)
         if value is not None and value != row.also_off:
             check_token_ids(row.public_name, row.token_ids(value), served.vocab_size)
             values[row.name] = bad_words(served.tokenizer, value) if row.type == TokenSequences else value
@@ -158,6 +162,9 @@ def _sampling(served: ServedModel, fields: Mapping[str, Any], max_tokens: int) -
     values["stop_token_ids"] = tuple(dict.fromkeys(stop_token_ids))
     values["seed"] = values.get("seed", secrets.randbits(64)) & MAX_SEED
     values["max_tokens"] = max_tokens
+    for name, public_name in (("num_logprobs", "logprobs"), ("num_prompt_logprobs", "prompt_logprobs")):
+        if (num_logprobs := values.get(name)) is not None:
+            Between(0, served.front.max_logprobs).check(public_name, num_logprobs)
     return SamplingParams(**values)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from baton import __version__
 from baton.core.errors import InvalidRequest, ModelNotFound
 from baton.front_config import FrontConfig
+from baton.generation_defaults import GenerationDefaults, generation_defaults
 from baton.model_files import eos_token_ids, read_config, vocab_size
 from baton_router.backend import Backend
 from baton_router.chat_output import detect
@@ -37,6 +38,7 @@ class ServedModel:
     formats: FormatChecks
     chat: "ChatFormats"
     front: FrontConfig = field(default_factory=FrontConfig)
+    defaults: GenerationDefaults = field(default_factory=GenerationDefaults)
     other_names: tuple[str, ...] = ()  # that clients may use as well
 
     @property
@@ -107,6 +109,7 @@ def load_served_model(
     Clients may call the model by each of `names`; the first is its own. Raises StartupError.
     """
     name, *other_names = dict.fromkeys(names)
+    front = front or FrontConfig()
     tokenizer, config = Tokenizer.load(model_dir), read_config(model_dir)
     return ServedModel(
         backend=backend,
@@ -122,5 +125,6 @@ def load_served_model(
         formats=FormatChecks(structured_outputs),
         chat=chat_formats(tokenizer, str(config.get("model_type", "")), tool_calls, reasoning),
         other_names=tuple(other_names),
-        front=front or FrontConfig(),
+        front=front,
+        defaults=generation_defaults(model_dir, front.generation_config, front.overrides),
     )

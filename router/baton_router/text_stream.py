@@ -4,7 +4,7 @@ per choice."""
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 
 from baton.core.errors import RequestFailed
@@ -168,7 +168,7 @@ async def generate_text(served: ServedModel, request: GenerationRequest) -> Asyn
     choices = [_ChoiceText(served, request) for _ in range(request.sampling.n)]
     num_running = len(choices)
     observer = _Observer(served, request)
-    async with aclosing(served.backend.generate(request)) as deltas:
+    async with _running(served), aclosing(served.backend.generate(request)) as deltas:
         async for delta in deltas:
             choice = choices[delta.choice]
             if choice.is_finished:
@@ -185,6 +185,16 @@ async def generate_text(served: ServedModel, request: GenerationRequest) -> Asyn
     if num_running:
         raise RequestFailed("The request's tokens ended before its text was complete.")
     observer.finished()
+
+
+@asynccontextmanager
+async def _running(served: ServedModel) -> AsyncGenerator[None]:
+    """Counts a request while it runs."""
+    served.metrics.num_running += 1
+    try:
+        yield
+    finally:
+        served.metrics.num_running -= 1
 
 
 class _Observer:

@@ -34,7 +34,6 @@ KNOWN_FROM_VLLM = (
     *("--kv-cache-dtype", "--swap-space", "--disable-log-requests", "--enforce-eager", "--chat-template"),
     *(
         "--uvicorn-log-level",
-        "--root-path",
         "--ssl-keyfile",
         "--ssl-certfile",
         "--lora-modules",

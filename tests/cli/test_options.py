@@ -3,7 +3,7 @@
 import subprocess
 import sys
 from collections import Counter
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from baton.config import EngineConfig, RouterConfig, WorkerConfig
 from baton.core.errors import StartupError
 from baton.core.reservation import TransferDeadlines
+from baton.front_config import FrontConfig
 from baton.option import REQUIRED, arguments_of, check_options, make_config, option, settings_of
 from baton.option_values import ADDRESSES, POSITIVE, SIZE, choice
 from baton_launch.main import app
@@ -96,9 +97,12 @@ OTHER_WORKER = WorkerConfig(
     "both", Path("/m"), "unix:/w", "unix:/v", "w", "", OTHER_ENGINE, "nixl", 2.5, DEADLINES
 )
 OTHER_ROUTER = RouterConfig(Path("/m"), ("m", "n"), ("p:1",), ("d:1",), ("w:1", "v:1"), "::1", 1, 2, 3, 4)
+OTHER_FRONT = FrontConfig(
+    "baton", '{"top_k": 5}', 7, True, ("https://a",), ("GET", "POST"), (), True, "/llm", True, True
+)
 
 
-@pytest.mark.parametrize("config", [OTHER_WORKER, OTHER_ROUTER], ids=["worker", "router"])
+@pytest.mark.parametrize("config", [OTHER_WORKER, OTHER_ROUTER, replace(OTHER_ROUTER, front=OTHER_FRONT)])
 def test_options_survive_the_way_to_a_child(config: WorkerConfig | RouterConfig) -> None:
     settings = settings_of(type(config))
     command = COMMANDS["worker" if isinstance(config, WorkerConfig) else "router"]
@@ -107,11 +111,13 @@ def test_options_survive_the_way_to_a_child(config: WorkerConfig | RouterConfig)
     assert make_config(type(config), values | {"model_dir": Path(values["model_dir"])}) == config
 
 
-@pytest.mark.parametrize("config", [EngineConfig, WorkerConfig, RouterConfig])
+@pytest.mark.parametrize("config", [EngineConfig, FrontConfig, WorkerConfig, RouterConfig])
 def test_every_field_is_a_row(config: type) -> None:
     """But for the cluster's token, which is no argument."""
     others = [row for row in fields(config) if "option" not in row.metadata and not is_dataclass(row.type)]
-    assert [row.name for row in others] == ([] if config is EngineConfig else ["cluster_token"])
+    assert [row.name for row in others] == (
+        [] if config in (EngineConfig, FrontConfig) else ["cluster_token"]
+    )
 
 
 @pytest.mark.parametrize(

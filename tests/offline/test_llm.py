@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -210,6 +211,22 @@ def test_how_answers_end() -> None:
     ]
     assert ends[0].token_ids == [65] * 4
     assert ends[1].text * 4 == ends[0].text != ""
+
+
+def test_settings_that_the_model_recommends(tmp_path: Path) -> None:
+    """They hold for calls without settings; those that a program gives are complete."""
+    model = tmp_path / "model"
+    shutil.copytree(DEMO_MODEL, model)
+    (model / "generation_config.json").write_text('{"eos_token_id": 1, "top_k": 1, "max_new_tokens": 3}')
+    with LLM(str(model), **OPTIONS, override_generation_config={"temperature": 0.5}) as llm:
+        params = llm.get_default_sampling_params()
+        assert (params.temperature, params.top_k, params.max_tokens) == (0.5, 1, 3)
+        [default] = llm.generate("Hello", use_tqdm=False)
+        [own] = llm.generate("Hello", SamplingParams(ignore_eos=True), use_tqdm=False)
+        assert len(default.outputs[0].token_ids) <= 3
+        assert len(own.outputs[0].token_ids) == 16
+    with LLM(str(model), **OPTIONS, generation_config="vllm") as llm:
+        assert llm.get_default_sampling_params() == SamplingParams()
 
 
 SCRIPT = """

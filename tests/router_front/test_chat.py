@@ -55,7 +55,7 @@ async def test_stream_opens_with_every_role(
     response = await client.post("/v1/chat/completions", json=body)
     *events, _, _ = response.text.split("\n\n")
     chunks = [json.loads(event.removeprefix("data: ")) for event in events]
-    assert [chunk["usage"]["completion_tokens"] for chunk in chunks] == [0, *range(9)]
+    assert [chunk["usage"]["completion_tokens"] for chunk in chunks] == [0, *range(9), 8]
     assert [chunk["choices"][0]["delta"] for chunk in chunks[:2]] == [
         {"role": "assistant", "content": ""}
     ] * 2

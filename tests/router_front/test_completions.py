@@ -137,7 +137,12 @@ async def test_usage_in_streams(client: httpx.AsyncClient):
     assert events[-1]["usage"] == whole["usage"]
     assert all(event["usage"] is None for event in events[:-1])
     events = await stream(client, max_tokens=4, stream_options={"continuous_usage_stats": True})
-    assert [event["usage"]["completion_tokens"] for event in events] == [1, 2, 3, 4]
+    assert [event["usage"]["completion_tokens"] for event in events] == [1, 2, 3, 4, 4]
+    assert events[-1]["usage"] == whole["usage"]
+    assert await stream(client, max_tokens=4, stream_options={})
+    for options in ({"include_usage": False}, {"include_usage": None}):
+        off = options | {"continuous_usage_stats": True}
+        assert all("usage" not in e for e in await stream(client, max_tokens=4, stream_options=off))
     assert all("usage" not in event for event in await stream(client, max_tokens=4))
 
 

@@ -80,6 +80,23 @@ async def test_stream_is_the_whole_answer_in_pieces(stub: Any):
     assert {response.request_id for response in responses} == {responses[0].request_id}
 
 
+async def test_usage_so_far(stub: Any):
+    responses = await generate(stub, stream=True, continuous_usage_stats=True)
+    assert [response.usage.completion_tokens for response in responses] == [1, 2, 3, 4]
+
+
+async def test_how_answers_end_and_what_they_are_called(stub: Any, backend: FakeBackend):
+    stopped = {"max_tokens": 60, "stop": ["fox"], "include_stop_str_in_output": True}
+    [by_text] = await generate(stub, request_id="mine", sampling=stopped)
+    assert (by_text.request_id, by_text.text[-3:]) == ("gen-mine", "fox")
+    assert (by_text.WhichOneof("stop_reason"), by_text.stop_text) == ("stop_text", "fox")
+    third = backend.reply[2]
+    [by_token] = await generate(stub, sampling={"max_tokens": 60, "stop_token_ids": [third]})
+    assert (by_token.WhichOneof("stop_reason"), by_token.stop_token_id) == ("stop_token_id", third)
+    [at_length] = await generate(stub)
+    assert at_length.WhichOneof("stop_reason") is None
+
+
 async def test_special_token_as_stop_string(stub: Any, backend: FakeBackend, served: ServedModel):
     backend.reply = served.tokenizer.encode_now("hello<|im_start|>world")
     for stream in (False, True):

@@ -82,7 +82,9 @@ class Answer:
         self._is_streamed = bool(body.stream)
         stream_options = body.stream_options
         self._usage_at_end = bool(stream_options and stream_options.include_usage)
-        self._usage_always = bool(stream_options and stream_options.continuous_usage_stats)
+        self._usage_always = bool(
+            stream_options and stream_options.include_usage and stream_options.continuous_usage_stats
+        )
         self._head = {"id": answer_id, "created": int(time.time()), "model": served.model}
 
     def response(self) -> GuardedResponse:

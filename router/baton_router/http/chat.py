@@ -8,7 +8,6 @@ from fastapi.responses import Response
 
 from baton.core.errors import InvalidRequest
 from baton.core.fields import Between
-from baton.core.sampling import MAX_LOGPROBS
 from baton_router.chat import ChatRequest, MessageDelta, build_chat_request, whole_calls
 from baton_router.chat_output.parts import ToolCallDelta
 from baton_router.http.answer import Answer
@@ -58,7 +57,7 @@ def chat_routes(served: ServedModel) -> APIRouter:
 
 async def _request(served: ServedModel, body: ChatBody, answer_id: str) -> ChatRequest:
     fields = body.sampling_fields() | {
-        "logprobs": _num_logprobs(body),
+        "logprobs": _num_logprobs(body, served.front.max_logprobs),
         "max_completion_tokens": body.max_completion_tokens,
     }
     conversation = replace(
@@ -79,14 +78,14 @@ async def _request(served: ServedModel, body: ChatBody, answer_id: str) -> ChatR
     )
 
 
-def _num_logprobs(body: ChatBody) -> int | None:
+def _num_logprobs(body: ChatBody, most: int) -> int | None:
     """Chat says in two fields what SamplingParams says in one."""
     if not body.logprobs:
         if body.top_logprobs:
             raise InvalidRequest("top_logprobs needs logprobs: true.", param="top_logprobs")
         return None
     num_logprobs = body.top_logprobs or 0
-    Between(0, MAX_LOGPROBS).check("top_logprobs", num_logprobs)
+    Between(0, most).check("top_logprobs", num_logprobs)
     return num_logprobs
 
 

@@ -31,11 +31,11 @@ def _response_format(value: Any) -> FormatText | None:
 
 
 class StreamOptions(BaseModel):
-    """OpenAI's `stream_options`, and vLLM's addition."""
+    """OpenAI's `stream_options`, and vLLM's addition; as vLLM's, they ask for usage unless they say no."""
 
     model_config = ConfigDict(strict=True)
 
-    include_usage: bool | None = False
+    include_usage: bool | None = True
     continuous_usage_stats: bool | None = False
 
 

@@ -54,10 +54,12 @@ class RequestGuard:
 
 class RequestTarget:
     """Lets the app see one form of requests: GET for HEAD, whose body the server leaves out, and the path of
-    a target that names scheme and host as well, as proxies send it (RFC 9112, 3.2.2)."""
+    a target that names scheme and host as well, as proxies send it (RFC 9112, 3.2.2). Paths may begin with
+    `root_path`, and those that the app writes do."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, root_path: str = "") -> None:
         self._app = app
+        self._root_path = root_path
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
@@ -67,7 +69,13 @@ class RequestTarget:
             if path.lower().startswith(("http://", "https://")):
                 path = "/" + path.split("/", 3)[3] if path.count("/") > 2 else "/"
                 raw_path = quote(path).encode()
-            scope = {**scope, "method": method, "path": path, "raw_path": raw_path}
+            scope = {
+                **scope,
+                "method": method,
+                "path": path,
+                "raw_path": raw_path,
+                "root_path": self._root_path,
+            }
         await self._app(scope, receive, send)
 
 

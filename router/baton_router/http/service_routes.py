@@ -46,6 +46,10 @@ def service_routes(served: ServedModel) -> APIRouter:
     async def ping() -> Response:
         return await health()
 
+    @router.get("/load")
+    async def load() -> dict[str, int]:
+        return {"server_load": served.metrics.num_running}
+
     @router.get("/version")
     async def version() -> dict[str, str]:
         return {"version": served.version}

@@ -21,7 +21,6 @@ _EVERYWHERE: Mapping[str, tuple[Any, ...]] = {
     "length_penalty": (None, 1, 1.0),
     "logits_processors": _NONE_OR_EMPTY,
     "ec_transfer_params": (None, {}),
-    "guided_decoding_backend": (None,),
     "guided_whitespace_pattern": (None,),
     "prompt_embeds": _NONE_OR_EMPTY,
     "use_beam_search": _OFF,
@@ -43,6 +42,16 @@ CHAT: Mapping[str, tuple[Any, ...]] = {
     "web_search_options": (None,),
 }
 
+_REASONS: Mapping[str, str] = {
+    "suffix": "models that fill in the middle are not served",
+    "audio": "models that speak are not served",
+    "modalities": "answers are text",
+    **dict.fromkeys(
+        ("guided_choice", "guided_grammar", "guided_json", "guided_regex", "guided_whitespace_pattern"),
+        "structured_outputs has it",
+    ),
+}
+
 
 def refuse_unsupported(fields: Mapping[str, Any], refused: Mapping[str, tuple[Any, ...]]) -> list[str]:
     """Raises InvalidRequest for the first of `fields` that asks for something that is not there.
@@ -57,7 +66,10 @@ def refuse_unsupported(fields: Mapping[str, Any], refused: Mapping[str, tuple[An
 
 def unsupported(name: str) -> InvalidRequest:
     """The error for one parameter."""
-    return InvalidRequest(f"This server does not support {name}.", param=name, code="unsupported_parameter")
+    reason = f": {_REASONS[name]}" if name in _REASONS else ""
+    return InvalidRequest(
+        f"This server does not support {name}{reason}.", param=name, code="unsupported_parameter"
+    )
 
 
 def _is_same(value: Any, neutral: Any) -> bool:

@@ -38,6 +38,7 @@ class Tokenizer:
         self._backend = backend
         self.vocab_size = backend.get_vocab_size(with_added_tokens=True)
         self.eos_token_ids = files.eos_token_ids
+        self._info = {**files.config, **files.special_tokens, "chat_template": files.chat_template}
         template, special_tokens = files.chat_template, files.special_tokens
         self.chat_template_source = template
         self._chat_template = ChatTemplate(template, special_tokens) if template is not None else None
@@ -164,6 +165,10 @@ class Tokenizer:
             self._raw_byte,
             after,
         )
+
+    def info(self) -> dict[str, Any]:
+        """What tokenizer_config.json says, with the special tokens and the template that are in use."""
+        return dict(self._info)
 
     def special_text(self, token_id: int) -> str | None:
         """How a special token is written; None for every other token."""
