@@ -125,7 +125,7 @@ class WorkerConfig:
     advertise_address: str = option(
         "--advertise", REQUIRED, "Where the other servers reach this one.", ADDRESS, unset="as --listen"
     )
-    worker_id: str = option("--worker-id", REQUIRED, "Name in logs.", unset="from the address")
+    worker_id: str = option("--worker-id", REQUIRED, "Name in logs and metrics.", unset="from the address")
     cluster_token: str = field(default="", repr=False)  # empty: none
     engine: EngineConfig = field(default_factory=EngineConfig)
     kv_transport: str = option(
@@ -262,6 +262,11 @@ def host_of(address: str) -> str | None:
     if not host or (":" in host and not bracketed) or not (port.isdecimal() and 1 <= int(port) <= 65535):
         raise StartupError(f"'{address}' is not an address: write HOST:PORT or unix:/PATH")
     return host
+
+
+def worker_name(address: str) -> str:
+    """What a worker is called that has no name: 'host:port', or its socket's file without ending."""
+    return Path(address).stem if host_of(address) is None else address
 
 
 def is_local(address: str) -> bool:

@@ -17,8 +17,8 @@ class BlockPool:
 
     def __init__(self, num_blocks: int) -> None:
         self.num_blocks = num_blocks
-        self.num_queries = 0  # blocks looked up in the prefix cache
-        self.num_hits = 0  # and found
+        self.num_queried_tokens = 0  # looked up in the prefix cache
+        self.num_hit_tokens = 0  # and found
         self._reference_counts = [0] * num_blocks
         self._hash_of: list[bytes | None] = [None] * num_blocks
         self._block_of: dict[bytes, int] = {}
@@ -40,10 +40,13 @@ class BlockPool:
             found.append(block)
         return found
 
-    def count_lookup(self, num_queried: int, num_found: int) -> None:
-        """Record one admitted request's look-up, for metrics; retried look-ups are not counted again."""
-        self.num_queries += num_queried
-        self.num_hits += num_found
+    def count_lookup(self, num_tokens: int, num_found: int) -> None:
+        """Record one admitted request's look-up, for metrics; retried look-ups are not counted again.
+
+        `num_tokens`: all tokens of the request; `num_found`: those of them whose pages were cached.
+        """
+        self.num_queried_tokens += num_tokens
+        self.num_hit_tokens += num_found
 
     def acquire(self, blocks: Iterable[int]) -> None:
         """Hold pages, each once more; cached free pages leave the eviction order."""

@@ -173,5 +173,5 @@ class LoadSnapshot:
     num_blocks: int
     num_free_blocks: int
     num_preemptions: int  # since start
-    prefix_queries: int  # blocks, since start
-    prefix_hits: int
+    prefix_cache_queries: int  # tokens, since start
+    prefix_cache_hits: int  # of them, found

@@ -75,7 +75,7 @@ class ReservedBlocks:
         if missing + self._pool.num_free_among(cached) > self._pool.num_free:
             return None
         self._pool.acquire(cached)
-        self._pool.count_lookup(len(request.block_hashes), len(cached))
+        self._pool.count_lookup(request.num_tokens, len(cached) * self._block_size)
         reservee.block_table = (*cached, *self._pool.allocate(missing))
         self._granted[request.request_id] = self._queue.pop(0)
         return BlocksReserved(request.request_id, reservee.block_table, len(cached))

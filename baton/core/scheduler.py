@@ -246,8 +246,8 @@ class Scheduler:
             num_blocks=self.pool.num_blocks,
             num_free_blocks=self.pool.num_free,
             num_preemptions=self.num_preemptions,
-            prefix_queries=self.pool.num_queries,
-            prefix_hits=self.pool.num_hits,
+            prefix_cache_queries=self.pool.num_queried_tokens,
+            prefix_cache_hits=self.pool.num_hit_tokens,
         )
 
     # --- inside a step ------------------------------------------------------------------------------

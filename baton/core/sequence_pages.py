@@ -21,7 +21,8 @@ class SequencePages:
         Returns how many tokens it may compute, or None, taking nothing, where pages are short.
         """
         # At least one token has to be computed, for its logits.
-        num_useful = 0 if asks_for_prompt(sequence) else (sequence.num_tokens - 1) // self.block_size
+        is_looked_up = not asks_for_prompt(sequence)
+        num_useful = (sequence.num_tokens - 1) // self.block_size if is_looked_up else 0
         hashes = sequence.block_hashes[:num_useful]
         cached = self.pool.find_prefix(hashes)
         start = len(cached) * self.block_size
@@ -30,7 +31,8 @@ class SequencePages:
         if missing + self.pool.num_free_among(cached) > self.pool.num_free:
             return None
         self.pool.acquire(cached)
-        self.pool.count_lookup(len(hashes), len(cached))
+        if is_looked_up:
+            self.pool.count_lookup(sequence.num_tokens, start)
         sequence.block_table = cached + self.pool.allocate(missing)
         sequence.num_computed_tokens = start
         sequence.num_published_blocks = len(cached)

@@ -175,8 +175,8 @@ def load_to_proto(load: LoadSnapshot, stats: TransferStats) -> worker_pb2.Load:
         num_blocks=load.num_blocks,
         num_free_blocks=load.num_free_blocks,
         num_preemptions=load.num_preemptions,
-        prefix_queries=load.prefix_queries,
-        prefix_hits=load.prefix_hits,
+        prefix_cache_queries=load.prefix_cache_queries,
+        prefix_cache_hits=load.prefix_cache_hits,
         transfer_bytes=stats.num_bytes,
         transfers=stats.outcomes,
         transports=[
@@ -203,8 +203,8 @@ def load_from_proto(load: worker_pb2.Load) -> LoadSnapshot:
         num_blocks=load.num_blocks,
         num_free_blocks=load.num_free_blocks,
         num_preemptions=load.num_preemptions,
-        prefix_queries=load.prefix_queries,
-        prefix_hits=load.prefix_hits,
+        prefix_cache_queries=load.prefix_cache_queries,
+        prefix_cache_hits=load.prefix_cache_hits,
     )
 
 

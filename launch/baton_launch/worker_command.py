@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from baton.config import Role, WorkerConfig, available_cores
+from baton.config import Role, WorkerConfig, available_cores, worker_name
 from baton.option import make_config, settings_of
 from baton_launch.foreign_options import answers_foreign_options
 from baton_launch.logging_setup import set_up_logging
@@ -33,7 +33,7 @@ def worker_config(values: Mapping[str, Any]) -> WorkerConfig:
     found = {
         "model_dir": find_model(values["model_dir"]).directory,
         "advertise_address": advertise,
-        "worker_id": values.get("worker_id") or f"{values['role']}@{advertise}",
+        "worker_id": values.get("worker_id") or worker_name(advertise),
         "cluster_token": cluster_token(),
     }
     return make_config(WorkerConfig, {"num_threads": available_cores(), **values, **found})

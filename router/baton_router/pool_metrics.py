@@ -1,5 +1,6 @@
 """The workers in the router's /metrics, read when Prometheus asks."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -9,6 +10,7 @@ from prometheus_client.registry import Collector
 from baton.v1 import worker_pb2
 from baton_router.requests.admission import Admission
 from baton_router.workers.pool import WorkerPool
+from baton_router.workers.worker_link import WorkerLink
 
 _LABELS = ("role", "worker")
 # Of worker.proto's Load: a metric's name, what it is, and its value.
@@ -28,8 +30,11 @@ _COUNTERS: _LoadMetrics = {
         "Sequences that lost their pages and computed them again.",
         lambda load: load.num_preemptions,
     ),
-    "prefix_queries": ("KV pages looked up in the prefix cache.", lambda load: load.prefix_queries),
-    "prefix_hits": ("KV pages found in the prefix cache.", lambda load: load.prefix_hits),
+    "prefix_cache_queries": (
+        "Tokens of requests that were looked up in the prefix cache.",
+        lambda load: load.prefix_cache_queries,
+    ),
+    "prefix_cache_hits": ("Tokens found in the prefix cache.", lambda load: load.prefix_cache_hits),
     "transfer_bytes": ("KV bytes sent or received.", lambda load: load.transfer_bytes),
     "delta_bytes_saved": (
         "KV bytes of prompts that decode's prefix cache held and that did not travel.",
@@ -77,8 +82,8 @@ class PoolCollector(Collector):
             value=self._admission.num_refused,
         )
         up = GaugeMetricFamily("baton_worker_up", "Whether the worker is connected.", labels=_LABELS)
-        for link in self._pool.links:
-            up.add_metric((link.role_name, link.address), float(link.worker is not None))
+        for link, labels in self._labelled():
+            up.add_metric(labels, float(link.worker is not None))
         yield up
         for name, (text, value) in _GAUGES.items():
             yield self._load(GaugeMetricFamily(f"baton_worker_{name}", text, labels=_LABELS), value)
@@ -88,11 +93,19 @@ class PoolCollector(Collector):
         for name, (text, of_transport) in _TRANSPORT_COUNTERS.items():
             yield self._transports(name, text, of_transport)
 
+    def _labelled(self) -> Iterator[tuple[WorkerLink, tuple[str, str]]]:
+        """Each worker's role and name; two of one name, which Prometheus would refuse, with their addresses."""
+        links = self._pool.links
+        counts = Counter((link.role_name, link.name) for link in links)
+        for link in links:
+            is_alone = counts[link.role_name, link.name] == 1
+            yield link, (link.role_name, link.name if is_alone else f"{link.name}@{link.address}")
+
     def _loads(self) -> Iterator[tuple[tuple[str, str], worker_pb2.Load]]:
         """The labels and the load of each connected worker."""
-        for link in self._pool.links:
+        for link, labels in self._labelled():
             if link.worker is not None:
-                yield (link.role_name, link.address), link.worker.load
+                yield labels, link.worker.load
 
     def _load(
         self, family: GaugeMetricFamily | CounterMetricFamily, value: Callable[[worker_pb2.Load], float]

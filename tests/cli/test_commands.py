@@ -94,7 +94,7 @@ def test_a_worker_of_the_role_that_is_named(
     model_dir: Path,
 ) -> None:
     run(monkeypatch, "worker", f"--model={model_dir}", "--listen=unix:/tmp/w.sock", *option)
-    assert [(config.role, config.worker_id) for config in workers] == [(role, f"{role}@unix:/tmp/w.sock")]
+    assert [(config.role, config.worker_id) for config in workers] == [(role, "w")]
 
 
 def test_worker_defaults(

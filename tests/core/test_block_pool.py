@@ -140,7 +140,7 @@ def test_lookups_are_counted() -> None:
     pool = BlockPool(1)
     pool.count_lookup(5, 3)
     pool.count_lookup(2, 0)
-    assert (pool.num_queries, pool.num_hits) == (7, 3)
+    assert (pool.num_queried_tokens, pool.num_hit_tokens) == (7, 3)
 
 
 @pytest.mark.parametrize("damage", ["count", "free", "name"])

@@ -135,7 +135,7 @@ def test_cached_prefixes_are_found_and_counted() -> None:
     assert engine.step()[0].num_cached_prompt_tokens == 8
     assert engine.rows == [("second", 8, 4)]
     load = engine.scheduler.load()
-    assert (load.prefix_queries, load.prefix_hits) == (2 + 2, 2)
+    assert (load.prefix_cache_queries, load.prefix_cache_hits) == (11 + 12, 8)  # tokens
 
 
 def test_a_wholly_cached_prompt_computes_its_last_block_again() -> None:

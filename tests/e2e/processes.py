@@ -120,8 +120,7 @@ class Cluster:
 
     def worker_metric(self, name: str, role: str) -> float:
         """A worker's metric."""
-        address = self.worker_address(role)
-        return self.metrics()[f'baton_worker_{name}{{role="{role}",worker="{address}"}}']
+        return self.metrics()[f'baton_worker_{name}{{role="{role}",worker="{role}"}}']
 
     def pages_are_free(self) -> bool:
         """Whether no request holds a page anywhere."""

@@ -82,7 +82,7 @@ class FaultyCluster(Cluster):
         metrics = self.metrics()
 
         def of_worker(name: str, role: str) -> float | None:
-            return metrics.get(f'baton_worker_{name}{{role="{role}",worker="{self.worker_address(role)}"}}')
+            return metrics.get(f'baton_worker_{name}{{role="{role}",worker="{role}"}}')
 
         return metrics["baton_queue_requests"] == 0 and all(
             of_worker("up", role) == 1

@@ -1,6 +1,7 @@
 """The whole engine (scheduler, prefix cache, chunking, preemption) says what transformers says."""
 
 import random
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -72,18 +73,23 @@ def test_chunked_prefill(family: Family) -> None:
     assert engine.num_steps > NUM_TOKENS
 
 
+def _in_full_blocks(token_ids: Sequence[int]) -> int:
+    """Tokens that a prefix cache may give: the last one is always computed."""
+    return (len(token_ids) - 1) // CONFIG.block_size * CONFIG.block_size
+
+
 def test_prefix_cache_hits(family: Family) -> None:
     engine = ColocatedEngine(family.directory, CONFIG)
     assert engine.token_ids(family.prompts, greedy()) == family.expected
-    hits_before = engine.pool.num_hits
+    hits_before = engine.pool.num_hit_tokens
     assert engine.token_ids(family.prompts, greedy()) == family.expected
-    full_blocks = sum((len(prompt) - 1) // CONFIG.block_size for prompt in family.prompts)
-    assert engine.pool.num_hits - hits_before == full_blocks
+    in_full_blocks = sum(_in_full_blocks(prompt) for prompt in family.prompts)
+    assert engine.pool.num_hit_tokens - hits_before == in_full_blocks
     # A conversation goes on: the answer's own pages are found, too.
     longer = family.prompts[3] + family.expected[3]
     expected = reference_greedy(family.model, longer, NUM_TOKENS)
     assert engine.token_ids([longer], greedy()) == [expected]
-    assert engine.pool.num_hits - hits_before - full_blocks == (len(longer) - 1) // CONFIG.block_size
+    assert engine.pool.num_hit_tokens - hits_before - in_full_blocks == _in_full_blocks(longer)
 
 
 def test_preemption(family: Family) -> None:

@@ -118,7 +118,7 @@ async def test_the_last_token_alone_moves_no_page() -> None:
         await client.has(7)
         await die_without_a_word(running.decodes[0])
         await client.ends_right()
-        assert running.decodes[1].host.load.prefix_queries == 0
+        assert running.decodes[1].host.load.prefix_cache_queries == 0
         await back_and_clean(running, running.decodes[0])
 
 

@@ -131,7 +131,7 @@ async def test_prefill_finds_the_pages_of_the_failed_attempt() -> None:
         refuse(running.decode, "commit")
         request = running.request(prompt_of(41))
         await answered(running, request)
-        assert running.prefill.host.load.prefix_hits == 10
+        assert running.prefill.host.load.prefix_cache_hits == 40
         await running.all_clean()
 
 

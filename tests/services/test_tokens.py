@@ -106,7 +106,7 @@ async def test_one_token_moves_no_page_and_reserves_none(num_choices: int) -> No
         assert (await running.ask(request)).outcomes == expected(request.token_ids, request.sampling)
         assert running.prefill.service._stats.num_bytes == 0
         assert running.prefill.service._stats.outcomes == {}
-        assert running.decode.host.load.prefix_queries == 0
+        assert running.decode.host.load.prefix_cache_queries == 0
         await running.all_clean()
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import grpc
 
+from baton.config import worker_name
 from baton.core.commands import FailureReason
 from baton.core.errors import (
     BatonError,
@@ -71,6 +72,7 @@ class WorkerLink:
         self, address: str, role: worker_pb2.Role, router_id: str, cluster_token: str, model: OneModel
     ) -> None:
         self.address = address
+        self.name = worker_name(address)  # until the worker has said its own
         self.role = role
         self.worker: ConnectedWorker | None = None
         self._router_id = router_id
@@ -210,6 +212,7 @@ class WorkerLink:
         if welcome.role not in (self.role, worker_pb2.ROLE_BOTH):
             raise Unavailable(f"it is no {self.noun}: name it with the option of its role")
         self._model.join(welcome.model_fingerprint)
+        self.name = welcome.worker_id or self.name
         return ConnectedWorker(
             worker_id=welcome.worker_id,
             layout=codec.layout_from_proto(welcome.layout),
