@@ -181,15 +181,15 @@ async def test_the_async_one_streams_and_ends_early() -> None:
             while llm._engine.load.num_running or llm._engine.load.num_waiting:
                 async for _ in llm.generate("x", SamplingParams(max_tokens=1)):
                     pass
-        both = await asyncio.gather(*(_text(llm, prompt) for prompt in ("a", "b")))
+        both = await asyncio.gather(*(_text(llm, prompt, "same") for prompt in ("a", "b")))
         assert both == [await _text(llm, "a"), await _text(llm, "b")]
     finally:
         await llm.close()
 
 
-async def _text(llm: AsyncLLM, prompt: str) -> str:
+async def _text(llm: AsyncLLM, prompt: str, request_id: str | None = None) -> str:
     text = ""
-    async for output in llm.generate(prompt, SamplingParams(temperature=0.0, max_tokens=9)):
+    async for output in llm.generate(prompt, SamplingParams(temperature=0.0, max_tokens=9), request_id):
         text = output.outputs[0].text
     return text
 
