@@ -194,6 +194,26 @@ async def _text(llm: AsyncLLM, prompt: str, request_id: str | None = None) -> st
     return text
 
 
+def test_how_prompts_are_made_and_cut(llm: LLM) -> None:
+    conversation = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Once upon"}]
+    template = "{{ mood }}{% for m in messages %}[{{ m.content }}]{% endfor %}"
+    [output] = llm.chat(
+        conversation,
+        SamplingParams(max_tokens=1),
+        use_tqdm=False,
+        add_generation_prompt=False,
+        continue_final_message=True,
+        chat_template=template,
+        chat_template_kwargs={"mood": "!"},
+    )
+    assert output.prompt == "![Hi][Once upon"
+    sides = [
+        SamplingParams(max_tokens=1, truncate_prompt_tokens=3, truncation_side=s) for s in ("left", "right")
+    ]
+    last, first = llm.generate([[5, 6, 7, 8, 9]] * 2, sides, use_tqdm=False)
+    assert (last.prompt_token_ids, first.prompt_token_ids) == ([7, 8, 9], [5, 6, 7])
+
+
 def test_how_answers_end() -> None:
     repeating = {"logit_bias": {65: 100.0}, "ignore_eos": True, "max_tokens": 20, "temperature": 0.0}
     detection = RepetitionDetectionParams(max_pattern_size=2, min_count=4)
