@@ -12,17 +12,17 @@ def chosen_id(**given: str | None) -> str:
     """The first that a client gave, by the names of where it stood, or a new one. Raises InvalidRequest."""
     for name, request_id in given.items():
         if request_id:
-            check_id(name, request_id)
-            return request_id
+            if is_id(request_id):
+                return request_id
+            raise InvalidRequest(
+                f"{name} has at most {MAX_LENGTH} characters, all of them printable ASCII.", param=name
+            )
     return uuid.uuid4().hex
 
 
-def check_id(name: str, request_id: str) -> None:
-    """Raises InvalidRequest for what a header or a line of the log could not hold."""
-    if len(request_id) > MAX_LENGTH or not (request_id.isascii() and request_id.isprintable()):
-        raise InvalidRequest(
-            f"{name} has at most {MAX_LENGTH} characters, all of them printable ASCII.", param=name
-        )
+def is_id(request_id: str) -> bool:
+    """Whether a header and a line of the log can hold it."""
+    return len(request_id) <= MAX_LENGTH and request_id.isascii() and request_id.isprintable()
 
 
 def unique_id(answer_id: str, index: int) -> str:

@@ -35,5 +35,5 @@ def test_the_first_token_can_end_a_choice() -> None:
     assert finish_reason(SamplingParams(max_tokens=1), 1, 1, 10, 20) is FinishReason.LENGTH
 
 
-def test_reasons_are_openais_words() -> None:
-    assert {reason.value for reason in FinishReason} == {"stop", "length"}
+def test_reasons_are_openais_words_and_vllms() -> None:
+    assert {reason.value for reason in FinishReason} == {"stop", "length", "repetition"}

@@ -181,17 +181,37 @@ async def test_the_async_one_streams_and_ends_early() -> None:
             while llm._engine.load.num_running or llm._engine.load.num_waiting:
                 async for _ in llm.generate("x", SamplingParams(max_tokens=1)):
                     pass
-        both = await asyncio.gather(*(_text(llm, prompt) for prompt in ("a", "b")))
+        both = await asyncio.gather(*(_text(llm, prompt, "same") for prompt in ("a", "b")))
         assert both == [await _text(llm, "a"), await _text(llm, "b")]
     finally:
         await llm.close()
 
 
-async def _text(llm: AsyncLLM, prompt: str) -> str:
+async def _text(llm: AsyncLLM, prompt: str, request_id: str | None = None) -> str:
     text = ""
-    async for output in llm.generate(prompt, SamplingParams(temperature=0.0, max_tokens=9)):
+    async for output in llm.generate(prompt, SamplingParams(temperature=0.0, max_tokens=9), request_id):
         text = output.outputs[0].text
     return text
+
+
+def test_how_prompts_are_made_and_cut(llm: LLM) -> None:
+    conversation = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Once upon"}]
+    template = "{{ mood }}{% for m in messages %}[{{ m.content }}]{% endfor %}"
+    [output] = llm.chat(
+        conversation,
+        SamplingParams(max_tokens=1),
+        use_tqdm=False,
+        add_generation_prompt=False,
+        continue_final_message=True,
+        chat_template=template,
+        chat_template_kwargs={"mood": "!"},
+    )
+    assert output.prompt == "![Hi][Once upon"
+    sides = [
+        SamplingParams(max_tokens=1, truncate_prompt_tokens=3, truncation_side=s) for s in ("left", "right")
+    ]
+    last, first = llm.generate([[5, 6, 7, 8, 9]] * 2, sides, use_tqdm=False)
+    assert (last.prompt_token_ids, first.prompt_token_ids) == ([7, 8, 9], [5, 6, 7])
 
 
 def test_how_answers_end() -> None:

@@ -9,7 +9,7 @@ from fastapi import Request
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from baton_router.request_ids import chosen_id
+from baton_router.request_ids import chosen_id, is_id
 
 _log = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ class RequestNote:
         self._logged_names = logged_names
         self._given_id = given_id
         self._ignored: list[str] = []
-        self.request_id = uuid.uuid4().hex
+        self.request_id = given_id if given_id and is_id(given_id) else uuid.uuid4().hex
 
     def choose_id(self, request_id: str | None) -> str:
         """What the request is called: by its header, else by its body. Raises InvalidRequest."""
@@ -42,7 +42,7 @@ class RequestNote:
             self._ignored.append(shown)
             if shown not in self._logged_names and len(self._logged_names) < _MAX_LOGGED_NAMES:
                 self._logged_names.add(shown)
-                _log.warning("requests have a field '%s', which this server does not know and ignores", shown)
+                _log.info("requests have a field '%s', which this server does not know and ignores", shown)
 
     def write_to(self, headers: MutableHeaders) -> None:
         """The headers of the response."""
