@@ -94,7 +94,7 @@ class PoolCollector(Collector):
             yield self._transports(name, text, of_transport)
 
     def _labelled(self) -> Iterator[tuple[WorkerLink, tuple[str, str]]]:
-        """Each worker's role and name; two of one name, which Prometheus would refuse, with their addresses."""
+        """Each worker's role and name; two of one name, which Prometheus refuses, with their addresses."""
         links = self._pool.links
         counts = Counter((link.role_name, link.name) for link in links)
         for link in links:
