@@ -1,14 +1,18 @@
 """The official openai client against real processes."""
 
 import asyncio
+import json
 import re
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import openai
 import pytest
+from pydantic import BaseModel, ConfigDict, Field
 
 from tests.e2e.processes import Cluster, wait_until
+
+QUESTION: Any = [{"role": "user", "content": "Add one and two."}]
 
 
 @pytest.fixture
@@ -120,3 +124,70 @@ async def test_errors_are_openais(client: openai.AsyncOpenAI) -> None:
         await client.completions.create(model="gpt-9", prompt="x")
     with pytest.raises(openai.BadRequestError, match=r"\d+ tokens"):
         await client.completions.create(model="demo", prompt=[5] * 100_000)
+
+
+class Person(BaseModel):
+    """What an answer is parsed to."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: Annotated[str, Field(max_length=12)]
+    age: Annotated[int, Field(ge=0, le=120)]
+    likes: Annotated[list[Literal["tea", "coffee"]], Field(max_length=2)]
+
+
+async def test_an_answer_is_parsed_to_a_model_of_pydantic(client: openai.AsyncOpenAI) -> None:
+    """The client makes the schema, and what is generated over two servers keeps it."""
+    parsed = await client.chat.completions.parse(
+        model="demo", messages=QUESTION, response_format=Person, max_tokens=300, n=3, seed=5
+    )
+    for choice in parsed.choices:
+        assert choice.finish_reason == "stop"
+        assert isinstance(choice.message.parsed, Person)
+
+
+TOOL: Any = {
+    "type": "function",
+    "function": {
+        "name": "add",
+        "parameters": {
+            "type": "object",
+            "properties": {"a": {"type": "integer"}, "b": {"type": "integer"}},
+            "required": ["a", "b"],
+            "additionalProperties": False,
+        },
+    },
+}
+NAMED: Any = {"type": "function", "function": {"name": "add"}}
+
+
+@pytest.mark.parametrize("tool_choice", ["required", NAMED], ids=["required", "named"])
+async def test_a_tool_that_has_to_be_called(client: openai.AsyncOpenAI, tool_choice: Any) -> None:
+    asked: Any = {
+        "model": "demo",
+        "messages": QUESTION,
+        "tools": [TOOL],
+        "tool_choice": tool_choice,
+        "parallel_tool_calls": False,
+        "max_tokens": 300,
+        "seed": 7,
+    }
+    whole = (await client.chat.completions.create(**asked)).choices[0]
+    assert whole.finish_reason == "tool_calls"
+    [call] = whole.message.tool_calls or []
+    assert call.type == "function"
+    assert set(json.loads(call.function.arguments)) == {"a", "b"}
+    chunks = [chunk async for chunk in await client.chat.completions.create(**asked, stream=True)]
+    deltas = [d for chunk in chunks for choice in chunk.choices for d in choice.delta.tool_calls or []]
+    assert len(deltas) > 2, "it streams"
+    assert [delta.function.name for delta in deltas if delta.function and delta.function.name] == ["add"]
+    arguments = "".join((delta.function and delta.function.arguments) or "" for delta in deltas)
+    assert arguments == call.function.arguments
+    # The call and its answer go back to the model.
+    answered: Any = [
+        *QUESTION,
+        whole.message.model_dump(exclude_none=True),
+        {"role": "tool", "tool_call_id": call.id, "content": "3"},
+    ]
+    after = await client.chat.completions.create(model="demo", messages=answered, max_tokens=5)
+    assert after.choices[0].message.role == "assistant"
