@@ -6,7 +6,7 @@ from typing import Any
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
-from baton_router.http import errors
+from baton_router.http import api_document, errors
 from baton_router.http.chat import chat_routes
 from baton_router.http.completions import completion_routes
 from baton_router.http.middleware import BodyLimit, RequestGuard, RequestTarget
@@ -27,11 +27,14 @@ def create_app(
     """The ASGI app of one served; `options` are the router's, for those who may see them."""
     front = served.front
     # JSON that nothing is said of is taken; a form, which `curl -d` says it sends, is refused in words.
-    app = FastAPI(title="Baton", version=served.version, strict_content_type=False)
+    app = FastAPI(
+        title="Baton", version=served.version, strict_content_type=False, docs_url=None, redoc_url=None
+    )
     errors.install(app)
     for routes in (completion_routes, chat_routes, model_routes, service_routes):
         app.include_router(routes(served))
     app.include_router(info_routes(served, options or {}))
+    api_document.install(app)
     app.add_middleware(BodyLimit, max_bytes=max_body_bytes)
     app.add_middleware(RequestGuard, metrics=served.metrics)
     if front.allowed_origins:

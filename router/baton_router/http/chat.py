@@ -11,6 +11,7 @@ from baton.core.fields import Between
 from baton_router.chat import ChatRequest, MessageDelta, build_chat_request, whole_calls
 from baton_router.chat_output.parts import ToolCallDelta
 from baton_router.http.answer import Answer
+from baton_router.http.answer_models import ChatCompletion, ChatCompletionChunk, described
 from baton_router.http.body import WholeNumber, unchecked
 from baton_router.http.conversation import ConversationBody
 from baton_router.http.generation import GenerationBody
@@ -41,7 +42,11 @@ def chat_routes(served: ServedModel) -> APIRouter:
     """The routes of chat."""
     router = APIRouter()
 
-    @router.post("/v1/chat/completions", response_model=None)
+    @router.post(
+        "/v1/chat/completions",
+        response_model=None,
+        responses=described(ChatCompletion, ChatCompletionChunk),
+    )
     async def create_chat_completion(body: ChatBody, request: Request) -> Response:
         served.check_model(body.model)
         body.check_stream_options()

@@ -11,6 +11,7 @@ from baton.core.errors import InvalidRequest
 from baton.core.sampling import SampledToken
 from baton_router.backend import GenerationRequest
 from baton_router.http.answer import Answer
+from baton_router.http.answer_models import Completion, described
 from baton_router.http.body import WholeNumber
 from baton_router.http.generation import GenerationBody
 from baton_router.http.logprobs import CompletionLogprobs, prompt_logprobs
@@ -73,7 +74,7 @@ def completion_routes(served: ServedModel) -> APIRouter:
     """The routes of text completions."""
     router = APIRouter()
 
-    @router.post("/v1/completions", response_model=None)
+    @router.post("/v1/completions", response_model=None, responses=described(Completion, Completion))
     async def create_completion(body: CompletionBody, request: Request) -> Response:
         served.check_model(body.model)
         _check(body)

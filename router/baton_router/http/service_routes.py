@@ -6,6 +6,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from baton.core.errors import InvalidRequest
+from baton_router.http.answer_models import Detokenized, Model, Models, Tokens, described
 from baton_router.http.body import Body
 from baton_router.http.conversation import Messages, TemplateBody
 from baton_router.http.request_note import note_of
@@ -66,18 +67,18 @@ def model_routes(served: ServedModel) -> APIRouter:
     """The routes about the model and its tokens."""
     router = APIRouter()
 
-    @router.get("/v1/models")
+    @router.get("/v1/models", response_model=None, responses=described(Models))
     async def list_models() -> dict[str, Any]:
         return {"object": "list", "data": [_model(served, name) for name in served.names]}
 
-    @router.get("/v1/models/{name:path}")
+    @router.get("/v1/models/{name:path}", response_model=None, responses=described(Model))
     async def retrieve_model(name: str) -> dict[str, Any]:
         if not name:
             return await list_models()
         served.check_model(name)
         return _model(served, name)
 
-    @router.post("/tokenize")
+    @router.post("/tokenize", response_model=None, responses=described(Tokens))
     async def tokenize(body: TokenizeBody, request: Request) -> dict[str, Any]:
         served.check_model(body.model)
         note_of(request).ignore(body.unknown_fields)
@@ -98,7 +99,7 @@ def model_routes(served: ServedModel) -> APIRouter:
             "token_strs": names,
         }
 
-    @router.post("/detokenize")
+    @router.post("/detokenize", response_model=None, responses=described(Detokenized))
     async def detokenize(body: DetokenizeBody, request: Request) -> dict[str, str]:
         served.check_model(body.model)
         note_of(request).ignore(body.unknown_fields)

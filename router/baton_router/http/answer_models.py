@@ -1,0 +1,232 @@
+"""What answers look like, for the API's document alone: they are made by hand, since each token is one.
+
+A test holds answers of each endpoint against these.
+"""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+
+class _Answer(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class ErrorDetail(_Answer):
+    """What went wrong; `param` names the field that did."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(_Answer):
+    """OpenAI's error."""
+
+    error: ErrorDetail
+
+
+class PromptTokensDetails(_Answer):
+    """Of the prompt's tokens, those that a prefix cache had."""
+
+    cached_tokens: int
+
+
+class Usage(_Answer):
+    """Tokens."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
+
+
+class PromptLogprob(_Answer):
+    """One token in the place of a prompt's."""
+
+    logprob: float
+    rank: int | None
+    decoded_token: str
+
+
+PromptLogprobs = list[dict[str, PromptLogprob] | None]
+
+
+class CompletionLogprobs(_Answer):
+    """A list each, of one entry a token."""
+
+    tokens: list[str]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
+    text_offset: list[int]
+
+
+class CompletionChoice(_Answer):
+    """One choice, or in a stream its next piece."""
+
+    index: int
+    text: str
+    logprobs: CompletionLogprobs | None
+    finish_reason: str | None
+    stop_reason: str | int | None
+    token_ids: list[int] | None = None
+    prompt_token_ids: list[int] | None = None
+    prompt_logprobs: PromptLogprobs | None = None
+
+
+class Completion(_Answer):
+    """An answer of /v1/completions, or a chunk of its stream."""
+
+    id: str
+    object: Literal["text_completion"]
+    created: int
+    model: str
+    choices: list[CompletionChoice]
+    usage: Usage | None = None
+
+
+class TokenLogprob(_Answer):
+    """A token as it is spelled."""
+
+    token: str
+    logprob: float
+    bytes: list[int] | None
+
+
+class ChosenTokenLogprob(TokenLogprob):
+    """The token that came, and the likeliest in its place."""
+
+    top_logprobs: list[TokenLogprob]
+
+
+class ChatLogprobs(_Answer):
+    """Of the message's tokens."""
+
+    content: list[ChosenTokenLogprob]
+    refusal: None
+
+
+class FunctionCall(_Answer):
+    """A call of a tool; in a stream the name stands in its first piece alone."""
+
+    name: str | None = None
+    arguments: str
+
+
+class ToolCall(_Answer):
+    """A call, or in a stream its next piece, which says of which call it is."""
+
+    index: int | None = None
+    id: str | None = None
+    type: Literal["function"] | None = None
+    function: FunctionCall
+
+
+class Message(_Answer):
+    """The answer's message."""
+
+    role: Literal["assistant"]
+    content: str | None
+    refusal: None
+    reasoning: str | None = None
+    reasoning_content: str | None = None
+    tool_calls: list[ToolCall] | None = None
+
+
+class MessageDelta(_Answer):
+    """What a chunk adds to the message."""
+
+    role: Literal["assistant"] | None = None
+    content: str | None = None
+    reasoning: str | None = None
+    reasoning_content: str | None = None
+    tool_calls: list[ToolCall] | None = None
+
+
+class _ChatChoice(_Answer):
+    index: int
+    logprobs: ChatLogprobs | None
+    finish_reason: str | None
+    stop_reason: str | int | None = None
+    token_ids: list[int] | None = None
+    prompt_logprobs: PromptLogprobs | None = None
+
+
+class ChatChoice(_ChatChoice):
+    """One choice."""
+
+    message: Message
+
+
+class ChatChunkChoice(_ChatChoice):
+    """The next piece of a choice."""
+
+    delta: MessageDelta
+
+
+class _Chat(_Answer):
+    id: str
+    created: int
+    model: str
+    prompt_token_ids: list[int] | None = None
+    usage: Usage | None = None
+
+
+class ChatCompletion(_Chat):
+    """An answer of /v1/chat/completions."""
+
+    object: Literal["chat.completion"]
+    choices: list[ChatChoice]
+
+
+class ChatCompletionChunk(_Chat):
+    """A chunk of its stream."""
+
+    object: Literal["chat.completion.chunk"]
+    choices: list[ChatChunkChoice]
+
+
+class Model(_Answer):
+    """A name that the model is served under."""
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+    root: str
+    parent: None
+    max_model_len: int
+
+
+class Models(_Answer):
+    """All of them."""
+
+    object: Literal["list"]
+    data: list[Model]
+
+
+class Tokens(_Answer):
+    """A text's tokens."""
+
+    count: int
+    max_model_len: int
+    tokens: list[int]
+    token_strs: list[str] | None
+
+
+class Detokenized(_Answer):
+    """The text of tokens."""
+
+    prompt: str
+
+
+def described(answer: Any, chunk: Any = None) -> dict[int | str, dict[str, Any]]:
+    """A route's `responses`: its answer, and the events of its stream if it has one."""
+    found: dict[str, Any] = {"model": answer, "description": "The answer"}
+    if chunk is not None:
+        found["description"] = "The answer; with `stream` an event for each chunk, and at last `data: [DONE]`"
+        found["content"] = {
+            "text/event-stream": {"schema": {"$ref": f"#/components/schemas/{chunk.__name__}"}}
+        }
+    return {200: found}
