@@ -1,4 +1,4 @@
-"""The API's document at /openapi.json, with the errors that really come, and its page, which loads nothing."""
+"""The API's document at /openapi.json, with errors that really come, and its page, which loads nothing."""
 
 from collections.abc import Mapping
 from html import escape
