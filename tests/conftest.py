@@ -1,7 +1,9 @@
 """GPU kernels run under Triton's interpreter where there is no GPU; tests that need one are skipped there."""
 
+import logging
 import os
 import signal
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -59,3 +61,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def device() -> torch.device:
     """Where kernels run: the GPU, or the CPU under Triton's interpreter."""
     return torch.device("cuda" if HAS_CUDA else "cpu")
+
+
+@pytest.fixture(autouse=True)
+def _levels_of_loggers() -> Iterator[None]:
+    """A test that sets logging up, as commands do, does it for itself alone."""
+    ours = [name for name in logging.root.manager.loggerDict if name.startswith("baton")]
+    loggers = [logging.root, *map(logging.getLogger, ours)]
+    levels = [logger.level for logger in loggers]
+    yield
+    known = {logger.name for logger in loggers}
+    new = [name for name in logging.root.manager.loggerDict if name.startswith("baton") and name not in known]
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
+    for name in new:
+        logging.getLogger(name).setLevel(logging.NOTSET)

@@ -104,7 +104,7 @@ def test_worker_defaults(
     run(monkeypatch, "decode", f"--model={model_dir}", "--listen=unix:/tmp/d.sock")
     engine = EngineConfig(num_threads=available_cores())
     address = "unix:/tmp/d.sock"
-    assert workers == [WorkerConfig("decode", model_dir, address, address, f"decode@{address}", "", engine)]
+    assert workers == [WorkerConfig("decode", model_dir, address, address, "d", "", engine)]
 
 
 def test_router_options(

@@ -18,7 +18,7 @@ PACKAGES = {
         f"baton_{folder}"
         for folder in (
             *("router", "prefill_service", "decode_service", "both_service"),
-            *("kv_transfer", "kernels", "launch"),
+            *("kv_transfer", "kernels", "launch", "offline"),
         )
     ),
 }

@@ -7,6 +7,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from baton.config import worker_name
 from baton_router.pool_metrics import PoolCollector
 from tests.services.cluster import Cluster, cluster, until
 from tests.services.prompts import prompt_of
@@ -48,9 +49,10 @@ async def test_a_worker_that_never_came_has_the_name_of_its_address() -> None:
         for worker in running.workers:
             await worker.stop()
         await running.start_router()
-        ports = {(link.role_name, link.name) for link in running.links}
-        assert ports == {("prefill", running.prefill.address), ("decode", running.decode.address)}
-        assert samples(running, "baton_worker_up") == dict.fromkeys(ports, 0)
+        names = {(link.role_name, link.name) for link in running.links}
+        workers = (("prefill", running.prefill), ("decode", running.decode))
+        assert names == {(role, worker_name(worker.address)) for role, worker in workers}
+        assert samples(running, "baton_worker_up") == dict.fromkeys(names, 0)
 
 
 async def test_two_workers_of_one_name_are_told_apart() -> None:

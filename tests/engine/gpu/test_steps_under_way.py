@@ -207,7 +207,7 @@ def test_a_step_is_submitted_without_a_wait(small, device, monkeypatch, params, 
     before.collect()
     with counted_waits(monkeypatch) as waits:
         result = submitted.collect()
-        num_tensors = 4 if params.num_logprobs is not None else 1
+        num_tensors = 5 if params.num_logprobs is not None else 1
         assert waits.pop("synchronize", 0) <= 1
         assert dict(waits) == {"tolist": num_tensors}, "of tensors that lie on the host by then"
     assert [len(samples) for samples in result.samples] == [1, 1, 1]
