@@ -13,6 +13,7 @@ from baton.config import (
     WorkerConfig,
     host_of,
     is_local,
+    worker_name,
 )
 from baton.core.errors import StartupError
 from baton.core.reservation import TransferDeadlines
@@ -112,6 +113,18 @@ def test_addresses(address: str, host: str | None, local: bool) -> None:
 def test_what_is_no_address(address: str) -> None:
     with pytest.raises(StartupError, match="is not an address"):
         host_of(address)
+
+
+@pytest.mark.parametrize(
+    ("address", "name"),
+    [
+        ("10.0.0.7:50051", "10.0.0.7:50051"),
+        ("[::1]:50051", "[::1]:50051"),
+        ("unix:/run/baton-x1/decode-1.sock", "decode-1"),
+    ],
+)
+def test_a_worker_without_a_name_is_called_by_its_address(address: str, name: str) -> None:
+    assert worker_name(address) == name
 
 
 def worker(listen: str, advertise: str, token: str = "", role: Role = "decode") -> WorkerConfig:

@@ -9,10 +9,11 @@ import httpx
 import jsonschema
 import pytest
 
+from baton.core.errors import Unavailable
 from baton_router.chat_output.formats import REASONING_FORMATS, TOOL_FORMATS
 from baton_router.http.app import create_app
 from baton_router.served_model import ChatFormats, ServedModel
-from tests.router_front.fake_backend import FakeBackend
+from tests.router_front.fake_backend import MODEL, FakeBackend
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 MESSAGES = [{"role": "user", "content": "hi"}]
@@ -20,6 +21,10 @@ TOOL = {"type": "function", "function": {"name": "weather"}}
 # path, body or None for GET, status
 CALLS: list[tuple[str, dict[str, Any] | None, int]] = [
     ("/v1/models", None, 200),
+    (f"/v1/models/{MODEL}", None, 200),
+    ("/v1/models/gpt-9", None, 404),
+    ("/version", None, 200),
+    ("/load", None, 200),
     ("/tokenize", {"prompt": "hi", "return_token_strs": True}, 200),
     ("/tokenize", {"messages": MESSAGES}, 200),
     ("/tokenize", {}, 400),
@@ -50,15 +55,16 @@ async def check(client: httpx.AsyncClient, path: str, body: dict[str, Any] | Non
     document = (await client.get("/openapi.json")).json()
     response = await (client.get(path) if body is None else client.post(path, json=body))
     assert response.status_code == status, response.text
-    operation = document["paths"][path]["get" if body is None else "post"]
+    route = path if path in document["paths"] else "/v1/models/{name}"
+    operation = document["paths"][route]["get" if body is None else "post"]
     kind = response.headers["content-type"].partition(";")[0]
     schema = operation["responses"][str(status)]["content"][kind]["schema"]
     if kind == "application/json":
         contents = [response.json()]
     else:
         lines = [line.removeprefix("data: ") for line in response.text.splitlines() if line]
-        assert lines.pop() == "[DONE]"
-        contents = [json.loads(line) for line in lines]
+        contents = [json.loads(line) for line in lines if line != "[DONE]"]
+        assert ("error" in contents[-1]) == (lines[-1] != "[DONE]")
     assert contents
     for content in contents:
         jsonschema.validate(content, {**schema, "components": document["components"]})
@@ -79,6 +85,30 @@ async def test_messages_with_everything(thinking: ServedModel, stream: bool) -> 
     async with httpx.AsyncClient(transport=transport, base_url="http://baton") as client:
         body = {"messages": MESSAGES, "tools": [TOOL], "n": 2, "return_token_ids": True, "stream": stream}
         await check(client, CHAT, body, 200)
+
+
+async def test_errors_of_the_server(client: httpx.AsyncClient, backend: FakeBackend) -> None:
+    backend.error = Unavailable("No worker is connected.")
+    for path, body in ((COMPLETIONS, {"prompt": "hi"}), (CHAT, {"messages": MESSAGES})):
+        backend.error_after = 0
+        await check(client, path, body, 503)
+        backend.error_after = 2
+        await check(client, path, {**body, "stream": True}, 200)
+
+
+async def test_every_route_types_its_answer_and_its_errors(client: httpx.AsyncClient) -> None:
+    document = (await client.get("/openapi.json")).json()
+    for path, operations in document["paths"].items():
+        for operation in operations.values():
+            responses = operation["responses"]
+            content = responses["200"].get("content", {})
+            assert all(typed["schema"] for typed in content.values()), path
+            if not content:  # those of probes are empty
+                assert (await client.get(path)).content == b"", path
+            error = responses["default"]["content"]["application/json"]["schema"]
+            assert error == {"$ref": "#/components/schemas/ErrorBody"}
+    metrics = (await client.get("/metrics")).headers["content-type"].partition(";")[0]
+    assert metrics in document["paths"]["/metrics"]["get"]["responses"]["200"]["content"]
 
 
 async def test_no_error_is_promised_that_never_comes(client: httpx.AsyncClient) -> None:

@@ -190,6 +190,20 @@ async def test_malformed_bodies(client: httpx.AsyncClient, content: bytes):
     assert_error(response, 400)
 
 
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b'{"prompt": "\xff"}', "not valid UTF-8 (at byte 12)"),
+        (b'{"prompt": "x", "y": ' + b"[" * 15_000, "nested too deeply"),
+        (b'{"prompt": "x", "seed": ' + b"9" * 5000 + b"}", "a number of too many digits"),
+    ],
+    ids=["bytes", "depth", "digits"],
+)
+async def test_what_can_not_be_read_is_told(client: httpx.AsyncClient, content: bytes, reason: str):
+    for path in ("/v1/completions", "/v1/chat/completions", "/tokenize"):
+        assert reason in assert_error(await client.post(path, content=content), 400)["message"]
+
+
 async def test_not_a_number_and_lone_surrogates(client: httpx.AsyncClient):
     headers = {"Content-Type": "application/json"}
     nan = await client.post("/v1/completions", content=b'{"prompt":"x","temperature":NaN}', headers=headers)

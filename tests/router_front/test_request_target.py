@@ -1,6 +1,7 @@
 """Forms of a request's first line, over a real socket."""
 
 import asyncio
+import json
 
 import pytest
 
@@ -45,6 +46,15 @@ async def test_a_target_with_scheme_and_host(base_url: str, target: str) -> None
 )
 async def test_nothing_there(base_url: str, target: str) -> None:
     assert (await status_and_body(base_url, f"GET {target}"))[0] == 404
+
+
+@pytest.mark.parametrize("line", ["POST /v1/completions/", "GET /health/", "GET //health", "OPTIONS *"])
+async def test_nothing_is_sent_elsewhere(base_url: str, line: str) -> None:
+    """A redirection would name an address that only this process sees, and its body says nothing."""
+    status, body = await status_and_body(base_url, line)
+    assert status == 404
+    assert line.split()[1].encode() in body
+    assert set(json.loads(body)["error"]) == {"message", "type", "param", "code"}
 
 
 async def test_the_list_of_models_with_a_slash(base_url: str) -> None:

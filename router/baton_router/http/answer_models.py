@@ -221,12 +221,23 @@ class Detokenized(_Answer):
     prompt: str
 
 
+class Version(_Answer):
+    """Baton's version."""
+
+    version: str
+
+
+class Load(_Answer):
+    """How many requests are under way."""
+
+    server_load: int
+
+
 def described(answer: Any, chunk: Any = None) -> dict[int | str, dict[str, Any]]:
-    """A route's `responses`: its answer, and the events of its stream if it has one."""
+    """A route's `responses`: its answer, and the events of its stream, errors among them, if it has one."""
     found: dict[str, Any] = {"model": answer, "description": "The answer"}
     if chunk is not None:
         found["description"] = "The answer; with `stream` an event for each chunk, and at last `data: [DONE]`"
-        found["content"] = {
-            "text/event-stream": {"schema": {"$ref": f"#/components/schemas/{chunk.__name__}"}}
-        }
+        events = [{"$ref": f"#/components/schemas/{event.__name__}"} for event in (chunk, ErrorBody)]
+        found["content"] = {"text/event-stream": {"schema": {"anyOf": events}}}
     return {200: found}

@@ -12,7 +12,8 @@ from pydantic.json_schema import models_json_schema
 from baton_router.http.answer_models import ChatCompletionChunk, ErrorBody
 
 _REF = "#/components/schemas/{model}"
-_ERRORS = {
+_ANYWHERE = {"default": "Any other error, such as 405 for another method"}
+_OF_BODIES = {
     "400": "A field is wrong; `param` names it",
     "404": "There is no such model",
     "413": "The body is too large",
@@ -55,13 +56,17 @@ def _put_in_errors(document: dict[str, Any]) -> None:
     )
     schemas |= {name: schema for name, schema in defined["$defs"].items() if name not in schemas}
     content = {"application/json": {"schema": {"$ref": _REF.format(model=ErrorBody.__name__)}}}
-    for operations in document["paths"].values():
+    for path, operations in document["paths"].items():
         for operation in operations.values():
             operation["responses"].pop("422", None)
+            errors = dict(_ANYWHERE)
             if "requestBody" in operation:
-                operation["responses"] |= {
-                    status: {"description": text, "content": content} for status, text in _ERRORS.items()
-                }
+                errors |= _OF_BODIES
+            elif "{" in path:
+                errors["404"] = _OF_BODIES["404"]
+            operation["responses"] |= {
+                status: {"description": text, "content": content} for status, text in errors.items()
+            }
 
 
 def _page(document: Mapping[str, Any]) -> str:

@@ -28,7 +28,12 @@ def create_app(
     front = served.front
     # JSON that nothing is said of is taken; a form, which `curl -d` says it sends, is refused in words.
     app = FastAPI(
-        title="Baton", version=served.version, strict_content_type=False, docs_url=None, redoc_url=None
+        title="Baton",
+        version=served.version,
+        strict_content_type=False,
+        redirect_slashes=False,  # to an address that a proxy in front may not have, and clients lose bodies
+        docs_url=None,
+        redoc_url=None,
     )
     errors.install(app)
     for routes in (completion_routes, chat_routes, model_routes, service_routes):

@@ -94,6 +94,8 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
         message = f"There is no {request.url.path} on this server."
     elif error.status_code == 405:
         message = f"{request.url.path} does not take {request.method}."
+    elif error.status_code == 400 and error.__cause__ is not None:
+        message = _why_unreadable(error.__cause__)
     body = _body(message, "invalid_request_error", None, None)
     return JSONResponse(body, status_code=error.status_code, headers=error.headers)
 
@@ -109,6 +111,19 @@ def _describe(problem: Mapping[str, Any]) -> tuple[str, str | None]:
     if problem["type"] == "missing":
         return f"{param} is required.", param
     return f"{param}: {problem['msg']}.", param
+
+
+def _why_unreadable(error: BaseException) -> str:
+    """What keeps a body from being read at all, where FastAPI says only that something does."""
+    match error:
+        case UnicodeDecodeError():
+            return f"The body is not valid {error.encoding.upper()} (at byte {error.start})."
+        case RecursionError():
+            return "The body's JSON is nested too deeply."
+        case ValueError():  # Python's limit of digits
+            return "The body holds a number of too many digits."
+        case _:
+            return "The body can't be read."
 
 
 def _path(location: Sequence[int | str]) -> str:

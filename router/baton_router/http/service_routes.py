@@ -3,15 +3,17 @@
 from typing import Any
 
 from fastapi import APIRouter, Request
-from fastapi.responses import Response
+from fastapi.responses import PlainTextResponse, Response
 
 from baton.core.errors import InvalidRequest
-from baton_router.http.answer_models import Detokenized, Model, Models, Tokens, described
+from baton_router.http.answer_models import Detokenized, Load, Model, Models, Tokens, Version, described
 from baton_router.http.body import Body
 from baton_router.http.conversation import Messages, TemplateBody
 from baton_router.http.request_note import note_of
 from baton_router.served_model import ServedModel
 from baton_router.token_counts import text_of, tokens_of
+
+_NOT_READY: dict[int | str, dict[str, Any]] = {503: {"description": "No worker is there; no body"}}
 
 
 class TokenizeBody(TemplateBody):
@@ -33,29 +35,29 @@ def service_routes(served: ServedModel) -> APIRouter:
     """The routes about the server itself."""
     router = APIRouter()
 
-    @router.get("/live", response_model=None)
+    @router.get("/live", response_model=None, response_class=Response)
     async def live() -> Response:
         """That the process answers; whether it has workers, /health says."""
         return Response()
 
-    @router.get("/health", response_model=None)
+    @router.get("/health", response_model=None, response_class=Response, responses=_NOT_READY)
     async def health() -> Response:
         return Response(status_code=200 if served.backend.is_ready else 503)
 
-    @router.get("/ping", response_model=None)
-    @router.post("/ping", response_model=None)
+    @router.get("/ping", response_model=None, response_class=Response, responses=_NOT_READY)
+    @router.post("/ping", response_model=None, response_class=Response, responses=_NOT_READY)
     async def ping() -> Response:
         return await health()
 
-    @router.get("/load")
+    @router.get("/load", response_model=None, responses=described(Load))
     async def load() -> dict[str, int]:
         return {"server_load": served.metrics.num_running}
 
-    @router.get("/version")
+    @router.get("/version", response_model=None, responses=described(Version))
     async def version() -> dict[str, str]:
         return {"version": served.version}
 
-    @router.get("/metrics", response_model=None)
+    @router.get("/metrics", response_model=None, response_class=PlainTextResponse)
     async def metrics() -> Response:
         content, content_type = served.metrics.exposition()
         return Response(content, headers={"Content-Type": content_type})
