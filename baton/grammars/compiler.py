@@ -37,7 +37,8 @@ class GrammarCompiler:
         self._eos_token_ids = tuple(eos_token_ids)
         self._backends: dict[str, Compiler] = {}
         self._known: OrderedDict[str, Grammar] = OrderedDict()
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # held for no time, as the event loop waits for it
+        self._backends_lock = threading.Lock()
 
     def known(self, text: str) -> Grammar | None:
         """The grammar of a format, if it is compiled already."""
@@ -62,7 +63,7 @@ class GrammarCompiler:
         return grammar
 
     def _backend(self, name: str) -> Compiler:
-        with self._lock:
+        with self._backends_lock:
             if name not in self._backends:
                 self._backends[name] = self._new_backend(name)
             return self._backends[name]

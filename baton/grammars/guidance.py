@@ -16,6 +16,14 @@ from baton.grammars.schemas import faulty_part
 
 _SILENT = 0
 
+# What the library's short words mean.
+_WORDS: Mapping[str, str] = {
+    "NoExtensionBias": "no text matches it",
+    "NoExtension": "no text matches it",
+    "LexerTooComplex": "it is too complex",
+    "ParserTooComplex": "it is too complex",
+}
+
 
 class GuidanceCompiler:
     """Implements `baton.grammars.compiler.Compiler` for one model's vocabulary. Any thread."""
@@ -34,7 +42,12 @@ class GuidanceCompiler:
         matcher = LLMatcher(self._tokenizer, grammar, log_level=_SILENT, limits=limits)
         if matcher.is_error():
             raise _invalid(form, matcher.get_error())
-        return GuidanceGrammar(matcher, self._num_mask_bytes)
+        compiled = GuidanceGrammar(matcher, self._num_mask_bytes)
+        first = compiled.matcher()
+        first.allowed(())  # what no text matches, or is too complex, shows at the first token alone
+        if first.reason is not None:
+            raise _invalid(form, first.reason)
+        return compiled
 
 
 class GuidanceGrammar:
@@ -54,6 +67,7 @@ class GuidanceMatcher:
 
     def __init__(self, matcher: LLMatcher, num_mask_bytes: int) -> None:
         self.failure: str | None = None
+        self.reason: str | None = None  # the library's, of the failure
         self._matcher = matcher
         self._num_mask_bytes = num_mask_bytes
         self._num_taken = 0
@@ -65,14 +79,15 @@ class GuidanceMatcher:
         if new and not self._matcher.consume_tokens(list(new)):
             return self._fail(self._matcher.get_error())
         mask = self._matcher.compute_bitmask()[: self._num_mask_bytes]
-        if self._matcher.is_error() and not self._matcher.is_stopped():
+        if self._matcher.is_error():  # its mask then is that of a complete answer
             return self._fail(self._matcher.get_error())
         if mask.count(0) == len(mask):
             return self._fail(self._matcher.get_error() or "no token of the model's may come next")
         return mask
 
     def _fail(self, reason: str) -> bytes:
-        self.failure = f"The format of the answer can't be kept after {self._num_taken} tokens: {reason}"
+        self.reason = _reason(reason)
+        self.failure = f"The format of the answer can't be kept after {self._num_taken} tokens: {self.reason}"
         return b"\xff" * self._num_mask_bytes
 
 
@@ -119,7 +134,8 @@ def _invalid(form: Format, error: str) -> InvalidRequest:
 
 def _reason(error: str) -> str:
     """The library's message less its picture of our grammar."""
-    text = error.split("\n   1 |")[0].strip()
+    text = error.split("\n   1 |")[0].removesuffix("<non-verbose/>").strip()
+    text = _WORDS.get(text, text)
     return text.split("failed to compile JSON schema: ", 1)[-1]
 
 

@@ -2,6 +2,7 @@
 
 import importlib
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import tokenizers
@@ -15,7 +16,8 @@ from baton.grammars.schemas import without_notes
 
 _MAX_WHITE_SPACE = 24
 _MAX_THREADS = 2
-_CACHE_BYTES = 256 << 20
+_CACHE_BYTES = 64 << 20  # of each of its compilers
+_MAX_COMPILERS = 8  # clients choose which there are
 
 
 class XgrammarCompiler:
@@ -35,16 +37,14 @@ class XgrammarCompiler:
         self._special = special_tokens(backend)
         ids = LLTokenizer(backend.to_str())
         self._texts = [ids.decode_bytes([token_id]) for token_id in range(ids.vocab_size)]
-        self._compilers: dict[frozenset[str], Any] = {}
+        self._compiler = lru_cache(_MAX_COMPILERS)(self._new_compiler)
 
     def compile(self, form: Format) -> "XgrammarGrammar":
         """Raises InvalidRequest, which says why a format can't become a grammar."""
         used = frozenset(text for text in self._special if text and _holds(form, text))
-        if used not in self._compilers:
-            self._compilers[used] = self._new_compiler(used)
         tag = {"type": "structural_tag", "format": _translated(form)}
         try:
-            compiled = self._compilers[used].compile_structural_tag(tag)
+            compiled = self._compiler(used).compile_structural_tag(tag)
         except Exception as error:  # the library raises several kinds, RuntimeError among them
             reason = str(error).strip().splitlines()
             raise InvalidRequest(

@@ -1,5 +1,6 @@
 """A model in this process, for programs with an event loop."""
 
+import asyncio
 import itertools
 import uuid
 from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -10,7 +11,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry
 
 from baton.config import EngineConfig, available_cores
-from baton.core.errors import InvalidRequest
+from baton.core.errors import InvalidRequest, RequestFailed
 from baton.core.sampling import MAX_SEED, choice_seed
 from baton.engine.async_engine import AsyncEngine
 from baton.engine.factory import load_engine
@@ -86,7 +87,7 @@ class AsyncLLM:
         self.max_num_seqs = config.max_num_seqs
         self._seed = seed
         self._numbers = itertools.count()
-        self._is_started = False
+        self._watcher: asyncio.Task[None] | None = None  # None: not started
 
     async def generate(
         self, prompt: Prompt, sampling_params: SamplingParams | None = None, request_id: str | None = None
@@ -119,8 +120,11 @@ class AsyncLLM:
         return SamplingParams(**self._defaults.fields)
 
     async def close(self) -> None:
-        """End the engine; its memory is free when nobody holds this object."""
-        if self._is_started:
+        """End the engine, and with RequestFailed what it is still computing; its memory is free when nobody
+        holds this object."""
+        self._backend.end_all(RequestFailed("This LLM is closed."))
+        if self._watcher is not None:
+            self._watcher.cancel()
             await self._engine.stop()
 
     def render(
@@ -186,9 +190,16 @@ class AsyncLLM:
                 yield output
 
     def _start(self) -> None:
-        if not self._is_started:
-            self._is_started = True
+        if self._watcher is None:
             self._engine.start(self._backend.on_output)
+            self._watcher = asyncio.get_running_loop().create_task(self._watch())
+
+    async def _watch(self) -> None:
+        """Until the engine crashes, which then is what every request hears."""
+        try:
+            await self._engine.watch()
+        except RequestFailed as error:
+            self._backend.end_all(error)
 
 
 def _engine_config(options: Mapping[str, Any]) -> EngineConfig:

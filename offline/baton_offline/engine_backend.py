@@ -22,6 +22,7 @@ class EngineBackend:
         self._engine = engine
         self._tokens_at_once = tokens_at_once
         self._requests: dict[str, _Request] = {}
+        self._end: BatonError | None = None
 
     @property
     def max_model_len(self) -> int:
@@ -32,6 +33,8 @@ class EngineBackend:
         """See Backend."""
         hashes = PromptHashes(self._engine.fingerprint, request.cache_salt, request.token_ids)
         block_hashes = await hashes.of(self._engine.scheduler_config.block_size)
+        if self._end is not None:
+            raise self._end
         running = _Request(request, self._tokens_at_once)
         self._requests[request.request_id] = running
         self._engine.submit(
@@ -57,6 +60,7 @@ class EngineBackend:
 
     def end_all(self, error: BatonError) -> None:
         """See Backend."""
+        self._end = error
         for running in self._requests.values():
             running.fail(error)
 

@@ -61,6 +61,7 @@ async def _main(config: RouterConfig) -> None:
         sessions = tasks.create_task(pool.run(on_change))
         serving = tasks.create_task(http.serve([listener]))
         logger.info(served.defaults.text())
+        logger.info(served.chat.text())
         place = f"http://{_address(config.host, config.http_port)}"
         logger.info("listening at %s, and looking for workers", place)
         telling = tasks.create_task(_tell_health(rpc, pool, changed, f"'{served.model}' at {place}"))

@@ -83,6 +83,12 @@ class ChatFormats:
     tool_format: ToolFormat | None = None  # None: it calls no tools that anybody could read
     reasoning_format: ReasoningFormat | None = None  # None: it does not think
 
+    def text(self) -> str:
+        """One line for the log."""
+        tools = "of none" if self.tool_format is None else f"as {self.tool_format.name}"
+        thinking = "of none" if self.reasoning_format is None else f"as {self.reasoning_format.name}"
+        return f"chats: tool calls are read {tools}, thinking {thinking}"
+
 
 def chat_formats(tokenizer: Tokenizer, model_type: str, tool_calls: str, reasoning: str) -> ChatFormats:
     """The formats of these names; `auto`: by the chat template. Raises StartupError for unknown names."""

@@ -15,7 +15,6 @@ from baton.grammars.guidance import check
 
 MAX_CHOICES = 10_000
 _MAX_CHECKED = 1024  # formats that are known to be fine
-_LONG_ON_LOOP = 2048  # characters of a format that is checked at once, in about two milliseconds
 
 # Of vLLM's fields those that ask for nothing more, with the values that do so.
 _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
@@ -54,6 +53,9 @@ def from_response_format(value: Mapping[str, Any]) -> FormatText | None:
     match value.get("type"):
         case "text":
             return None
+        case "json_object" if value.get("schema") is not None:  # as llama.cpp and others have it
+            field = f"{field}.schema"
+            form = _json(value["schema"], field)
         case "json_object":
             form = formats.json_object()
         case "json_schema":
@@ -86,19 +88,16 @@ class FormatChecks:
         if self._backend != GUIDANCE:  # it needs torch: the workers find out
             return FormatText(json.dumps({**json.loads(text), "backend": self._backend}))
         if text not in self._fine:
-            await self._check(formats.from_text(text), len(text), field)
+            await self._check(formats.from_text(text), field)
             self._fine[text] = None
             while len(self._fine) > _MAX_CHECKED:
                 self._fine.popitem(last=False)
         self._fine.move_to_end(text)
         return text
 
-    async def _check(self, form: Format, length: int, field: str) -> None:
+    async def _check(self, form: Format, field: str) -> None:
         try:
-            if length <= _LONG_ON_LOOP:
-                check(form)
-            else:
-                await asyncio.to_thread(check, form)
+            await asyncio.to_thread(check, form)  # finding the faulty part takes up to a second
         except InvalidRequest as error:
             raise InvalidRequest(str(error), param=field, code=error.code) from None
 

@@ -155,6 +155,22 @@ def test_errors_say_where_in_the_schema(
         assert reason in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    "form",
+    [
+        {"type": "grammar", "grammar": "start: start"},
+        {"type": "grammar", "grammar": "start: a\na: b\nb: a"},
+        {"type": "regex", "pattern": r"[^\s\S]"},
+        formats.json_schema({"$ref": "#"}),
+    ],
+    ids=str,
+)
+def test_what_no_text_matches_is_refused(compiler: GuidanceCompiler, form: formats.Format) -> None:
+    """Only the first mask shows it, which for such a grammar is that of a complete answer."""
+    with pytest.raises(InvalidRequest, match="no text matches it"):
+        compiler.compile(form)
+
+
 def test_formats_that_say_nothing_are_left_out(compiler: GuidanceCompiler, files: TokenizerFiles) -> None:
     """Of a property that has the name of a keyword nothing is left out."""
     schema = {"properties": {"format": {"type": "string", "format": "color"}}, "required": ["format"]}

@@ -187,6 +187,29 @@ async def test_the_async_one_streams_and_ends_early() -> None:
         await llm.close()
 
 
+async def test_what_runs_ends_with_the_engine() -> None:
+    """Closed or crashed, nobody waits for ever."""
+    for end, reason in ((_close, "closed"), (_crash, "engine has stopped")):
+        llm = AsyncLLM(str(DEMO_MODEL), **OPTIONS)
+        running = llm.generate("Hello", SamplingParams(max_tokens=3000, ignore_eos=True))
+        await anext(running)
+        await end(llm)
+        with pytest.raises(RequestFailed, match=reason):
+            async for _ in running:
+                pass
+        with pytest.raises(RequestFailed, match=reason):
+            await _text(llm, "later")
+        await llm.close()
+
+
+async def _close(llm: AsyncLLM) -> None:
+    await llm.close()
+
+
+async def _crash(llm: AsyncLLM) -> None:
+    llm._engine._engine._scheduler = None  # type: ignore[assignment]
+
+
 async def _text(llm: AsyncLLM, prompt: str, request_id: str | None = None) -> str:
     text = ""
     async for output in llm.generate(prompt, SamplingParams(temperature=0.0, max_tokens=9), request_id):

@@ -40,7 +40,7 @@ async def test_each_choice_of_a_completion_has_them(
     for first, *others in choices[:2]:
         nothing, *found = first["prompt_logprobs"]
         assert nothing is None
-        assert [str(token_id) in entry for token_id, entry in zip(prompt[1:], found, strict=True)]
+        assert all(str(token_id) in entry for token_id, entry in zip(prompt[1:], found, strict=True))
         assert found[0][str(prompt[1])] == {
             "logprob": -1.0,
             "rank": None,

@@ -30,6 +30,7 @@ SAID: list[tuple[dict[str, Any], formats.Format | None]] = [
     ({"response_format": {"type": "text"}, "structured_outputs": {}}, None),
     ({"structured_outputs": {"json": None, "json_object": False, "disable_any_whitespace": False}}, None),
     ({"response_format": {"type": "json_object"}}, formats.json_object()),
+    ({"response_format": {"type": "json_object", "schema": SCHEMA}}, formats.json_schema(SCHEMA)),
     ({"response_format": NAMED}, formats.json_schema(SCHEMA)),
     ({"response_format": {"type": "structural_tag", **STRUCTURES}}, TRIGGERED),
     ({"response_format": {"type": "structural_tag", "format": TAG}}, TAG),
@@ -49,6 +50,8 @@ SAID: list[tuple[dict[str, Any], formats.Format | None]] = [
 WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"response_format": "json"}, "response_format", "an object"),
     ({"response_format": {}}, "response_format.type", "None"),
+    ({"response_format": {"type": "json_object", "schema": 5}},
+     "response_format.schema.json_schema", "a JSON schema"),
     ({"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}},
      "response_format.json_schema", "schema"),
     ({"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "text"}}}},
