@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from baton_offline.async_llm import AsyncLLM
+    from baton_offline.beam_search import BeamSearchOutput, BeamSearchParams, BeamSearchSequence
     from baton_offline.llm import LLM
     from baton_offline.outputs import CompletionOutput, RequestOutput
     from baton_offline.sampling_params import (
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 __all__ = [
     "LLM",
     "AsyncLLM",
+    "BeamSearchOutput",
+    "BeamSearchParams",
+    "BeamSearchSequence",
     "CompletionOutput",
     "RepetitionDetectionParams",
     "RequestOutput",
@@ -33,6 +37,9 @@ __all__ = [
 _MODULES = {
     "LLM": "baton_offline.llm",
     "AsyncLLM": "baton_offline.async_llm",
+    "BeamSearchOutput": "baton_offline.beam_search",
+    "BeamSearchParams": "baton_offline.beam_search",
+    "BeamSearchSequence": "baton_offline.beam_search",
     "CompletionOutput": "baton_offline.outputs",
     "RequestOutput": "baton_offline.outputs",
     "RepetitionDetectionParams": "baton_offline.sampling_params",

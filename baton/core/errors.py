@@ -84,3 +84,11 @@ class TransferRefused(BatonError):
 
 class StartupError(BatonError):
     """The process can't start; the text is one line that says what to do."""
+
+
+def first_error(group: BaseExceptionGroup) -> BaseException:
+    """The error that made a task group fail; the others only followed it."""
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

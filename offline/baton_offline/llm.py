@@ -10,12 +10,12 @@ from typing import Any, TypeVar, cast
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress
 
-from baton.core.errors import RequestFailed
+from baton.core.errors import RequestFailed, first_error
 from baton_offline.async_llm import AsyncLLM, Messages, Prompt, text_of
+from baton_offline.beam_search import BeamSearchOutput, BeamSearchParams, beam_search_output
 from baton_offline.outputs import RequestOutput
 from baton_offline.sampling_params import SamplingParams
 from baton_router.backend import GenerationRequest
-from baton_router.text_stream import first_error
 
 _TOKENS_AT_ONCE = 16  # nobody looks at an answer before it ends
 _STOP_TIMEOUT_S = 15.0
@@ -86,6 +86,13 @@ class LLM:
             return found
 
         return self._run(self._answers(ready, use_tqdm))
+
+    def beam_search(
+        self, prompts: Prompt | Sequence[Prompt], params: BeamSearchParams, *, use_tqdm: bool = True
+    ) -> list[BeamSearchOutput]:
+        """The likeliest answers to each prompt, as transformers' `generate(num_beams=...)` finds them."""
+        outputs = self.generate(prompts, params.sampling_params(), use_tqdm=use_tqdm)
+        return [beam_search_output(output, params) for output in outputs]
 
     def get_default_sampling_params(self) -> SamplingParams:
         """See AsyncLLM."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from baton.core.sampling import SampledToken
 from baton_router.text.tokenizer import Tokenizer
-from baton_router.text_stream import TextDelta
+from baton_router.text_delta import TextDelta
 
 
 @dataclass(frozen=True, slots=True)

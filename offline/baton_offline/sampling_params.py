@@ -63,6 +63,9 @@ _WRITTEN: dict[Any, tuple[Any, Any]] = {
 _OTHERS: dict[str, tuple[Any, Any]] = {
     "stop": (str | Sequence[str] | None, None),
     "ignore_eos": (bool, False),
+    "best_of": (int | None, None),
+    "use_beam_search": (bool, False),
+    "length_penalty": (float | None, None),
     "skip_special_tokens": (bool, True),
     "spaces_between_special_tokens": (bool, True),
     "include_stop_str_in_output": (bool, False),
@@ -99,7 +102,8 @@ else:
 
 def request_fields(params: SamplingParams) -> dict[str, Any]:
     """As `baton_router.request_checks.build_request` takes them. Raises InvalidRequest."""
-    fields: dict[str, Any] = {"ignore_eos": params.ignore_eos}
+    names = ("ignore_eos", "best_of", "use_beam_search", "length_penalty")
+    fields: dict[str, Any] = {name: getattr(params, name) for name in names}
     for row in rows(EngineSampling):
         value = getattr(params, row.public_name)
         if value is not None and row.type in _WRITTEN:

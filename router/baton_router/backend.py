@@ -8,6 +8,7 @@ from typing import Protocol
 from baton.core.errors import BatonError
 from baton.core.sampling import SampledToken, SamplingParams
 from baton.core.stopping import FinishReason
+from baton_router.beams import BeamSearch
 from baton_router.text.repetition import Repetition
 from baton_router.text.stop_strings import StopStrings
 
@@ -35,6 +36,8 @@ class GenerationRequest:
     text: TextOptions = field(default_factory=TextOptions)
     arrived_s: float = field(default_factory=time.monotonic)
     answer_id: str = ""  # what the client knows it by, alone or among others
+    num_candidates: int = 0  # that are computed, where more than `n`: the best of them are the choices
+    beams: BeamSearch | None = None  # the choices are those that such a search finds
     end_token_ids: tuple[int, ...] = ()  # of the stop tokens, those by which the model says that it is done
 
 

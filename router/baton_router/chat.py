@@ -23,7 +23,7 @@ from baton_router.served_model import ServedModel
 from baton_router.text.chat_template import require_few_messages
 from baton_router.text.messages import Message
 from baton_router.text.template_options import TemplateOptions
-from baton_router.text_stream import TextDelta
+from baton_router.text_delta import TextDelta
 from baton_router.truncation import Truncation
 
 # Where the model knows no notation of its own, an answer that has to be calls is written in this one.

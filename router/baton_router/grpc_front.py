@@ -12,6 +12,7 @@ from baton.core.fields import FormatText, TokenBiases, TokenIds, TokenSequences,
 from baton.core.sampling import SampledToken, SamplingParams
 from baton.v1 import inference_pb2 as pb
 from baton.v1 import inference_pb2_grpc
+from baton_router.answer_choice import check_streamed
 from baton_router.backend import GenerationRequest, TextOptions
 from baton_router.chat import ChatChoice, build_chat_request, render
 from baton_router.chat_output.tools import read_tools
@@ -22,7 +23,8 @@ from baton_router.served_model import ServedModel
 from baton_router.structured_outputs import from_structured_outputs
 from baton_router.text.repetition import Repetition
 from baton_router.text.stop_strings import StopStrings
-from baton_router.text_stream import TextDelta, generate_text, joined
+from baton_router.text_delta import TextDelta, joined
+from baton_router.text_stream import generate_text
 from baton_router.token_counts import text_of, tokens_of
 from baton_router.truncation import Truncation
 
@@ -59,6 +61,8 @@ class InferenceServicer(inference_pb2_grpc.InferenceServicer):
         """Complete one prompt. A cancelled call closes the generator, which aborts the request."""
         self._served.check_model(request.model)
         generation, choices = await self._generation(request)
+        if request.stream:
+            check_streamed(generation)
         assemble = _StreamedResponses if request.stream else _WholeResponses
         assembler = assemble(generation, choices, request.continuous_usage_stats)
         async with aclosing(generate_text(self._served, generation)) as deltas:
@@ -144,7 +148,7 @@ class _StreamedResponses:
         return [self._response(delta)]
 
     def _count(self, delta: TextDelta) -> None:
-        self._usage.completion_tokens += len(delta.tokens)
+        self._usage.completion_tokens += len(delta.tokens) + delta.num_unseen_tokens
         self._usage.cached_prompt_tokens += delta.num_cached_prompt_tokens
         self._num_running -= delta.finish_reason is not None
 

@@ -10,6 +10,7 @@ from baton.core.errors import InvalidRequest
 from baton.core.fields import Between, TokenSequences, rows
 from baton.core.sampling import MAX_SEED, SamplingParams
 from baton.grammars.formats import FIELD
+from baton_router.answer_choice import read_answer_choice
 from baton_router.backend import GenerationRequest, TextOptions
 from baton_router.request_ids import unique_id
 from baton_router.served_model import ServedModel
@@ -37,10 +38,10 @@ async def build_request(
 ) -> GenerationRequest:
     """Encode the prompt (text) or check it (token ids), and check everything else.
 
-    `fields` are those of SamplingParams by public name, `ignore_eos`, `max_completion_tokens` and
-    `response_format`, as the client sent them; None: left out. `index` is the prompt's among those of
-    `answer_id`. `default_max_tokens` holds where the server has none of its own; without both the
-    default is what the prompt leaves of the model's length.
+    `fields` are those of SamplingParams by public name, those of `baton_router.answer_choice`, `ignore_eos`,
+    `max_completion_tokens` and `response_format`, as the client sent them; None: left out. `index` is the
+    prompt's among those of `answer_id`. `default_max_tokens` holds where the server has none of its own;
+    without both the default is what the prompt leaves of the model's length.
     Raises InvalidRequest, with the public name of the field in `param`.
     """
     arrived_s = time.monotonic()
@@ -56,7 +57,7 @@ async def build_request(
     for field in (FIELD, "response_format"):
         if (form := fields.get(field)) is not None:
             sampling = replace(sampling, grammar=await served.formats.checked(form, field))
-    end_token_ids = _end_token_ids(served, fields)
+    num_candidates, beams = read_answer_choice(fields, sampling, text)
     return GenerationRequest(
         unique_id(answer_id, index),
         token_ids,
@@ -66,7 +67,9 @@ async def build_request(
         text,
         arrived_s,
         answer_id,
-        end_token_ids,
+        num_candidates,
+        beams,
+        _end_token_ids(served, fields),
     )
 
 

@@ -1,54 +1,22 @@
 """Tokens to text, for both front doors: detokenises, ends it at stop strings and repetitions, and counts,
 per choice."""
 
-import asyncio
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass
 
 from baton.core.errors import RequestFailed
 from baton.core.sampling import SampledToken
 from baton.core.stopping import FinishReason
 from baton_router.backend import GenerationRequest, TokenDelta
+from baton_router.beam_search import search_beams
+from baton_router.best_of import best_candidates, of_all_candidates
 from baton_router.served_model import ServedModel
 from baton_router.text.repetition import RepetitionDetector
 from baton_router.text.stop_strings import StopMatcher
+from baton_router.text_delta import TextDelta, joined
 
 REPETITION_DETECTED = "repetition_detected"  # vLLM's stop_reason
-_MAX_CONCURRENT_PROMPTS = 64  # of one request; the others wait for a place
-
-
-@dataclass(frozen=True, slots=True)
-class TextDelta:
-    """The next piece of one choice. `text` may lag behind `tokens`: it never ends within a character or
-    within what could become a stop string. The text of a token that ended the choice is left out unless the
-    request says otherwise."""
-
-    choice: int
-    text: str
-    tokens: tuple[SampledToken, ...]
-    finish_reason: FinishReason | None = None
-    num_cached_prompt_tokens: int = 0
-    prompt_logprobs: tuple[SampledToken, ...] = ()  # see TokenDelta
-    # The stop string or the client's stop token that ended the choice; None: the model itself, or its length.
-    stop_reason: str | int | None = None
-
-
-def joined(deltas: Sequence[TextDelta]) -> TextDelta:
-    """All that has come of one choice, as one delta."""
-    text = "".join(delta.text for delta in deltas)
-    tokens = tuple(token for delta in deltas for token in delta.tokens)
-    last = deltas[-1]
-    prompt = tuple(token for delta in deltas for token in delta.prompt_logprobs)
-    return TextDelta(
-        last.choice,
-        text,
-        tokens,
-        last.finish_reason,
-        prompt_logprobs=prompt,
-        stop_reason=last.stop_reason,
-    )
 
 
 class _ChoiceText:
@@ -160,15 +128,33 @@ class _ChoiceText:
         return last if is_asked else None
 
 
-async def generate_text(served: ServedModel, request: GenerationRequest) -> AsyncGenerator[TextDelta]:
+def generate_text(served: ServedModel, request: GenerationRequest) -> AsyncGenerator[TextDelta]:
     """Stream the text of every choice, interleaved; closing it aborts the request on the workers.
 
-    Raises what Backend.generate raises, and RequestFailed if that ends before every choice has.
+    Of choices that are picked among more, each comes as one delta. Raises what Backend.generate raises, and
+    RequestFailed if that ends before every choice has.
     """
+    if request.num_candidates > request.sampling.n:
+        return _best_text(served, request)
+    return _all_text(served, request)
+
+
+async def _best_text(served: ServedModel, request: GenerationRequest) -> AsyncGenerator[TextDelta]:
+    deltas: list[list[TextDelta]] = [[] for _ in range(request.num_candidates)]
+    async with aclosing(_all_text(served, of_all_candidates(request))) as candidates:
+        async for delta in candidates:
+            deltas[delta.choice].append(delta)
+    for delta in best_candidates([joined(parts) for parts in deltas], request):
+        yield delta
+
+
+async def _all_text(served: ServedModel, request: GenerationRequest) -> AsyncGenerator[TextDelta]:
     choices = [_ChoiceText(served, request) for _ in range(request.sampling.n)]
     num_running = len(choices)
     observer = _Observer(served, request)
-    async with _running(served), aclosing(served.backend.generate(request)) as deltas:
+    backend = served.backend
+    tokens = backend.generate(request) if request.beams is None else search_beams(backend, request)
+    async with _running(served), aclosing(tokens) as deltas:
         async for delta in deltas:
             choice = choices[delta.choice]
             if choice.is_finished:
@@ -178,7 +164,7 @@ async def generate_text(served: ServedModel, request: GenerationRequest) -> Asyn
             if choice.is_finished:
                 num_running -= 1
                 if delta.finish_reason is None:
-                    served.backend.abort_choice(request.request_id, delta.choice)
+                    backend.abort_choice(request.request_id, delta.choice)
             yield text_delta
             if not num_running:
                 break
@@ -222,61 +208,3 @@ class _Observer:
     def finished(self) -> None:
         """Time the whole request."""
         self._metrics.request_duration.observe(time.monotonic() - self._request.arrived_s)
-
-
-Sink = Callable[[int, TextDelta], Awaitable[None]]
-Run = Callable[[ServedModel, Sequence[GenerationRequest], Sink], Awaitable[None]]
-
-
-async def run_prompts(served: ServedModel, requests: Sequence[GenerationRequest], sink: Sink) -> None:
-    """Run requests at the same time and give their deltas to `sink(request's index, delta)`, one at a time.
-
-    Returns when all are complete. The first error cancels the others and is raised, as is the sink's own.
-    """
-    if len(requests) == 1:
-        async with aclosing(generate_text(served, requests[0])) as deltas:
-            async for delta in deltas:
-                await sink(0, delta)
-        return
-    places = asyncio.Semaphore(_MAX_CONCURRENT_PROMPTS)
-    turn = asyncio.Lock()
-
-    async def run(index: int, request: GenerationRequest) -> None:
-        async with places, aclosing(generate_text(served, request)) as deltas:
-            async for delta in deltas:
-                async with turn:
-                    await sink(index, delta)
-
-    try:
-        async with asyncio.TaskGroup() as group:
-            for index, request in enumerate(requests):
-                group.create_task(run(index, request))
-    except BaseExceptionGroup as errors:
-        raise first_error(errors) from None
-
-
-async def answer_nothing(served: ServedModel, requests: Sequence[GenerationRequest], sink: Sink) -> None:
-    """As `run_prompts`, for answers of no tokens: the workers are not asked."""
-    for index, request in enumerate(requests):
-        for choice in range(request.sampling.n):
-            await sink(index, TextDelta(choice, "", (), FinishReason.LENGTH))
-
-
-async def answer_prompts_alone(
-    served: ServedModel, requests: Sequence[GenerationRequest], sink: Sink
-) -> None:
-    """As `run_prompts`, for requests of one token of which nobody wants more than their prompt."""
-
-    async def without_the_token(index: int, delta: TextDelta) -> None:
-        prompt = delta.prompt_logprobs
-        await sink(index, TextDelta(delta.choice, "", (), FinishReason.LENGTH, prompt_logprobs=prompt))
-
-    await run_prompts(served, requests, without_the_token)
-
-
-def first_error(group: BaseExceptionGroup) -> BaseException:
-    """The error that made a task group fail; the others only followed it."""
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error

@@ -10,8 +10,9 @@ from typing import Any
 import httpx
 import pytest
 
+from baton import LLM, BeamSearchParams
 from baton.config import EngineConfig
-from baton.core.sampling import SamplingParams
+from baton.core.sampling import SamplingParams, choice_seed
 from tests.colocated import ColocatedEngine
 from tests.e2e.processes import DEMO_MODEL, Cluster, running_cluster
 
@@ -30,6 +31,36 @@ def _prompts() -> list[list[int]]:
     random_ids = random.Random(3)
     lengths = (1, 15, 16, 17, 95, 96, 97, 300)
     return [[random_ids.randrange(4, VOCABULARY) for _ in range(length)] for length in lengths]
+
+
+def _choices(cluster: Cluster, prompt: list[int], **fields: Any) -> list[dict[str, Any]]:
+    body = {"prompt": prompt, "ignore_eos": True, "return_token_ids": True, **fields}
+    return (
+        httpx.post(f"{cluster.url}/v1/completions", json=body, timeout=60)
+        .raise_for_status()
+        .json()["choices"]
+    )
+
+
+def test_the_best_candidates_are_those_of_single_requests(float32_cluster: Cluster) -> None:
+    prompt, settings = _prompts()[3], {"temperature": 1.0, "max_tokens": 20, "logprobs": 0}
+    best = _choices(float32_cluster, prompt, **settings, seed=5, n=2, best_of=5)
+    singles = [
+        _choices(float32_cluster, prompt, **settings, seed=choice_seed(5, choice))[0] for choice in range(5)
+    ]
+    singles.sort(key=lambda choice: sum(choice["logprobs"]["token_logprobs"]), reverse=True)
+    assert [choice["token_ids"] for choice in best] == [choice["token_ids"] for choice in singles[:2]]
+
+
+def test_beams_are_those_of_one_engine(float32_cluster: Cluster) -> None:
+    prompts = _prompts()[2:5]
+    with LLM(str(DEMO_MODEL), dtype="float32", kv_cache_bytes=32 << 20) as llm:
+        outputs = llm.beam_search(prompts, BeamSearchParams(3, 10, ignore_eos=True), use_tqdm=False)
+    for prompt, output in zip(prompts, outputs, strict=True):
+        found = _choices(float32_cluster, prompt, use_beam_search=True, n=3, max_tokens=10)
+        assert [[*prompt, *choice["token_ids"]] for choice in found] == [
+            sequence.tokens for sequence in output.sequences
+        ]
 
 
 @pytest.mark.parametrize(

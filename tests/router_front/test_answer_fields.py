@@ -13,7 +13,8 @@ from baton_router.grpc_front import InferenceServicer
 from baton_router.served_model import ServedModel
 from baton_router.text.detokenizer import UnspacedDetokenizer, WindowDetokenizer
 from baton_router.text.repetition import Repetition, RepetitionDetector
-from baton_router.text_stream import TextDelta, generate_text, joined
+from baton_router.text_delta import TextDelta, joined
+from baton_router.text_stream import generate_text
 from tests.router_front.fake_backend import FakeBackend
 from tests.router_front.test_completions import complete, stream
 

@@ -8,13 +8,15 @@ from typing import Any, Protocol
 from fastapi.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
+from baton_router.answer_choice import check_streamed
 from baton_router.backend import GenerationRequest
 from baton_router.http.errors import ANSWER_ID, error_body, log_unless_expected
 from baton_router.http.event_stream import EventStream
 from baton_router.http.generation import GenerationBody
 from baton_router.http.guarded_work import ClientDisconnected, GuardedResponse
+from baton_router.prompt_runs import Run, run_prompts
 from baton_router.served_model import ServedModel
-from baton_router.text_stream import Run, TextDelta, joined, run_prompts
+from baton_router.text_delta import TextDelta, joined
 
 
 class Shape(Protocol):
@@ -47,7 +49,7 @@ class _Usage:
     cached_tokens: int = 0
 
     def count(self, delta: TextDelta) -> None:
-        self.completion_tokens += len(delta.tokens)
+        self.completion_tokens += len(delta.tokens) + delta.num_unseen_tokens
         self.cached_tokens += delta.num_cached_prompt_tokens
 
     def as_json(self) -> dict[str, Any]:
@@ -71,7 +73,7 @@ class Answer:
         shape: Shape,
         run: Run = run_prompts,
     ) -> None:
-        """`run` gives the requests' deltas."""
+        """`run` gives the requests' deltas. Raises InvalidRequest for what can't be streamed."""
         self._served = served
         self._requests = requests
         self._shape = shape
@@ -80,6 +82,8 @@ class Answer:
         self._num_choices = self._num_choices_each * len(requests)
         self._usage = _Usage(sum(len(request.token_ids) for request in requests))
         self._is_streamed = bool(body.stream)
+        if self._is_streamed:
+            check_streamed(requests[0])
         stream_options = body.stream_options
         self._usage_at_end = bool(stream_options and stream_options.include_usage)
         self._usage_always = bool(

@@ -19,7 +19,7 @@ from baton_router.http.logprobs import ChatLogprobs, prompt_logprobs
 from baton_router.http.request_note import note_of
 from baton_router.http.unsupported import CHAT, refuse_unsupported
 from baton_router.served_model import ServedModel
-from baton_router.text_stream import TextDelta
+from baton_router.text_delta import TextDelta
 
 # What thinking is called in answers: vLLM's and others' name, and the newer one.
 REASONING = ("reasoning", "reasoning_content")

@@ -12,14 +12,14 @@ from baton.core.sampling import SampledToken
 from baton_router.backend import GenerationRequest
 from baton_router.http.answer import Answer
 from baton_router.http.answer_models import Completion, described
-from baton_router.http.body import WholeNumber
 from baton_router.http.generation import GenerationBody
 from baton_router.http.logprobs import CompletionLogprobs, prompt_logprobs
 from baton_router.http.request_note import note_of
-from baton_router.http.unsupported import COMPLETIONS, refuse_unsupported, unsupported
+from baton_router.http.unsupported import COMPLETIONS, refuse_unsupported
+from baton_router.prompt_runs import answer_nothing, answer_prompts_alone, run_prompts
 from baton_router.request_checks import build_request
 from baton_router.served_model import ServedModel
-from baton_router.text_stream import TextDelta, answer_nothing, answer_prompts_alone, run_prompts
+from baton_router.text_delta import TextDelta
 
 MAX_PROMPTS = 1024
 _DEFAULT_MAX_TOKENS = 16  # OpenAI's
@@ -61,7 +61,6 @@ class CompletionBody(GenerationBody):
         PlainValidator(_prompts, json_schema_input_type=str | list[int] | list[str] | list[list[int]] | None),
     ]
     echo: bool | None = False
-    best_of: WholeNumber | None = None
     add_special_tokens: bool | None = True
 
     @property
@@ -95,13 +94,6 @@ def _check(body: CompletionBody) -> None:
     """Raises InvalidRequest for what can't be served."""
     body.check_stream_options()
     fields = body.sampling_fields()
-    num_choices = fields["n"] or 1
-    if body.best_of is not None and body.best_of < num_choices:
-        raise InvalidRequest(
-            f"best_of must be at least n, which is {num_choices}, but is {body.best_of}.", param="best_of"
-        )
-    if body.best_of is not None and body.best_of > num_choices:
-        raise unsupported("best_of")
     if body.is_echo_alone and fields["min_tokens"]:
         raise InvalidRequest(
             f"min_tokens is {fields['min_tokens']}, but max_tokens is 0.",

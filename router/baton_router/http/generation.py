@@ -60,6 +60,9 @@ class GenerationBody(TruncatedBody):
         FormatText | None, PlainValidator(_response_format, json_schema_input_type=dict[str, Any] | None)
     ] = None
     ignore_eos: bool | None = False
+    best_of: WholeNumber | None = None
+    use_beam_search: bool | None = False
+    length_penalty: float | None = None
     priority: WholeNumber | None = None
     request_id: str | None = None
     cache_salt: str | None = None
@@ -80,7 +83,8 @@ class GenerationBody(TruncatedBody):
         fields = {row.public_name: getattr(self, row.public_name) for row in rows(SamplingParams)}
         if self.response_format is not None and fields[FIELD] is not None:
             raise InvalidRequest(f"A request has response_format or {FIELD}, not both.", param=FIELD)
-        return {**fields, "ignore_eos": self.ignore_eos, "response_format": self.response_format}
+        others = ("ignore_eos", "response_format", "best_of", "use_beam_search", "length_penalty")
+        return fields | {name: getattr(self, name) for name in others}
 
     def text_options(self) -> TextOptions:
         """How tokens become text."""

@@ -8,7 +8,7 @@ from typing import NoReturn
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from baton_router.text_stream import first_error
+from baton.core.errors import first_error
 
 _log = logging.getLogger(__name__)
 

@@ -18,12 +18,10 @@ _EVERYWHERE: Mapping[str, tuple[Any, ...]] = {
     "guided_json": (None,),
     "guided_regex": _NONE_OR_EMPTY,
     "kv_transfer_params": (None, {}),
-    "length_penalty": (None, 1, 1.0),
     "logits_processors": _NONE_OR_EMPTY,
     "ec_transfer_params": (None, {}),
     "guided_whitespace_pattern": (None,),
     "prompt_embeds": _NONE_OR_EMPTY,
-    "use_beam_search": _OFF,
     "vllm_xargs": (None, {}),
 }
 
@@ -32,7 +30,6 @@ COMPLETIONS: Mapping[str, tuple[Any, ...]] = {**_EVERYWHERE, "suffix": (None, ""
 CHAT: Mapping[str, tuple[Any, ...]] = {
     **_EVERYWHERE,
     "audio": (None,),
-    "best_of": (None, 1),
     "echo": _OFF,
     "function_call": (None, "none"),
     "functions": _NONE_OR_EMPTY,

@@ -44,6 +44,10 @@ class StopStrings:
             self._add(string)
         self._link()
 
+    def __bool__(self) -> bool:
+        """Whether there is any."""
+        return bool(self._strings)
+
     def names(self, text: str) -> bool:
         """Whether a stop string holds the text of this special token."""
         known = self._named.get(text)
