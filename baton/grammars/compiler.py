@@ -8,11 +8,15 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from baton.core.errors import InvalidRequest
 from baton.core.grammar import Grammar
-from baton.grammars.formats import Format, from_text
+from baton.grammars.formats import Format, content_of, from_text
+
+if TYPE_CHECKING:
+    from baton.grammars.thinking_compiler import ThinkingCompiler
+    from baton.tokenizer.backend import TokenizerFiles
 
 GUIDANCE, XGRAMMAR = "guidance", "xgrammar"
 
@@ -36,6 +40,7 @@ class GrammarCompiler:
         self._vocab_size = vocab_size
         self._eos_token_ids = tuple(eos_token_ids)
         self._backends: dict[str, Compiler] = {}
+        self._thinking_compiler: ThinkingCompiler | None = None
         self._known: OrderedDict[str, Grammar] = OrderedDict()
         self._lock = threading.Lock()  # held for no time, as the event loop waits for it
         self._backends_lock = threading.Lock()
@@ -54,13 +59,29 @@ class GrammarCompiler:
         """
         if (known := self.known(text)) is not None:
             return known
-        form = from_text(text)
-        grammar = self._backend(form.get("backend", GUIDANCE)).compile(form)
+        grammar = self._new_grammar(from_text(text))
         with self._lock:
             self._known[text] = grammar
             while len(self._known) > _MAX_GRAMMARS:
                 self._known.popitem(last=False)
         return grammar
+
+    def _new_grammar(self, form: Format) -> Grammar:
+        content, inner = content_of(form), None
+        if content is not None:
+            inner = self._backend(form.get("backend", GUIDANCE)).compile(content)
+        if content is form and inner is not None:
+            return inner
+        return self._thinking().grammar(form, inner)
+
+    def _thinking(self) -> "ThinkingCompiler":
+        from baton.grammars.thinking_compiler import ThinkingCompiler
+
+        with self._backends_lock:
+            if self._thinking_compiler is None:
+                backend = self._tokenizer_files().backend
+                self._thinking_compiler = ThinkingCompiler(backend, self._vocab_size)
+            return self._thinking_compiler
 
     def _backend(self, name: str) -> Compiler:
         with self._backends_lock:
@@ -70,9 +91,7 @@ class GrammarCompiler:
 
     def _new_backend(self, name: str) -> Compiler:
         # What only grammars need is imported where one is asked for.
-        from baton.tokenizer.backend import read_tokenizer
-
-        files = read_tokenizer(self._model_dir)
+        files = self._tokenizer_files()
         ends = self._eos_token_ids or files.eos_token_ids
         if name == GUIDANCE:
             from baton.grammars.guidance import GuidanceCompiler
@@ -83,3 +102,8 @@ class GrammarCompiler:
 
             return XgrammarCompiler(files.backend, self._vocab_size, ends)
         raise InvalidRequest(f"This worker has no backend '{name}' for structured outputs.")
+
+    def _tokenizer_files(self) -> "TokenizerFiles":
+        from baton.tokenizer.backend import read_tokenizer
+
+        return read_tokenizer(self._model_dir)

@@ -4,6 +4,8 @@ It is the language of structural tags, which is xgrammar's (https://xgrammar.mlc
 of vLLM: a JSON object with a `type`. A schema, a regex or a grammar is one; sequences, choices and tags are
 made of others, so that a chat's thinking, its tool calls and its JSON are one format. A request carries it as
 text, and each backend makes a grammar of its own from it.
+
+A format of Baton's own may stand around the whole: `thinking_budget`, see thinking.py.
 """
 
 import json
@@ -18,6 +20,7 @@ MAX_DEPTH = 64  # of objects and lists within each other, a schema's included
 FIELD = "structured_outputs"
 
 Format = Mapping[str, Any]
+THINKING_BUDGET = "thinking_budget"
 
 # What each type of format holds, and how that is checked: see _check_value.
 _FIELDS: Mapping[str, Mapping[str, str]] = {
@@ -39,6 +42,9 @@ _FIELDS: Mapping[str, Mapping[str, str]] = {
 }
 
 
+_BUDGET_FIELDS = {"begins": "strings", "ends": "ends", "max_tokens": "count", "is_open": "flag"}
+
+
 def json_schema(schema: Mapping[str, Any] | bool) -> Format:
     """JSON that a schema describes."""
     return {"type": "json_schema", "json_schema": schema}
@@ -54,10 +60,36 @@ def choice(texts: Sequence[str]) -> Format:
     return {"type": "or", "elements": [{"type": "const_string", "value": text} for text in texts]}
 
 
+def thinking_budget(
+    begins: Sequence[str], ends: Sequence[str], max_tokens: int, *, is_open: bool, content: Format | None
+) -> Format:
+    """At most `max_tokens` between the marks of thinking; of those that end it the first is the one that is
+    written. `is_open`: the prompt ends within thinking. `content`: the whole answer's; None: any text."""
+    return {
+        "type": THINKING_BUDGET,
+        "begins": list(begins),
+        "ends": list(ends),
+        "max_tokens": max_tokens,
+        "is_open": is_open,
+        "content": content,
+    }
+
+
+def content_of(form: Format) -> Format | None:
+    """What a backend makes a grammar of: the format less what stands around it."""
+    content: Format | None = form["content"] if form["type"] == THINKING_BUDGET else form
+    return content
+
+
+def says_where_it_ends(text: FormatText) -> bool:
+    """Whether not any text is an answer."""
+    return content_of(json.loads(text)) is not None
+
+
 def to_text(form: Format, field: str = FIELD) -> FormatText:
     """A format as requests carry it. Raises InvalidRequest, which says where it is no format."""
     check_depth(form, field)
-    _check(form, field)
+    _check_whole(form, field)
     text = json.dumps(form, ensure_ascii=False, separators=(",", ":"))
     if len(text) > MAX_FORMAT_LENGTH:
         raise _wrong(field, f"{field} has {len(text)} characters; at most {MAX_FORMAT_LENGTH} are allowed.")
@@ -71,7 +103,7 @@ def from_text(text: str) -> Format:
     except (ValueError, RecursionError) as error:
         raise _wrong(FIELD, f"{FIELD} is not valid JSON: {error}") from error
     check_depth(form, FIELD)
-    _check(form, FIELD)
+    _check_whole(form, FIELD)
     checked: Format = form
     return checked
 
@@ -89,6 +121,16 @@ def check_depth(value: Any, field: str) -> None:
         if not level:
             return
     raise _wrong(field, f"{field} is nested more than {MAX_DEPTH} levels deep.")
+
+
+def _check_whole(form: Any, where: str) -> None:
+    if not isinstance(form, Mapping) or form.get("type") != THINKING_BUDGET:
+        _check(form, where)
+        return
+    for name, rule in _BUDGET_FIELDS.items():
+        _CHECKS[rule](form.get(name), f"{where}.{name}")
+    if form.get("content") is not None:
+        _check(form["content"], f"{where}.content")
 
 
 def _check(form: Any, where: str) -> None:
@@ -132,6 +174,11 @@ def _check_ends(value: Any, where: str) -> None:
         raise _wrong(where, f"{where} must be a string or a list of them.")
 
 
+def _check_count(value: Any, where: str) -> None:
+    if type(value) is not int or value < 0:
+        raise _wrong(where, f"{where} must be a whole number, at least 0.")
+
+
 def _check_flag(value: Any, where: str) -> None:
     if not isinstance(value, bool):
         raise _wrong(where, f"{where} must be true or false.")
@@ -160,6 +207,7 @@ _CHECKS: Mapping[str, Callable[[Any, str], None]] = {
     "string": _check_string,
     "strings": _check_strings,
     "ends": _check_ends,
+    "count": _check_count,
     "flag": _check_flag,
     "schema": _check_schema,
     "format": _check,

@@ -13,7 +13,7 @@ from baton.grammars import formats
 from baton.grammars.formats import FIELD
 from baton_router.backend import GenerationRequest, TextOptions
 from baton_router.chat_output import detect
-from baton_router.chat_output.constraints import answer_format
+from baton_router.chat_output.constraints import answer_format, limited_thinking
 from baton_router.chat_output.formats import TOOL_FORMATS, ReasoningFormat, ToolFormat
 from baton_router.chat_output.parser import ChatOutputParser
 from baton_router.chat_output.parts import ChatDelta, ToolCallDelta
@@ -128,6 +128,8 @@ async def build_chat_request(
         is_reasoning_open=is_open,
     )
     asked, is_read = dict(fields), tool_format is not None or reasoning_format is not None
+    if (budget := asked.pop("thinking_token_budget", None)) is not None:
+        form = limited_thinking(reasoning_format, budget, is_open=is_open, content=form)
     if form is not None and is_read:
         asked["response_format"] = None
         asked[FIELD] = formats.to_text(form, "tools" if tools else FIELD)

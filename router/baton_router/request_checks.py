@@ -9,7 +9,7 @@ from typing import Any
 from baton.core.errors import InvalidRequest
 from baton.core.fields import Between, TokenSequences, rows
 from baton.core.sampling import MAX_SEED, SamplingParams
-from baton.grammars.formats import FIELD
+from baton.grammars.formats import FIELD, says_where_it_ends
 from baton_router.answer_choice import read_answer_choice
 from baton_router.backend import GenerationRequest, TextOptions
 from baton_router.request_ids import unique_id
@@ -47,6 +47,12 @@ async def build_request(
     arrived_s = time.monotonic()
     default_max_tokens = served.defaults.fields.get("max_tokens", default_max_tokens)
     _check_routing(priority, cache_salt)
+    if fields.get("thinking_token_budget") is not None:
+        raise InvalidRequest(
+            "thinking_token_budget is for chats: where a completion's prompt leaves off is not known.",
+            param="thinking_token_budget",
+            code="unsupported_parameter",
+        )
     token_ids = await _prompt_token_ids(served, prompt, add_special_tokens, is_cut=truncation is not None)
     if truncation is not None:
         asked = _asked_max_tokens(fields)[1]
@@ -173,6 +179,6 @@ def _sampling(served: ServedModel, fields: Mapping[str, Any], max_tokens: int) -
 
 def _end_token_ids(served: ServedModel, fields: Mapping[str, Any]) -> tuple[int, ...]:
     """The model's own, where they end this answer."""
-    has_format = any(fields.get(field) is not None for field in (FIELD, "response_format"))
-    goes_on = fields.get("ignore_eos") and not has_format  # which says where its answer ends
+    forms = [form for field in (FIELD, "response_format") if (form := fields.get(field)) is not None]
+    goes_on = fields.get("ignore_eos") and not any(map(says_where_it_ends, forms))
     return () if goes_on else served.eos_token_ids

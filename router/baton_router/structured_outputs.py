@@ -88,7 +88,8 @@ class FormatChecks:
         if self._backend != GUIDANCE:  # it needs torch: the workers find out
             return FormatText(json.dumps({**json.loads(text), "backend": self._backend}))
         if text not in self._fine:
-            await self._check(formats.from_text(text), field)
+            if (content := formats.content_of(formats.from_text(text))) is not None:
+                await self._check(content, field)
             self._fine[text] = None
             while len(self._fine) > _MAX_CHECKED:
                 self._fine.popitem(last=False)

@@ -155,6 +155,41 @@ async def test_what_answers_have_to_look_like(
     assert not request.text.skip_special_tokens
 
 
+BUDGET = {"thinking_token_budget": 5}
+
+
+@pytest.mark.parametrize(
+    "fields", [{}, {"tools": [TOOL], "tool_choice": "required"}, {"response_format": {"type": "json_object"}}]
+)
+async def test_a_limit_on_thinking(
+    client: httpx.AsyncClient, backend: FakeBackend, fields: dict[str, Any]
+) -> None:
+    """It stands around what the answer has to look like without it."""
+    await messages_of(client, **fields)
+    await messages_of(client, **fields, **BUDGET, ignore_eos=True)
+    without, limited = (request.sampling for request in backend.requests)
+    form = formats.from_text(limited.grammar)
+    assert (form["type"], form["max_tokens"], form["is_open"]) == ("thinking_budget", 5, False)
+    assert form["content"] == (formats.from_text(without.grammar) if without.grammar else None)
+    assert bool(limited.stop_token_ids) == bool(fields)  # ignore_eos holds where any text is an answer
+
+
+async def test_a_limit_on_thinking_over_grpc(served: ServedModel) -> None:
+    chat = pb.ChatMessages(messages=[pb.ChatMessage(role="user", content="Hi")])
+    request = pb.GenerateRequest(chat=chat, sampling=pb.Sampling(thinking_token_budget=0))
+    built, _ = await InferenceServicer(served)._generation(request)
+    assert formats.from_text(built.sampling.grammar)["max_tokens"] == 0
+
+
+@pytest.mark.parametrize("name", [None, "harmony"])
+async def test_no_limit_where_thinking_can_not_be_told(served: ServedModel, name: str | None) -> None:
+    form = None if name is None else REASONING_FORMATS[name]
+    transport = httpx.ASGITransport(create_app(replace(served, chat=ChatFormats(None, form))))
+    async with httpx.AsyncClient(transport=transport, base_url="http://baton") as client:
+        refused = await client.post(CHAT, json={"messages": MESSAGES, **BUDGET})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "thinking_token_budget")
+
+
 # fields, the param of the error
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({"tools": "weather"}, "tools"),
@@ -168,6 +203,8 @@ WRONG: list[tuple[dict[str, Any], str]] = [
         "tool_choice.function.name",
     ),
     ({"functions": [{"name": "x"}]}, "functions"),
+    ({"thinking_token_budget": -1}, "thinking_token_budget"),
+    ({"thinking_token_budget": "many"}, "thinking_token_budget"),
 ]
 
 

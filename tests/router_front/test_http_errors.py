@@ -77,6 +77,7 @@ BAD_COMPLETIONS = [
     ("best_of", {"best_of": 2, "n": 3}),
     ("best_of", {"best_of": 129}),
     ("length_penalty", {"length_penalty": 0.5}),
+    ("thinking_token_budget", {"thinking_token_budget": 5}),
     ("suffix", {"suffix": "x"}),
     ("max_tokens", {"max_tokens": 0, "echo": False}),
     ("min_tokens", {"max_tokens": 0, "echo": True, "min_tokens": 1}),

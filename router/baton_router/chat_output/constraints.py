@@ -11,6 +11,8 @@ argument_formats.py says how far arguments between tags keep to a schema.
 
 from collections.abc import Sequence
 
+from baton.core.errors import InvalidRequest
+from baton.core.fields import Between
 from baton.grammars import formats
 from baton.grammars.formats import Format
 from baton_router.chat_output.argument_formats import keyword_arguments, tagged_arguments
@@ -29,6 +31,7 @@ _ANY_TEXT: Format = {"type": "any_text"}
 _NOTHING: Format = {"type": "const_string", "value": ""}
 _LINE_BREAKS: Format = {"type": "regex", "pattern": r"\n{0,2}"}
 _NO_SCHEMA = {"type": "object"}
+_THINKING_TOKENS = Between(0, 2**31 - 1)
 
 
 def answer_format(
@@ -53,6 +56,25 @@ def answer_format(
     if body is None or reasoning_format is None:
         return body
     return _sequence(_thinking(reasoning_format, is_open=is_reasoning_open), _LINE_BREAKS, body)
+
+
+def limited_thinking(
+    form: ReasoningFormat | None, max_tokens: int, *, is_open: bool, content: Format | None
+) -> Format:
+    """The format of an answer, `content` or any text, with at most `max_tokens` of thinking.
+
+    Raises InvalidRequest where the model's thinking can't be told from the rest.
+    """
+    name = "thinking_token_budget"
+    if form is None or not form.ends:
+        reason = (
+            "this model is not known to think; the router's option --reasoning-parser says how it does"
+            if form is None
+            else f"models that write as {form.name} do have reasoning_effort instead"
+        )
+        raise InvalidRequest(f"{name} can't be kept: {reason}.", param=name, code="unsupported_parameter")
+    _THINKING_TOKENS.check(name, max_tokens)
+    return formats.thinking_budget(form.begins, form.ends, max_tokens, is_open=is_open, content=content)
 
 
 class _Tools:

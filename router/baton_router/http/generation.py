@@ -14,6 +14,12 @@ from baton_router.structured_outputs import from_response_format
 from baton_router.text.repetition import Repetition
 from baton_router.text.stop_strings import StopStrings
 
+# What `build_request` and `build_chat_request` take beside the table's.
+_OTHER_FIELDS = (
+    *("ignore_eos", "response_format"),
+    *("best_of", "use_beam_search", "length_penalty", "thinking_token_budget"),
+)
+
 
 def _stop(value: Any) -> tuple[str, ...]:
     """None, one string or a list of them."""
@@ -63,6 +69,7 @@ class GenerationBody(TruncatedBody):
     best_of: WholeNumber | None = None
     use_beam_search: bool | None = False
     length_penalty: float | None = None
+    thinking_token_budget: WholeNumber | None = None
     priority: WholeNumber | None = None
     request_id: str | None = None
     cache_salt: str | None = None
@@ -83,8 +90,7 @@ class GenerationBody(TruncatedBody):
         fields = {row.public_name: getattr(self, row.public_name) for row in rows(SamplingParams)}
         if self.response_format is not None and fields[FIELD] is not None:
             raise InvalidRequest(f"A request has response_format or {FIELD}, not both.", param=FIELD)
-        others = ("ignore_eos", "response_format", "best_of", "use_beam_search", "length_penalty")
-        return fields | {name: getattr(self, name) for name in others}
+        return fields | {name: getattr(self, name) for name in _OTHER_FIELDS}
 
     def text_options(self) -> TextOptions:
         """How tokens become text."""
