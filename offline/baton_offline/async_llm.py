@@ -23,6 +23,8 @@ from baton_offline.engine_backend import EngineBackend
 from baton_offline.outputs import CompletionOutput, RequestOutput
 from baton_offline.sampling_params import DEFAULT_MAX_TOKENS, SamplingParams, request_fields, text_options
 from baton_router.backend import GenerationRequest
+from baton_router.chat import Conversation, render
+from baton_router.chat_output.tools import read_tools
 from baton_router.metrics import FrontMetrics
 from baton_router.request_checks import build_request
 from baton_router.served_model import load_served_model
@@ -131,6 +133,7 @@ class AsyncLLM:
         self,
         messages: Messages,
         *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
         chat_template: str | None = None,
@@ -138,7 +141,11 @@ class AsyncLLM:
         reasoning_effort: str | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> str:
-        """The prompt of a conversation, by `chat_template` or the model's. Raises InvalidRequest."""
+        """The prompt of a conversation, by `chat_template` or the model's. Raises InvalidRequest.
+
+        `tools` are OpenAI's objects; calls are in the text of the answer, as the model writes them.
+        """
+        read_tools(tools)
         options = TemplateOptions(
             add_generation_prompt=add_generation_prompt,
             continue_final_message=continue_final_message,
@@ -147,7 +154,7 @@ class AsyncLLM:
             reasoning_effort=reasoning_effort,
             chat_template_kwargs=chat_template_kwargs or {},
         )
-        return self._served.render(messages, options)
+        return render(self._served, Conversation(messages, tools, template=options), has_tools=bool(tools))
 
     async def request(
         self,

@@ -101,6 +101,18 @@ def test_chat_is_the_models_template(llm: LLM) -> None:
     assert open_end.prompt != single.prompt
 
 
+def test_a_chat_has_tools(llm: LLM) -> None:
+    tool = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
+    template = "{% for tool in tools or [] %}{{ tool.function.name }};{% endfor %}{{ messages[0].content }}"
+    settings: dict[str, Any] = {"use_tqdm": False, "chat_template": template}
+    conversation = [{"role": "user", "content": "Hi"}]
+    params = SamplingParams(max_tokens=1)
+    assert llm.chat(conversation, params, **settings, tools=[tool])[0].prompt == "weather;Hi"
+    assert llm.chat(conversation, params, **settings)[0].prompt == "Hi"
+    with pytest.raises(InvalidRequest, match="tools"):
+        llm.chat(conversation, params, **settings, tools=[{"type": "web_search"}])
+
+
 def test_structured_outputs(llm: LLM) -> None:
     schema = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"]}
     params = SamplingParams(
