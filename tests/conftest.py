@@ -30,7 +30,7 @@ if find_spec("triton") is None:  # there is none for this system
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--schedules", type=int, default=20_000, help="schedules that the simulation tries")
+    parser.addoption("--schedules", type=int, default=10_000, help="schedules that the simulation tries")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

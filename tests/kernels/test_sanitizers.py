@@ -10,6 +10,9 @@ import pytest
 from baton_kernels.cpu.build import Level, build
 from tests.kernels.levels import BEST, EMULATED_AMX, PAIRS
 
+# Compiling one takes half a minute. Where the CPU has tiles, what emulates them is the same code but for
+# those, whose loads no sanitizer sees.
+LEVELS = [level for level in (BEST, PAIRS, EMULATED_AMX) if "amx_tile" not in level.needs]
 ROOT = Path(__file__).parents[2]
 
 
@@ -17,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     ("level", "count"),
-    [(BEST, 15), (PAIRS, 15), (EMULATED_AMX, 6)],  # emulated tiles take long
+    [(level, 6 if level is EMULATED_AMX else 12) for level in LEVELS],  # emulated tiles take long
     ids=lambda value: getattr(value, "name", None),
 )
 def test_nothing_is_read_or_written_out_of_bounds(

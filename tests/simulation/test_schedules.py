@@ -1,6 +1,6 @@
 """Transfers under random schedules of everything that can go wrong; see world.py.
 
-    pytest tests/simulation                                   20,000 schedules
+    pytest tests/simulation                                   10,000 schedules
     pytest tests/simulation --schedules 1000000               more
     pytest tests/simulation --hypothesis-seed 123             the same ones again
     python -m tests.simulation 00c3...                        one that went wrong, told in full
@@ -18,7 +18,7 @@ from tests.simulation.push import Way
 from tests.simulation.schedule import Chaos, Fault
 from tests.simulation.search import random_schedules, replay, search
 
-BATCH = 20_000  # hypothesis remembers every example of a search
+BATCH = 10_000  # hypothesis remembers every example of a search
 
 # What a search of BATCH does not miss: a simulator that nothing happens in finds nothing.
 HAPPENS = {

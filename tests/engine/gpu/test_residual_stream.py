@@ -57,7 +57,7 @@ def test_one_row_goes_through_products_alone(checkpoint, device, monkeypatch, na
     options = EngineConfig(kv_cache_bytes=1 << 20, dtype="float32", device="cpu")
     engine = load_engine(checkpoint(name), options)
     expected, found = Request(make_prompt(12)), Request(make_prompt(12))
-    Driver(engine).generate([expected], 3)
+    Driver(engine).generate([expected], 2)
     use_gpu_kernels(monkeypatch)
     driver = Driver(engine)
     driver.generate([found], 1)
@@ -71,9 +71,9 @@ def test_one_row_goes_through_products_alone(checkpoint, device, monkeypatch, na
     monkeypatch.setattr(one_row, "one_row", counted)
     for function in ("rms_norm", "add_rms_norm", "gated_silu"):
         monkeypatch.delattr(row_functions, function)
-    driver.generate([found], 3)
+    driver.generate([found], 2)
     assert found.output == expected.output
-    assert len(products) == 2 * (3 * 4 + 1)  # two steps of three layers, and the logits
+    assert len(products) == 3 * 4 + 1  # a step of three layers, and the logits
 
 
 def test_one_row_of_a_gate_that_the_kernel_does_not_know(device, monkeypatch):
