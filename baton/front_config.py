@@ -62,6 +62,12 @@ class FrontConfig:
         "--enable-server-info", False, "Serve /server_info: the router's options."
     )
 
+    enable_dev_endpoints: bool = option(
+        "--enable-dev-endpoints",
+        False,
+        "Serve POST /reset_prefix_cache, by which anybody makes the workers compute everything anew.",
+    )
+
     def __post_init__(self) -> None:
         check_options(self)
         if self.root_path and (not self.root_path.startswith("/") or self.root_path.endswith("/")):

@@ -90,6 +90,11 @@ class BlockPool:
             self._hash_of[block] = digest
             self._block_of[digest] = block
 
+    def forget_all(self) -> None:
+        """Nothing that was computed so far is found again; pages that are held stay so."""
+        for block in list(self._block_of.values()):
+            self._forget(block)
+
     def is_shared(self, block: int) -> bool:
         """Whether writing to the page would be seen by somebody else."""
         return self._reference_counts[block] > 1

@@ -53,7 +53,12 @@ class ReleasePages:
     blocks: tuple[int, ...]
 
 
-EngineCommand = AddRequest | ReserveBlocks | CommitRequest | AbortRequest | ReleasePages
+@dataclass(frozen=True, slots=True)
+class ResetPrefixCache:
+    """Find nothing again of what was computed so far."""
+
+
+EngineCommand = AddRequest | ReserveBlocks | CommitRequest | AbortRequest | ReleasePages | ResetPrefixCache
 
 
 class FailureReason(Enum):

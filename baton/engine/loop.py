@@ -22,6 +22,7 @@ from baton.core.commands import (
     ReleasePages,
     RequestFailure,
     ReserveBlocks,
+    ResetPrefixCache,
     StepTimes,
 )
 from baton.core.errors import InvalidRequest, TransferRefused
@@ -142,6 +143,8 @@ class EngineLoop:
                     self._scheduler.abort_choice(request_id, choice)
                 case ReleasePages(blocks):
                     self._scheduler.release_pages(blocks)
+                case ResetPrefixCache():
+                    self._scheduler.pool.forget_all()
         except InvalidRequest as error:
             assert isinstance(command, AddRequest | ReserveBlocks)
             return RequestFailure(command.request.request_id, FailureReason.INVALID, str(error))

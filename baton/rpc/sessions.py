@@ -77,10 +77,16 @@ class RequestHandler(Protocol):
 class SessionHost(worker_pb2_grpc.WorkerServicer):
     """Serves sessions, and knows which session and number each request has."""
 
-    def __init__(self, welcome: Callable[[], worker_pb2.Welcome], block_size: int) -> None:
+    def __init__(
+        self,
+        welcome: Callable[[], worker_pb2.Welcome],
+        block_size: int,
+        reset_prefix_cache: Callable[[], None],
+    ) -> None:
         self.handler: RequestHandler | None = None
         self._welcome = welcome
         self._block_size = block_size
+        self._reset_prefix_cache = reset_prefix_cache
         self._sessions: list[RouterSession] = []
         self._requests: dict[str, tuple[RouterSession, int]] = {}
         self._is_draining = False
@@ -200,6 +206,8 @@ class SessionHost(worker_pb2_grpc.WorkerServicer):
                     self._begin(session, command.prefill.work, command.prefill)
                 case "abort":
                     self._abort(session, command.abort)
+                case "reset_prefix_cache":
+                    self._reset_prefix_cache()
 
     def _begin(
         self, session: RouterSession, work: worker_pb2.Work, prefill: worker_pb2.Prefill | None

@@ -5,7 +5,7 @@ import secrets
 from typing import Protocol
 
 from baton.config import WorkerConfig
-from baton.core.commands import EngineOutput
+from baton.core.commands import EngineCommand, EngineOutput, ResetPrefixCache
 from baton.core.features import KNOWN_FEATURES
 from baton.core.page_ports import PageStore
 from baton.core.request import LoadSnapshot
@@ -51,6 +51,10 @@ class ServedEngine(Protocol):
         """How full it is."""
         ...
 
+    def submit(self, command: EngineCommand) -> None:
+        """Ask it for something."""
+        ...
+
 
 class Worker:
     """One worker as routers see it: sessions that greet them with what it is, and what it has counted."""
@@ -58,7 +62,9 @@ class Worker:
     def __init__(self, config: WorkerConfig, engine: ServedEngine) -> None:
         self.epoch = secrets.randbits(64)  # no earlier start of this worker has used it
         self.stats = TransferStats()
-        self.sessions = SessionHost(self._welcome, engine.store.layout.block_size)
+        self.sessions = SessionHost(
+            self._welcome, engine.store.layout.block_size, lambda: engine.submit(ResetPrefixCache())
+        )
         self._config = config
         self._engine = engine
 

@@ -121,6 +121,11 @@ class AsyncLLM:
         """The settings of a call without any: what the model's generation_config.json recommends."""
         return SamplingParams(**self._defaults.fields)
 
+    async def reset_prefix_cache(self) -> None:
+        """Prompts that come find nothing of what was computed before."""
+        self._start()
+        self._backend.reset_prefix_cache()
+
     async def close(self) -> None:
         """End the engine, and with RequestFailed what it is still computing; its memory is free when nobody
         holds this object."""

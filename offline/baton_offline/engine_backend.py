@@ -3,7 +3,14 @@
 import asyncio
 from collections.abc import AsyncGenerator
 
-from baton.core.commands import AbortRequest, AddRequest, EngineOutput, FailureReason, RequestFailure
+from baton.core.commands import (
+    AbortRequest,
+    AddRequest,
+    EngineOutput,
+    FailureReason,
+    RequestFailure,
+    ResetPrefixCache,
+)
 from baton.core.errors import BatonError, InvalidRequest, RequestFailed
 from baton.core.request import EngineRequest, TokenEvent
 from baton.engine.async_engine import AsyncEngine
@@ -63,6 +70,10 @@ class EngineBackend:
         self._end = error
         for running in self._requests.values():
             running.fail(error)
+
+    def reset_prefix_cache(self) -> None:
+        """See Backend."""
+        self._engine.submit(ResetPrefixCache())
 
     def abort_choice(self, request_id: str, choice: int) -> None:
         """See Backend."""

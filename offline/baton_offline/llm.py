@@ -98,6 +98,10 @@ class LLM:
         """See AsyncLLM."""
         return self._llm.get_default_sampling_params()
 
+    def reset_prefix_cache(self) -> None:
+        """See AsyncLLM."""
+        self._run(self._llm.reset_prefix_cache())
+
     def close(self) -> None:
         """End the engine and its threads; may be called again."""
         atexit.unregister(self.close)

@@ -77,6 +77,10 @@ class Backend(Protocol):
         """End every request, those that come included: its generator raises the error."""
         ...
 
+    def reset_prefix_cache(self) -> None:
+        """Requests that come find nothing of what was computed before."""
+        ...
+
     def abort_choice(self, request_id: str, choice: int) -> None:
         """The front door has cut this choice (a stop string); no more deltas of it will be wanted."""
         ...

@@ -120,6 +120,22 @@ def test_a_prefix_loses_its_tail_before_its_head() -> None:
     assert pool.find_prefix(DIGESTS[:3]) == table[:2]
 
 
+def test_nothing_is_found_after_all_is_forgotten() -> None:
+    """Not even of pages that are held, which stay held; names may be given anew."""
+    pool = BlockPool(4)
+    held, cached = pool.allocate(2), pool.allocate(1)
+    for block, digest in zip([*held, *cached], DIGESTS, strict=False):
+        pool.publish(block, digest)
+    pool.release(cached)
+    pool.forget_all()
+    assert pool.find_prefix(DIGESTS[:3]) == []
+    assert [pool.reference_count(block) for block in [*held, *cached]] == [1, 1, 0]
+    pool.check_integrity()
+    again = pool.allocate(1)
+    pool.publish(again[0], DIGESTS[0])
+    assert pool.find_prefix(DIGESTS[:3]) == again
+
+
 def test_out_of_blocks_takes_nothing() -> None:
     pool = BlockPool(3)
     pool.allocate(1)

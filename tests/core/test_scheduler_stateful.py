@@ -136,6 +136,10 @@ class SchedulerMachine(RuleBasedStateMachine):
     def get_on_with_the_steps_under_way(self) -> None:
         self.world.compute()
 
+    @rule()
+    def reset_the_prefix_cache(self) -> None:
+        self.world.scheduler.pool.forget_all()
+
     @rule(count=st.integers(1, 8))
     def run_engine_loop(self, count: int) -> None:
         for _ in range(count):

@@ -72,7 +72,16 @@ class Cluster:
         """Start the router."""
         workers = [f"--{role}={self.worker_address(role)}" for role in ("prefill", "decode")]
         ports = [f"--port={self.http_port}", f"--grpc-port={self.grpc_port}"]
-        self._start("router", "router", "--served-model-name", "demo", *workers, *ports, *flags)
+        self._start(
+            "router",
+            "router",
+            "--served-model-name",
+            "demo",
+            "--enable-dev-endpoints",
+            *workers,
+            *ports,
+            *flags,
+        )
 
     def wait_ready(self) -> None:
         """Wait until a request would be taken."""

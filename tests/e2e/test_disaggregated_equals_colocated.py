@@ -42,6 +42,19 @@ def _choices(cluster: Cluster, prompt: list[int], **fields: Any) -> list[dict[st
     )
 
 
+def test_workers_forget_what_they_have_computed(float32_cluster: Cluster) -> None:
+    body = {"prompt": _prompts()[-1], "max_tokens": 2, "ignore_eos": True}
+
+    def num_cached() -> int:
+        answer = httpx.post(f"{float32_cluster.url}/v1/completions", json=body, timeout=60).json()
+        return int(answer["usage"]["prompt_tokens_details"]["cached_tokens"])
+
+    num_cached()
+    assert num_cached() > 200
+    httpx.post(f"{float32_cluster.url}/reset_prefix_cache", timeout=60).raise_for_status()
+    assert num_cached() == 0
+
+
 def test_the_best_candidates_are_those_of_single_requests(float32_cluster: Cluster) -> None:
     prompt, settings = _prompts()[3], {"temperature": 1.0, "max_tokens": 20, "logprobs": 0}
     best = _choices(float32_cluster, prompt, **settings, seed=5, n=2, best_of=5)

@@ -40,7 +40,14 @@ def test_the_text_goes_on_where_there_is_another_decode_server() -> None:
         wait_until(lambda: _num_connected(cluster) == 3, "the router knows all workers", 60)
         # A token that is recomputed, in a prompt, has sums that differ from those of decode by 7e-7, and
         # with seed 11 a draw lies 2e-7 from the border of two tokens.
-        body = {**PROMPT, "max_tokens": 500, "stream": True, "temperature": 0.8, "seed": 12, "return_token_ids": True}
+        body = {
+            **PROMPT,
+            "max_tokens": 500,
+            "stream": True,
+            "temperature": 0.8,
+            "seed": 12,
+            "return_token_ids": True,
+        }
         with httpx.stream("POST", f"{cluster.url}/v1/completions", json=body, timeout=60) as response:
             choices = _choices(response)
             answer = [next(choices) for _ in range(5)]

@@ -113,6 +113,13 @@ def test_a_chat_has_tools(llm: LLM) -> None:
         llm.chat(conversation, params, **settings, tools=[{"type": "web_search"}])
 
 
+def test_the_prefix_cache_may_be_reset(llm: LLM) -> None:
+    prompt, params = [list(range(100, 180))], SamplingParams(max_tokens=1)
+    cached = [llm.generate(prompt, params, use_tqdm=False)[0].num_cached_tokens for _ in range(2)]
+    llm.reset_prefix_cache()
+    assert [*cached, llm.generate(prompt, params, use_tqdm=False)[0].num_cached_tokens] == [0, 64, 0]
+
+
 def test_structured_outputs(llm: LLM) -> None:
     schema = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"]}
     params = SamplingParams(

@@ -28,6 +28,7 @@ class FakeBackend:
         self.tokens_per_delta = 1
         self.requests: list[GenerationRequest] = []
         self.aborted: list[tuple[str, int]] = []
+        self.num_resets = 0
         self.num_running = 0
         self.most_running = 0
         self.is_hanging = asyncio.Event()
@@ -52,6 +53,9 @@ class FakeBackend:
 
     def abort_choice(self, request_id: str, choice: int) -> None:
         self.aborted.append((request_id, choice))
+
+    def reset_prefix_cache(self) -> None:
+        self.num_resets += 1
 
     async def _replay(self, request: GenerationRequest) -> AsyncGenerator[TokenDelta]:
         params = request.sampling

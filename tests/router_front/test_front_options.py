@@ -199,6 +199,14 @@ async def test_information_is_there_where_it_is_asked_for(served: ServedModel):
     assert "cluster_token" not in options
 
 
+async def test_the_prefix_cache_is_reset_where_developers_may(served: ServedModel, backend: FakeBackend):
+    async with client_of(served) as client:
+        assert (await client.post("/reset_prefix_cache")).status_code == 404
+    async with client_of(served, FrontConfig(enable_dev_endpoints=True)) as client:
+        assert (await client.post("/reset_prefix_cache")).status_code == 200
+    assert backend.num_resets == 1
+
+
 async def test_a_suffix_is_refused_with_the_reason(client: httpx.AsyncClient):
     response = await client.post(COMPLETIONS, json=BODIES[COMPLETIONS] | {"suffix": "x"})
     assert response.status_code == 400

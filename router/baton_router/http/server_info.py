@@ -1,10 +1,11 @@
-"""Routes that tell operators how the server is set up; each is there where an option says so."""
+"""Routes for operators and developers; each is there where an option says so."""
 
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
 from fastapi import APIRouter
+from fastapi.responses import Response
 
 from baton.config import RouterConfig
 from baton_router.served_model import ServedModel
@@ -31,6 +32,13 @@ def info_routes(served: ServedModel, options: Mapping[str, Any]) -> APIRouter:
                 "sampling_defaults": dict(served.defaults.fields),
                 "options": options,
             }
+
+    if served.front.enable_dev_endpoints:
+
+        @router.post("/reset_prefix_cache", response_model=None, response_class=Response)
+        async def reset_prefix_cache() -> Response:
+            served.backend.reset_prefix_cache()
+            return Response()
 
     return router
 

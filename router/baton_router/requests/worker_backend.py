@@ -59,6 +59,10 @@ class WorkerBackend:
         for flight in self._flights.values():
             flight.end(error)
 
+    def reset_prefix_cache(self) -> None:
+        """See baton_router.backend.Backend."""
+        self._pool.reset_prefix_caches()
+
     def abort_choice(self, request_id: str, choice: int) -> None:
         """See baton_router.backend.Backend."""
         flight = self._flights.get(request_id)

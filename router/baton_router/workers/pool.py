@@ -67,6 +67,12 @@ class WorkerPool:
         decode = self.decodes[placement.decode]
         return decode if placement.prefill is None else self.prefills[placement.prefill], decode
 
+    def reset_prefix_caches(self) -> None:
+        """Ask all that are connected."""
+        for link in self.links:
+            if link.worker is not None:
+                link.send(worker_pb2.Command(reset_prefix_cache=worker_pb2.ResetPrefixCache()))
+
     async def run(self, on_change: Callable[[], None]) -> None:
         """Keep sessions with all workers; `on_change` is called after one came, went or began to drain."""
         async with asyncio.TaskGroup() as tasks:
