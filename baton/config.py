@@ -23,6 +23,7 @@ from baton.option_values import (
     FILE,
     NAMES,
     POSITIVE,
+    RULE_NAMES,
     SECONDS,
     SHARE,
     SIZE,
@@ -104,6 +105,13 @@ class EngineConfig:
         "auto",
         "fp8: KV cache in 8 bits, twice the tokens; auto: as --dtype.",
         _KV_CACHE_DTYPE,
+    )
+
+    logits_rules: tuple[str, ...] = option(
+        "--logits-rule",
+        (),
+        "A rule for logits that requests may name: an entry point baton.logits_rules; may be repeated.",
+        RULE_NAMES,
     )
 
     def __post_init__(self) -> None:

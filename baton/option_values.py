@@ -134,6 +134,7 @@ def _json_strings(written: str) -> tuple[str, ...]:
 ANY = Values()
 TEXT = Values(written_as=str)  # of which the command still makes the field's value
 ADDRESS = Values(metavar="ADDRESS")
+RULE_NAMES = Values(written_as=list[str], read=tuple, write=list, metavar="NAME")
 ADDRESSES = Values(written_as=list[str], read=tuple, write=list, metavar="ADDRESS")
 NAMES = Values(_require_names, list[str], tuple, list, metavar="NAME")
 FILE = Values(metavar="FILE")

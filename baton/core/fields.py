@@ -24,6 +24,13 @@ class FormatText(str):
 ANY_FORMAT = FormatText("")
 
 
+class RulesText(str):
+    """Rules for logits by name, with their arguments, as JSON text; clients write an object."""
+
+
+NO_RULES = RulesText("")
+
+
 class PublicName(str):
     """What clients call a field that has another name in the table."""
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from baton.core.grammar import TokenMatcher
+from baton.core.logits_rules import RequestRules
 from baton.core.sampling import SampledToken, SamplingParams
 
 
@@ -21,6 +22,7 @@ class SampleTask:
     prompt_token_ids: Sequence[int]
     output_token_ids: Sequence[int]
     matcher: TokenMatcher | None = None  # says which tokens may be sampled; None: all
+    rules: RequestRules | None = None  # change its logits
 
     @property
     def num_output_tokens(self) -> int:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from baton.core.grammar import Grammar, TokenMatcher
+from baton.core.logits_rules import RequestRules
 from baton.core.sampling import SampledToken, SamplingParams, choice_seed
 from baton.core.stopping import FinishReason
 
@@ -27,6 +28,7 @@ class EngineRequest:
     priority: int = 0  # lower first; equal ones in order of arrival
     answered_token_ids: tuple[int, ...] = ()
     grammar: Grammar | None = field(default=None, compare=False, repr=False)  # made of sampling.grammar
+    rules: RequestRules | None = field(default=None, compare=False, repr=False)  # of sampling.logits_rules
     # The prompt as samplers get it: memory that they read as it is, where they read it at every step.
     prompt_for_sampler: Sequence[int] = field(init=False, compare=False, repr=False)
 
@@ -84,6 +86,12 @@ class SequenceState:
         self.matcher = None if grammar is None else grammar.matcher()
         self.block_hashes = list(self.request.block_hashes)
         self.num_exported_blocks = self.export_from or 0
+
+    @property
+    def failure(self) -> str | None:
+        """Why it can't go on; None while it can."""
+        of_rules = None if self.request.rules is None else self.request.rules.failure
+        return of_rules if self.matcher is None else self.matcher.failure or of_rules
 
     @property
     def num_prompt_tokens(self) -> int:

@@ -7,7 +7,7 @@ ends the sequence is known only when it is; if it does, the row was computed in 
 
 from baton.core.plan import PromptTask, SampleTask, ScheduledRow
 from baton.core.request import SequenceState
-from baton.core.sampling import choice_seed
+from baton.core.sampling import SamplingParams, choice_seed
 from baton.core.stopping import ends_by_length
 
 
@@ -21,7 +21,7 @@ def num_ready_tokens(sequence: SequenceState, max_model_len: int) -> int:
 def _may_follow(sequence: SequenceState, max_model_len: int) -> bool:
     """Whether the sequence can go on from a token that is not known yet."""
     params = sequence.request.sampling
-    reads_tokens = params.has_penalties or params.grammar or params.bad_words  # on the host
+    reads_tokens = _reads_output(params)
     if sequence.hands_over or reads_tokens:
         return False
     if not sequence.output_token_ids and params.n > 1:
@@ -29,6 +29,11 @@ def _may_follow(sequence: SequenceState, max_model_len: int) -> bool:
     num_awaited = sequence.num_awaited_tokens
     num_output = len(sequence.output_token_ids) + num_awaited
     return not ends_by_length(params, num_output, sequence.num_tokens + num_awaited, max_model_len)
+
+
+def _reads_output(params: SamplingParams) -> bool:
+    """Whether the host has to know the output before it can choose a token."""
+    return params.has_penalties or bool(params.grammar or params.bad_words or params.logits_rules)
 
 
 def row_of(sequence: SequenceState, count: int, follows: int | None) -> ScheduledRow:
@@ -74,4 +79,5 @@ def _sample_task(sequence: SequenceState, choice: int, position: int) -> SampleT
         prompt_token_ids=sequence.request.prompt_for_sampler,
         output_token_ids=sequence.output_token_ids,
         matcher=sequence.matcher,
+        rules=sequence.request.rules,
     )

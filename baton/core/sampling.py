@@ -7,6 +7,7 @@ from typing import Annotated
 from baton.core.errors import InvalidRequest
 from baton.core.fields import (
     ANY_FORMAT,
+    NO_RULES,
     Above,
     AlsoOff,
     AtLeastOne,
@@ -15,6 +16,7 @@ from baton.core.fields import (
     EachBias,
     FormatText,
     PublicName,
+    RulesText,
     TokenBiases,
     TokenIds,
     TokenSequences,
@@ -29,6 +31,7 @@ MAX_LOGIT_BIASES = 1024  # a step, which others share, takes time for each
 MAX_ALLOWED_TOKENS = 16384
 MAX_BAD_WORDS = 256
 MAX_LOGPROB_TOKENS = 128
+MAX_RULES_LENGTH = 65_536  # characters
 MAX_SEED = 2**64 - 1
 _MAX_INT32 = 2**31 - 1
 
@@ -70,6 +73,8 @@ class SamplingParams:
     logprob_token_ids: Annotated[TokenIds, AtMost(MAX_LOGPROB_TOKENS)] = ()
     # What the answer has to look like: see baton/grammars/formats.py. Empty: anything.
     grammar: Annotated[FormatText, PublicName("structured_outputs"), AtMost(MAX_FORMAT_LENGTH)] = ANY_FORMAT
+    # Of the worker's owner, before all that is above: see baton/core/logits_rules.py.
+    logits_rules: Annotated[RulesText, AtMost(MAX_RULES_LENGTH)] = NO_RULES
 
     def __post_init__(self) -> None:
         check_fields(self)

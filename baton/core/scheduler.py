@@ -298,9 +298,9 @@ class Scheduler:
         self, sequence: SequenceState, samples: dict[int, SampledToken], events: StepEvents
     ) -> None:
         """`samples`: the token of each choice."""
-        if sequence.matcher is not None and sequence.matcher.failure is not None:
+        if (failure := sequence.failure) is not None:
             request_id = sequence.request.request_id
-            events.failures[request_id] = sequence.matcher.failure
+            events.failures[request_id] = failure
             self.abort(request_id)
             return
         going_on, tokens = take_tokens(sequence, samples, self.config.max_model_len)

@@ -3,17 +3,27 @@
 import asyncio
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 
 from baton.config import EngineConfig
 from baton.core.block_pool import BlockPool
-from baton.core.commands import EngineCommand, EngineOutput, RequestFailure
-from baton.core.errors import RequestFailed
+from baton.core.commands import (
+    AddRequest,
+    EngineCommand,
+    EngineOutput,
+    FailureReason,
+    RequestFailure,
+    ReserveBlocks,
+)
+from baton.core.errors import InvalidRequest, RequestFailed
+from baton.core.features import KNOWN_FEATURES, rule_feature
 from baton.core.page_ports import PageStore
 from baton.core.ports import LoadedEngine
 from baton.core.request import LoadSnapshot
 from baton.core.scheduler import Scheduler
 from baton.core.scheduler_limits import SchedulerConfig
 from baton.engine.grammar_gate import GrammarGate
+from baton.engine.logits_rules import LogitsRules
 from baton.engine.loop import EngineLoop
 from baton.engine.pages.device_order import DeviceOrder
 
@@ -47,6 +57,8 @@ class AsyncEngine:
             self._order = DeviceOrder(self._emit, self._report_crash)
             emit, mark = self._order.put, pages.mark
         self._engine = EngineLoop(scheduler, loaded.runner, emit, self._report_crash, mark)
+        self._rules = LogitsRules.load(config.logits_rules)
+        self.features = KNOWN_FEATURES | {rule_feature(name) for name in self._rules.names}
         self._gate = GrammarGate(loaded.grammars, self._engine.submit, self._report_failure)
 
     def start(self, on_output: Callable[[EngineOutput], None]) -> None:
@@ -66,6 +78,15 @@ class AsyncEngine:
 
     def submit(self, command: EngineCommand) -> None:
         """Ask the engine for something; it takes effect before its next step."""
+        if isinstance(command, AddRequest | ReserveBlocks) and command.request.sampling.logits_rules:
+            request = command.request
+            try:
+                rules = self._rules.of_request(request.sampling.logits_rules)
+            except InvalidRequest as error:
+                failure = RequestFailure(request.request_id, FailureReason.INVALID, str(error))
+                self._report_failure(failure)
+                return
+            command = replace(command, request=replace(request, rules=rules))
         self._gate.submit(command)
 
     async def stop(self) -> None:

@@ -22,6 +22,7 @@ def has_rules(task: SampleTask) -> bool:
         bool(params.logit_bias)
         or params.has_penalties
         or _has_mask(task)
+        or task.rules is not None
         or task.num_output_tokens < params.min_tokens
     )
 
@@ -66,6 +67,14 @@ def _without(mask: bytes, token_ids: Iterable[int]) -> bytes:
         if token_id < 8 * len(others):
             others[token_id // 8] &= ~(1 << token_id % 8)
     return bytes(others)
+
+
+def with_own_rules(logits: Tensor, task: SampleTask) -> Tensor:
+    """One row of logits, finite float32 `[V]`, as the rules of the server's owner change it."""
+    if task.rules is None:
+        return logits
+    changed: Tensor = task.rules.apply(logits, task.prompt_token_ids, task.output_token_ids)
+    return changed
 
 
 def apply_rules(logits: Tensor, task: SampleTask, allowed: bytes | None) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from baton.core.plan import SampleTask
 from baton.core.sampling import SampledToken, SamplingParams, uniform
-from baton.engine.logit_rules import allowed_tokens, apply_rules, has_rules, unpacked
+from baton.engine.logit_rules import allowed_tokens, apply_rules, has_rules, unpacked, with_own_rules
 from baton_kernels.cpu.allowed_rows import allowed_rows
 from baton_kernels.cpu.argmax import argmax
 from baton_kernels.cpu.library import DTYPES, cpu_kernels
@@ -49,7 +49,13 @@ def sample(
         token_ids[index] = token_id
     for group in _groups(ruled):
         allowed = [allowed_tokens(tasks[index][1], logits.shape[1]) for index in group]
-        changed = _allowed(logits, [tasks[index][0] for index in group], allowed)
+        lines = [tasks[index][0] for index in group]
+        if any(tasks[index][1].rules is not None for index in group):
+            own = zip(_finite(logits, lines), group, strict=True)
+            changed = torch.stack([with_own_rules(row, tasks[index][1]) for row, index in own])
+            changed = _allowed(changed, list(range(len(group))), allowed)
+        else:
+            changed = _allowed(logits, lines, allowed)
         chosen = [(line, tasks[index][1]) for line, index in enumerate(group)]
         for line, task in chosen:
             apply_rules(changed[line], task, allowed[line])

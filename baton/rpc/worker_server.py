@@ -6,7 +6,6 @@ from typing import Protocol
 
 from baton.config import WorkerConfig
 from baton.core.commands import EngineCommand, EngineOutput, ResetPrefixCache
-from baton.core.features import KNOWN_FEATURES
 from baton.core.page_ports import PageStore
 from baton.core.request import LoadSnapshot
 from baton.core.scheduler_limits import SchedulerConfig
@@ -51,6 +50,11 @@ class ServedEngine(Protocol):
         """How full it is."""
         ...
 
+    @property
+    def features(self) -> frozenset[str]:
+        """What it knows: baton/core/features.py."""
+        ...
+
     def submit(self, command: EngineCommand) -> None:
         """Ask it for something."""
         ...
@@ -84,7 +88,7 @@ class Worker:
             max_num_seqs=limits.max_num_seqs,
             layout=codec.layout_to_proto(self._engine.store.layout),
             load=self._load(),
-            features=sorted(KNOWN_FEATURES),
+            features=sorted(self._engine.features),
         )
 
     def _load(self) -> worker_pb2.Load:

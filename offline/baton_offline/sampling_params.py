@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ConfigDict, create_model
 
-from baton.core.fields import FormatText, TokenBiases, TokenIds, TokenSequences, rows
+from baton.core.fields import FormatText, RulesText, TokenBiases, TokenIds, TokenSequences, rows
+from baton.core.logits_rules import to_text
 from baton.core.sampling import SamplingParams as EngineSampling
 from baton_router.backend import TextOptions
 from baton_router.structured_outputs import from_structured_outputs
@@ -59,6 +60,7 @@ _WRITTEN: dict[Any, tuple[Any, Any]] = {
     TokenSequences: (Sequence[str], list),
     TokenBiases: (Mapping[int, float], _biases),
     FormatText: (StructuredOutputsParams, _format),
+    RulesText: (Mapping[str, Mapping[str, Any] | None], to_text),
 }
 _OTHERS: dict[str, tuple[Any, Any]] = {
     "stop": (str | Sequence[str] | None, None),

@@ -8,7 +8,8 @@ from typing import Any
 import grpc
 
 from baton.core.errors import InvalidRequest, RequestFailed
-from baton.core.fields import FormatText, TokenBiases, TokenIds, TokenSequences, rows
+from baton.core.fields import FormatText, RulesText, TokenBiases, TokenIds, TokenSequences, rows
+from baton.core.logits_rules import from_text, to_text
 from baton.core.sampling import SampledToken, SamplingParams
 from baton.v1 import inference_pb2 as pb
 from baton.v1 import inference_pb2_grpc
@@ -43,6 +44,7 @@ def _format(message: pb.StructuredOutputs) -> FormatText | None:
 
 _FROM_PROTO: dict[Any, Callable[[Any], Any]] = {
     FormatText: _format,
+    RulesText: lambda text: to_text(from_text(text)),
     TokenIds: tuple,
     TokenIds | None: lambda message: tuple(message.ids),
     TokenSequences: list,

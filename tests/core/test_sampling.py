@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from baton.core.errors import InvalidRequest
+from baton.core.fields import RulesText
 from baton.core.sampling import (
     MAX_ALLOWED_TOKENS,
     MAX_BAD_WORDS,
@@ -60,6 +61,7 @@ RANGES: list[tuple[str, str, list[Any], list[Any]]] = [
     ),
     ("logprob_token_ids", "logprob_token_ids", [()], [(1,) * (MAX_LOGPROB_TOKENS + 1)]),
     ("bad_words", "bad_words", [(), ((1, 2),) * MAX_BAD_WORDS], [((1, 2),) * (MAX_BAD_WORDS + 1)]),
+    ("logits_rules", "logits_rules", [RulesText("{}")], [RulesText("x" * 65_537)]),
     ("grammar", "structured_outputs", ["", "x" * MAX_FORMAT_LENGTH], ["x" * (MAX_FORMAT_LENGTH + 1)]),
 ]
 GOOD = [(field, value) for field, _, good, _ in RANGES for value in good]

@@ -8,7 +8,18 @@ import pytest
 from pydantic import ValidationError
 
 from baton.core.errors import InvalidRequest
-from baton.core.fields import Above, AlsoOff, Between, FormatText, PublicName, Row, TokenIds, rows
+from baton.core.fields import (
+    Above,
+    AlsoOff,
+    Between,
+    FormatText,
+    PublicName,
+    Row,
+    RulesText,
+    TokenIds,
+    rows,
+)
+from baton.core.logits_rules import to_text
 from baton.core.request import EngineRequest
 from baton.core.sampling import SamplingParams
 from baton.grammars import formats
@@ -41,6 +52,8 @@ class Example:
             return self.http
         if self is EXAMPLES["allowed_token_ids"]:
             return inference_pb2.TokenIds(ids=self.value)
+        if isinstance(self.value, RulesText):
+            return str(self.value)
         if isinstance(self.value, FormatText):
             return inference_pb2.StructuredOutputs(choice=inference_pb2.Choices(texts=self.http["choice"]))
         return dict(self.value) if isinstance(self.http, dict) else self.value
@@ -48,6 +61,7 @@ class Example:
 
 WORD = ((285, 276),)
 CHOICE = formats.to_text(formats.choice(["yes", "no"]))
+RULES = to_text({"mine": {"k": 5}})
 EXAMPLES = {
     "temperature": Example(0.5, 0.5, 100.5),
     "top_k": Example(7, 7, -2),
@@ -67,6 +81,7 @@ EXAMPLES = {
     "allowed_token_ids": Example((5, 6), [5, 6], []),
     "bad_words": Example(WORD, ["quick"], [""]),
     "logprob_token_ids": Example((5, 6), [5, 6], [5] * 129),
+    "logits_rules": Example(RULES, {"mine": {"k": 5}}, "mine"),
     "grammar": Example(CHOICE, {"choice": ["yes", "no"]}, {"regex": "("}),
 }
 ROWS = rows(SamplingParams)

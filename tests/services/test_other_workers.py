@@ -4,10 +4,11 @@ from dataclasses import replace
 
 import pytest
 
-from baton.core.errors import Unavailable
+from baton.core.errors import InvalidRequest, Unavailable
 from baton.core.features import ANSWERED_TOKENS, KNOWN_FEATURES, needed_features
+from baton.core.logits_rules import to_text
 from baton.core.sampling import SamplingParams
-from baton.rpc import worker_server
+from baton.engine import async_engine
 from tests.services.cluster import Limits, cluster, until
 from tests.services.fake_engine import CONFIG_DIGEST, expected
 from tests.services.prompts import prompt_of
@@ -39,7 +40,7 @@ async def test_a_request_goes_where_all_that_it_needs_is_known(monkeypatch: pyte
     async with cluster(num_decodes=2, start=False) as running:
         old, new = running.decodes
         with monkeypatch.context() as older:
-            older.setattr(worker_server, "KNOWN_FEATURES", KNOWN_FEATURES - {"min_p"})
+            older.setattr(async_engine, "KNOWN_FEATURES", KNOWN_FEATURES - {"min_p"})
             await old.start()
             await until(lambda: running.links[1].worker is not None)
         await running.prefill.start()
@@ -60,3 +61,12 @@ def test_what_is_needed_is_what_is_asked_for() -> None:
     asked = SamplingParams(top_k=5, stop_token_ids=(1,))
     assert needed_features(asked, is_answered=True) == {"top_k", "stop_token_ids", ANSWERED_TOKENS}
     assert needed_features(asked, is_answered=True) <= KNOWN_FEATURES
+
+
+async def test_a_logits_rule_that_no_worker_has_is_the_clients_mistake() -> None:
+    async with cluster() as running:
+        rules = to_text({"nobodys": {}})
+        with pytest.raises(InvalidRequest, match="'nobodys'") as refused:
+            await running.ask(running.request(prompt_of(5), logits_rules=rules))
+        assert refused.value.param == "logits_rules.nobodys"
+        await running.all_clean()

@@ -10,7 +10,14 @@ from torch import Tensor
 
 from baton.core.plan import SampleTask
 from baton.engine.gpu.host_copies import all_to_device, to_device
-from baton.engine.logit_rules import allowed_tokens, forbids_stopping, has_rules, known_tokens, unpacked
+from baton.engine.logit_rules import (
+    allowed_tokens,
+    forbids_stopping,
+    has_rules,
+    known_tokens,
+    unpacked,
+    with_own_rules,
+)
 from baton.engine.sampler import Task
 from baton_kernels.gpu.penalties import penalise
 from baton_kernels.gpu.sample_tokens import SamplingRows, sample_tokens
@@ -73,6 +80,9 @@ def _with_rules(logits: Tensor, tasks: list[Task]) -> Tensor:
     device, vocab_size = logits.device, logits.shape[1]
     lines = _to_device([line for line, _ in tasks], torch.int64, device)
     changed = torch.nan_to_num(logits.index_select(0, lines).float(), nan=_LEAST)
+    for row, (_, task) in zip(changed, tasks, strict=True):
+        if task.rules is not None:
+            row.copy_(with_own_rules(row, task))
     allowed = [allowed_tokens(task, vocab_size) for _, task in tasks]
     if any(mask is not None for mask in allowed):
         changed.masked_fill_(~to_device(unpacked(allowed, vocab_size), device), float("-inf"))

@@ -15,7 +15,8 @@ from pydantic import (
 )
 
 from baton.core.errors import InvalidRequest
-from baton.core.fields import FormatText, TokenBiases, TokenIds, TokenSequences, rows
+from baton.core.fields import FormatText, RulesText, TokenBiases, TokenIds, TokenSequences, rows
+from baton.core.logits_rules import to_text
 from baton_router.structured_outputs import from_structured_outputs
 from baton_router.truncation import Truncation
 
@@ -88,6 +89,10 @@ def _format(value: Any, info: ValidationInfo) -> FormatText | None:
     return from_structured_outputs(value)
 
 
+def _rules(value: Any) -> RulesText | None:
+    return None if value is None else to_text(value)
+
+
 class TruncatedBody(Body):
     """Whose prompt may be cut."""
 
@@ -103,6 +108,9 @@ class TruncatedBody(Body):
 _JSON_TYPES: dict[Any, Any] = {
     int: WholeNumber,
     int | None: WholeNumber,
+    RulesText: Annotated[
+        Any, PlainValidator(_rules, json_schema_input_type=dict[str, dict[str, Any] | None])
+    ],
     FormatText: Annotated[Any, PlainValidator(_format, json_schema_input_type=StructuredOutputs)],
     TokenIds: Annotated[list[int], AfterValidator(tuple)],
     TokenIds | None: Annotated[list[int], AfterValidator(tuple)],

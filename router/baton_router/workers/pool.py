@@ -5,7 +5,8 @@ import secrets
 from collections.abc import Callable
 
 from baton.config import RouterConfig
-from baton.core.errors import Unavailable
+from baton.core.errors import InvalidRequest, Unavailable
+from baton.core.logits_rules import FIELD as RULES
 from baton.v1 import worker_pb2
 from baton_router.workers.one_model import OneModel
 from baton_router.workers.policy import WorkerView, place
@@ -63,6 +64,7 @@ class WorkerPool:
         """
         placement = place(_views(self.prefills, needed), _views(self.decodes, needed))
         if placement is None:
+            self._require_rules(needed)
             raise Unavailable(self._what_is_missing(needed))
         decode = self.decodes[placement.decode]
         return decode if placement.prefill is None else self.prefills[placement.prefill], decode
@@ -82,6 +84,16 @@ class WorkerPool:
                 await self._changed.wait()
                 self._changed.clear()
                 on_change()
+
+    def _require_rules(self, needed: frozenset[str]) -> None:
+        """Raises InvalidRequest for a logits rule that a worker lacks; which it has is its owner's to say."""
+        lacking = {name for view in _views(self.links) for name in needed - view.features}
+        for name in sorted(name for name in lacking if name.startswith(f"{RULES}.")):
+            raise InvalidRequest(
+                f"No workers have the logits rule '{name.removeprefix(f'{RULES}.')}': see their option "
+                "--logits-rule.",
+                param=name,
+            )
 
     def _what_is_missing(self, needed: frozenset[str]) -> str:
         if self.is_ready:
