@@ -33,6 +33,7 @@ from baton.option_values import (
     between,
     choice,
 )
+from baton.worker_sources import check_source, is_looked_at
 
 Role = Literal["prefill", "decode", "both"]
 DEFAULT_KV_CACHE_BYTES = 1 << 30
@@ -194,11 +195,16 @@ class RouterConfig:
         unset="as the model is called",
     )
     prefill_addresses: tuple[str, ...] = option(
-        "--prefill", (), "A prefill server; may be repeated.", ADDRESSES
+        "--prefill",
+        (),
+        "A prefill server; dns:NAME:PORT or file:/PATH for all that a name or a file has; may be repeated.",
+        ADDRESSES,
     )
-    decode_addresses: tuple[str, ...] = option("--decode", (), "A decode server; may be repeated.", ADDRESSES)
+    decode_addresses: tuple[str, ...] = option(
+        "--decode", (), "A decode server, or several as for --prefill; may be repeated.", ADDRESSES
+    )
     worker_addresses: tuple[str, ...] = option(
-        "--worker", (), "A worker of both roles; may be repeated.", ADDRESSES
+        "--worker", (), "A worker of both roles, or several as for --prefill; may be repeated.", ADDRESSES
     )
     host: str = option("--host", "127.0.0.1", "Address that clients connect to; 0.0.0.0 for all.")
     http_port: int = option("--port", 8000, "Port of the HTTP API.", _PORT)
@@ -237,7 +243,10 @@ class RouterConfig:
                 )
         named = Counter((*self.prefill_addresses, *self.decode_addresses, *self.worker_addresses))
         for address, count in named.items():
-            host_of(address)
+            if is_looked_at(address):
+                check_source(address)
+            else:
+                host_of(address)
             if count > 1:
                 raise StartupError(
                     f"{address} is named {count} times: name each worker once, and one of both roles with "

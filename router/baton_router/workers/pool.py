@@ -1,6 +1,7 @@
 """The workers that one router knows, connected or not."""
 
 import asyncio
+import logging
 import secrets
 from collections.abc import Callable
 
@@ -8,9 +9,19 @@ from baton.config import RouterConfig
 from baton.core.errors import InvalidRequest, Unavailable
 from baton.core.logits_rules import FIELD as RULES
 from baton.v1 import worker_pb2
+from baton.worker_sources import is_looked_at
+from baton_router.workers.discovery import LOOK_AGAIN_S, LookupFailed, addresses_in
 from baton_router.workers.one_model import OneModel
 from baton_router.workers.policy import WorkerView, place
 from baton_router.workers.worker_link import WorkerLink
+
+logger = logging.getLogger(__name__)
+
+_NOUNS = {
+    worker_pb2.ROLE_PREFILL: "prefill server",
+    worker_pb2.ROLE_DECODE: "decode server",
+    worker_pb2.ROLE_BOTH: "worker of both roles",
+}
 
 
 class WorkerPool:
@@ -18,21 +29,29 @@ class WorkerPool:
 
     def __init__(self, config: RouterConfig, config_digest: bytes) -> None:
         self.model = OneModel(config_digest)
-        router_id = f"router-{secrets.token_hex(4)}"
-
-        def links(addresses: tuple[str, ...], role: worker_pb2.Role) -> list[WorkerLink]:
-            return [
-                WorkerLink(address, role, router_id, config.cluster_token, self.model)
-                for address in addresses
-            ]
-
-        prefills = links(config.prefill_addresses, worker_pb2.ROLE_PREFILL)
-        decodes = links(config.decode_addresses, worker_pb2.ROLE_DECODE)
-        workers = links(config.worker_addresses, worker_pb2.ROLE_BOTH)
-        self.links = [*prefills, *decodes, *workers]
-        self.prefills = [*prefills, *workers]
-        self.decodes = [*decodes, *workers]
+        self._router_id = f"router-{secrets.token_hex(4)}"
+        self._cluster_token = config.cluster_token
+        self._sources = [
+            *((source, worker_pb2.ROLE_PREFILL) for source in config.prefill_addresses),
+            *((source, worker_pb2.ROLE_DECODE) for source in config.decode_addresses),
+            *((source, worker_pb2.ROLE_BOTH) for source in config.worker_addresses),
+        ]
+        self.links: list[WorkerLink] = []
+        self._tasks: dict[WorkerLink, asyncio.Task[None]] = {}
         self._changed = asyncio.Event()
+        for source, role in self._sources:
+            if not is_looked_at(source):
+                self.links.append(self._link(source, role))
+
+    @property
+    def prefills(self) -> list[WorkerLink]:
+        """Workers that compute prompts."""
+        return [link for link in self.links if link.role != worker_pb2.ROLE_DECODE]
+
+    @property
+    def decodes(self) -> list[WorkerLink]:
+        """Workers that continue them."""
+        return [link for link in self.links if link.role != worker_pb2.ROLE_PREFILL]
 
     @property
     def is_ready(self) -> bool:
@@ -62,12 +81,13 @@ class WorkerPool:
 
         `needed`: features that both have to know. Raises Unavailable if there are none.
         """
-        placement = place(_views(self.prefills, needed), _views(self.decodes, needed))
+        prefills, decodes = self.prefills, self.decodes
+        placement = place(_views(prefills, needed), _views(decodes, needed))
         if placement is None:
             self._require_rules(needed)
             raise Unavailable(self._what_is_missing(needed))
-        decode = self.decodes[placement.decode]
-        return decode if placement.prefill is None else self.prefills[placement.prefill], decode
+        decode = decodes[placement.decode]
+        return decode if placement.prefill is None else prefills[placement.prefill], decode
 
     def reset_prefix_caches(self) -> None:
         """Ask all that are connected."""
@@ -79,11 +99,45 @@ class WorkerPool:
         """Keep sessions with all workers; `on_change` is called after one came, went or began to drain."""
         async with asyncio.TaskGroup() as tasks:
             for link in self.links:
-                tasks.create_task(link.run(self._changed))
+                self._tasks[link] = tasks.create_task(link.run(self._changed))
+            for source, role in self._sources:
+                if is_looked_at(source):
+                    tasks.create_task(self._look_at(source, role, tasks))
             while True:
                 await self._changed.wait()
                 self._changed.clear()
                 on_change()
+
+    def _link(self, address: str, role: worker_pb2.Role) -> WorkerLink:
+        return WorkerLink(address, role, self._router_id, self._cluster_token, self.model)
+
+    async def _look_at(self, source: str, role: worker_pb2.Role, tasks: asyncio.TaskGroup) -> None:
+        """Keep a link to every worker that a source names, for ever."""
+        links: dict[str, WorkerLink] = {}
+        complaint = ""
+        while True:
+            try:
+                addresses = await addresses_in(source)
+                complaint = ""
+            except LookupFailed as error:
+                if str(error) != complaint:
+                    logger.warning("no %s by %s: %s", _NOUNS[role], source, error)
+                complaint, addresses = str(error), tuple(links)
+            for address in addresses:
+                if address not in links and not any(link.address == address for link in self.links):
+                    links[address] = link = self._link(address, role)
+                    self.links.append(link)
+                    self._tasks[link] = tasks.create_task(link.run(self._changed))
+            for address in [address for address in links if address not in addresses]:
+                if links[address].worker is None:  # while there is a session, that says that it lives
+                    self._forget(links.pop(address))
+            await asyncio.sleep(LOOK_AGAIN_S)
+
+    def _forget(self, link: WorkerLink) -> None:
+        logger.info("the %s at %s is no longer named", link.noun, link.address)
+        self.links.remove(link)
+        self._tasks.pop(link).cancel()
+        self._changed.set()
 
     def _require_rules(self, needed: frozenset[str]) -> None:
         """Raises InvalidRequest for a logits rule that a worker lacks; which it has is its owner's to say."""
