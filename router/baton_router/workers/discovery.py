@@ -39,7 +39,7 @@ async def _addresses_of_name(name: str, port: int) -> Sequence[str]:
         async with asyncio.timeout(_LOOKUP_TIMEOUT_S):
             found = await loop.getaddrinfo(name, port, type=socket.SOCK_STREAM)
     except (OSError, TimeoutError, UnicodeError) as error:
-        raise LookupFailed(f"'{name}' has no address: {error or 'no answer'}") from error
+        raise LookupFailed(f"'{name}' has no address: {str(error) or 'no answer'}") from error
     hosts = {str(address[0]) for *_, address in found}
     return sorted(f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host in hosts)
 
