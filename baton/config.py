@@ -132,7 +132,11 @@ class WorkerConfig:
     model_dir: Path = option("--model", REQUIRED, "Model directory or Hugging Face id.", TEXT)
     listen_address: str = option("--listen", REQUIRED, "HOST:PORT or unix:/PATH to listen on.", ADDRESS)
     advertise_address: str = option(
-        "--advertise", REQUIRED, "Where the other servers reach this one.", ADDRESS, unset="as --listen"
+        "--advertise",
+        REQUIRED,
+        "Where the other servers reach this one.",
+        ADDRESS,
+        unset="as --listen, or this machine's own address",
     )
     worker_id: str = option("--worker-id", REQUIRED, "Name in logs and metrics.", unset="from the address")
     cluster_token: str = field(default="", repr=False)  # empty: none

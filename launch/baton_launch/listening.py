@@ -5,7 +5,7 @@ import http.client
 import ipaddress
 import socket
 
-from baton.config import is_loopback
+from baton.config import host_of, is_loopback
 from baton.core.errors import StartupError
 
 # Addresses of nobody, for documentation (RFC 5737 and 3849).
@@ -58,6 +58,32 @@ def shown_host(host: str) -> str:
             return reachable_host(probe.getsockname()[0])
     except OSError:  # no way to anywhere
         return reachable_host(host)
+
+
+def advertised_address(listen_address: str) -> str:
+    """Where others reach what listens there: for all addresses of this machine the one that it has towards
+    others, or else the one that its name has. The same where there is none.
+
+    Raises StartupError where it is no address.
+    """
+    host = host_of(listen_address)
+    if host is None or not _is_unspecified(host):
+        return listen_address
+    port = listen_address.rpartition(":")[2]
+    own = shown_host(host)
+    if is_loopback(own.strip("[]")):  # no way to anywhere, as on a network of containers alone
+        try:
+            own = socket.gethostbyname(socket.gethostname())
+        except OSError:
+            return listen_address
+    return listen_address if is_loopback(own.strip("[]")) else f"{own}:{port}"
+
+
+def _is_unspecified(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_unspecified
+    except ValueError:
+        return False
 
 
 def warning_of_strangers(host: str) -> str | None:

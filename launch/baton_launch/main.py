@@ -12,6 +12,7 @@ import typer
 from baton.core.errors import BatonError, StartupError
 from baton_launch.chat import chat
 from baton_launch.foreign_options import ForgivingCommand, with_dashes
+from baton_launch.health import health
 from baton_launch.router_command import router
 from baton_launch.serve import serve
 from baton_launch.worker_command import worker_command
@@ -29,6 +30,7 @@ _command = functools.partial(
 _command()(serve)
 _command()(chat)
 _command()(router)
+_command()(health)
 _command("prefill", help="Run one prefill server: it computes prompts.")(worker_command("prefill"))
 _command("decode", help="Run one decode server: it continues prompts.")(worker_command("decode"))
 _command("worker", help="Run one worker of both roles, or of the one that --role names.")(worker_command())

@@ -32,12 +32,13 @@ class ModelSource:
 
 
 def find_model(model: str | None, *, with_weights: bool = True) -> ModelSource:
-    """A local directory in Hugging Face format, a hub id (fetched if need be), or the shipped model for None.
+    """A local directory in Hugging Face format, a hub id (fetched if need be), or the shipped model for None
+    or its name.
 
     What looks like a path is never looked up on the hub. Raises StartupError where there is no such model, or
     Baton can't run it; of one on the hub nothing but its configuration is downloaded for that.
     """
-    if model is None:
+    if model is None or (model == SHIPPED_MODEL_NAME and not Path(model).exists()):
         if not SHIPPED_MODEL.is_dir():
             raise StartupError("this installation of Baton holds no model: name one with `baton serve MODEL`")
         return ModelSource(_require_model(SHIPPED_MODEL), SHIPPED_MODEL_NAME)

@@ -6,6 +6,7 @@ from typing import Any
 from baton.config import Role, WorkerConfig, available_cores, worker_name
 from baton.option import make_config, settings_of
 from baton_launch.foreign_options import answers_foreign_options
+from baton_launch.listening import advertised_address
 from baton_launch.logging_setup import set_up_logging
 from baton_launch.model_source import find_model
 from baton_launch.options import Command, ExitWithParent, cluster_token, takes_options
@@ -29,7 +30,7 @@ def worker_command(fixed_role: Role | None = None) -> Command:
 
 def worker_config(values: Mapping[str, Any]) -> WorkerConfig:
     """The settings that the options say; raises StartupError."""
-    advertise = values.get("advertise_address") or values["listen_address"]
+    advertise = values.get("advertise_address") or advertised_address(values["listen_address"])
     found = {
         "model_dir": find_model(values["model_dir"]).directory,
         "advertise_address": advertise,

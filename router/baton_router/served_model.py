@@ -85,9 +85,9 @@ class ChatFormats:
 
     def text(self) -> str:
         """One line for the log."""
-        tools = "of none" if self.tool_format is None else f"as {self.tool_format.name}"
-        thinking = "of none" if self.reasoning_format is None else f"as {self.reasoning_format.name}"
-        return f"chats: tool calls are read {tools}, thinking {thinking}"
+        tools = "none" if self.tool_format is None else self.tool_format.name
+        thinking = "none" if self.reasoning_format is None else self.reasoning_format.name
+        return f"formats of chats: tool calls {tools}, thinking {thinking}"
 
 
 def chat_formats(tokenizer: Tokenizer, model_type: str, tool_calls: str, reasoning: str) -> ChatFormats:

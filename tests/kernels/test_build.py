@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from baton_kernels.cpu import build as build_module
 from baton_kernels.cpu.build import LEVELS, SOURCES, KernelsUnavailable, Level, build, sources
 from baton_kernels.cpu.library import load
 
@@ -78,3 +79,13 @@ def test_without_kernels_there_is_one_warning_and_torch(
 
 def test_sources_are_what_is_shipped() -> None:
     assert all(file.parent == SOURCES for file in sources("*.[ch]"))
+
+
+@pytest.mark.usefixtures("_empty_cache")
+def test_what_the_package_ships_needs_no_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build_module, "SHIPPED", tmp_path / "built")
+    monkeypatch.setattr(build_module, "LEVELS", LEVELS[-1:])
+    [made] = build_module.build_all()
+    monkeypatch.setenv("CC", "no-such-compiler")
+    assert build(LEVELS[-1]) == made
+    load(made)

@@ -1,4 +1,9 @@
-"""Builds the C kernels with the system's compiler, once for each kind of CPU, into the user's cache."""
+"""Builds the C kernels with the system's compiler, once for each kind of CPU, into the user's cache.
+
+    python -m baton_kernels.cpu.build
+
+builds them for every kind into this package, for machines that are to have no compiler, such as containers.
+"""
 
 import fcntl
 import hashlib
@@ -18,6 +23,7 @@ from pathlib import Path
 _logger = logging.getLogger(__name__)
 
 SOURCES = Path(__file__).parent
+SHIPPED = SOURCES / "built"  # by `build_all`
 _FLAGS = ("-std=c11", "-O2", "-fPIC", "-fvisibility=hidden", "-D_GNU_SOURCE", "-pthread")
 # Products and sums become one instruction, as -std=c11 alone would forbid; nothing else of -ffast-math.
 _ARITHMETIC = ("-ffp-contract=fast", "-fno-math-errno")
@@ -78,13 +84,19 @@ def supported_levels() -> list[Level]:
 
 
 def build(level: Level) -> Path:
-    """The library for that level, compiled if the cache has none of these sources, flags and compiler.
+    """The library for that level, compiled if neither this package nor the cache has one of these sources and
+    flags.
 
     Safe in many processes at once: one builds, and the others wait for it. Raises KernelsUnavailable.
     """
-    compiler = _compiler()
     flags = (*_FLAGS, *_ARITHMETIC, *level.flags)
-    library = cache_directory() / f"kernels-{level.name}-{_fingerprint(compiler, flags)}.so"
+    if (shipped := _shipped(level, flags)).exists():
+        return shipped
+    compiler = _compiler()
+    library = (
+        cache_directory()
+        / f"kernels-{level.name}-{_fingerprint((*compiler, *flags, _run((*compiler, '--version'))))}.so"
+    )
     if library.exists():
         return library
     try:
@@ -96,6 +108,24 @@ def build(level: Level) -> Path:
     except OSError as error:
         raise KernelsUnavailable(f"'{library.parent}' can't be written to ({error.strerror})") from error
     return library
+
+
+def build_all() -> list[Path]:
+    """The libraries for every level of this machine's architecture, in this package. Raises
+    KernelsUnavailable."""
+    compiler, built = _compiler(), []
+    SHIPPED.mkdir(exist_ok=True)
+    for level in LEVELS:
+        if level.needs and platform.machine() not in ("x86_64", "AMD64"):
+            continue
+        flags = (*_FLAGS, *_ARITHMETIC, *level.flags)
+        built.append(_shipped(level, flags))
+        _compile((*compiler, *flags), built[-1])
+    return built
+
+
+def _shipped(level: Level, flags: tuple[str, ...]) -> Path:
+    return SHIPPED / f"kernels-{level.name}-{_fingerprint(flags)}.so"
 
 
 @contextmanager
@@ -144,10 +174,10 @@ def _compiler() -> tuple[str, ...]:
     return tuple(command)
 
 
-def _fingerprint(compiler: tuple[str, ...], flags: tuple[str, ...]) -> str:
-    """Names a build by all that it is made from."""
+def _fingerprint(made_with: tuple[str, ...]) -> str:
+    """Names a build by all that it is made from: how, and the sources."""
     digest = hashlib.blake2b(digest_size=10)
-    for text in (*compiler, *flags, _run((*compiler, "--version")), platform.machine()):
+    for text in (*made_with, platform.machine()):
         digest.update(text.encode() + b"\0")
     for file in sources("*.[ch]"):
         digest.update(file.name.encode() + b"\0" + file.read_bytes())
@@ -165,3 +195,8 @@ def _run(command: tuple[str, ...]) -> str:
     lines = result.stderr.splitlines() or [f"exit status {result.returncode}"]
     reason = next((line for line in lines if "error" in line.lower()), lines[0])
     raise KernelsUnavailable(f"'{command[0]}' failed: {reason.strip()}")
+
+
+if __name__ == "__main__":
+    for made in build_all():
+        print(made)
