@@ -27,6 +27,7 @@ from baton_router.pool_metrics import PoolCollector
 from baton_router.requests.admission import Admission
 from baton_router.requests.worker_backend import WorkerBackend
 from baton_router.served_model import ServedModel, load_served_model
+from baton_router.vllm_metrics import VllmNames
 from baton_router.workers.pool import WorkerPool
 
 logger = logging.getLogger(__name__)
@@ -108,6 +109,7 @@ def _served_model(config: RouterConfig, pool: WorkerPool, admission: Admission) 
     registry.register(PoolCollector(pool, admission))
     metrics = FrontMetrics(registry)
     max_model_len = min(longest, config.max_model_len or longest)
+    registry.register(VllmNames(config.served_model_names[0], metrics, pool, admission))
     backend = WorkerBackend(pool, admission, max_model_len, metrics)
     return load_served_model(
         config.model_dir,

@@ -3,9 +3,15 @@
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
+from baton.core.stopping import FinishReason
+
 _FIRST_TOKEN_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 _TOKEN_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1, 5)
-_REQUEST_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+_REQUEST_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+_LENGTH_BUCKETS = tuple(digit * 10**power for power in range(6) for digit in (1, 2, 5))
+_CHOICE_BUCKETS = (1, 2, 5, 10, 20, 50, 100, 128)
+
+ABORTED = "abort"  # vLLM's word for what did not end by itself
 
 
 class FrontMetrics:
@@ -48,6 +54,35 @@ class FrontMetrics:
         self.generation_tokens = Counter(
             "baton_generation_tokens", "Tokens given to clients.", registry=registry
         )
+        self.queue_time = self._seconds(
+            "queue", "From a request's arrival at the router's back to its place on workers."
+        )
+        self.inference_time = self._seconds("inference", "From its place on workers to its last token.")
+        self.prefill_time = self._seconds("prefill", "From its place on workers to its first token.")
+        self.decode_time = self._seconds("decode", "From its first token to its last.")
+        self.time_per_output_token = Histogram(
+            "baton_request_time_per_output_token_seconds",
+            "From a choice's first tokens to its last, divided by the tokens between; finished choices only.",
+            buckets=_TOKEN_BUCKETS,
+            registry=registry,
+        )
+        self.request_prompt_tokens = self._tokens("prompt_tokens", "Tokens of a request's prompt.")
+        self.request_generation_tokens = self._tokens("generation_tokens", "Tokens of a finished choice.")
+        self.request_longest_answer = self._tokens(
+            "longest_answer_tokens", "Tokens of a finished request's longest choice."
+        )
+        self.request_max_tokens = self._tokens("max_tokens", "A finished request's max_tokens.")
+        self.request_n = Histogram(
+            "baton_request_n", "A finished request's choices.", buckets=_CHOICE_BUCKETS, registry=registry
+        )
+        self.finished_requests = Counter(
+            "baton_finished_choices",
+            "Choices by why they ended; abort: the client went away, or the request failed.",
+            ["finished_reason"],
+            registry=registry,
+        )
+        for reason in (*(reason.value for reason in FinishReason), ABORTED):
+            self.finished_requests.labels(finished_reason=reason)  # shows as 0 before the first one
         self.retries = Counter(
             "baton_retries",
             "Requests tried again because their KV transfer failed, or a worker was lost or about to stop; "
@@ -62,6 +97,13 @@ class FrontMetrics:
         )
         for reason in ("transfer", "lost", "draining"):
             self.retries.labels(reason=reason)  # shows as 0 before the first one
+
+    def _seconds(self, what: str, text: str) -> Histogram:
+        name = f"baton_request_{what}_seconds"
+        return Histogram(name, text, buckets=_REQUEST_BUCKETS, registry=self.registry)
+
+    def _tokens(self, what: str, text: str) -> Histogram:
+        return Histogram(f"baton_request_{what}", text, buckets=_LENGTH_BUCKETS, registry=self.registry)
 
     def exposition(self) -> tuple[bytes, str]:
         """The text of /metrics and its content type."""

@@ -1,9 +1,8 @@
 """Tokens to text, for both front doors: detokenises, ends it at stop strings and repetitions, and counts,
 per choice."""
 
-import time
 from collections.abc import AsyncGenerator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing
 
 from baton.core.errors import RequestFailed
 from baton.core.sampling import SampledToken
@@ -11,6 +10,7 @@ from baton.core.stopping import FinishReason
 from baton_router.backend import GenerationRequest, TokenDelta
 from baton_router.beam_search import search_beams
 from baton_router.best_of import best_candidates, of_all_candidates
+from baton_router.request_observer import RequestObserver
 from baton_router.served_model import ServedModel
 from baton_router.text.repetition import RepetitionDetector
 from baton_router.text.stop_strings import StopMatcher
@@ -42,7 +42,6 @@ class _ChoiceText:
         )
         self._num_tokens = 0
         self.is_finished = False
-        self.last_delta_s: float | None = None
 
     def push(self, delta: TokenDelta) -> TextDelta:
         """The text of the choice's next tokens; tokens after the one that ended it are dropped."""
@@ -151,60 +150,22 @@ async def _best_text(served: ServedModel, request: GenerationRequest) -> AsyncGe
 async def _all_text(served: ServedModel, request: GenerationRequest) -> AsyncGenerator[TextDelta]:
     choices = [_ChoiceText(served, request) for _ in range(request.sampling.n)]
     num_running = len(choices)
-    observer = _Observer(served, request)
     backend = served.backend
     tokens = backend.generate(request) if request.beams is None else search_beams(backend, request)
-    async with _running(served), aclosing(tokens) as deltas:
-        async for delta in deltas:
-            choice = choices[delta.choice]
-            if choice.is_finished:
-                continue
-            text_delta = choice.push(delta)
-            observer.observe(choice, text_delta)
-            if choice.is_finished:
-                num_running -= 1
-                if delta.finish_reason is None:
-                    backend.abort_choice(request.request_id, delta.choice)
-            yield text_delta
-            if not num_running:
-                break
-    if num_running:
-        raise RequestFailed("The request's tokens ended before its text was complete.")
-    observer.finished()
-
-
-@asynccontextmanager
-async def _running(served: ServedModel) -> AsyncGenerator[None]:
-    """Counts a request while it runs."""
-    served.metrics.num_running += 1
-    try:
-        yield
-    finally:
-        served.metrics.num_running -= 1
-
-
-class _Observer:
-    """Feeds the metrics of one request."""
-
-    def __init__(self, served: ServedModel, request: GenerationRequest) -> None:
-        self._metrics = served.metrics
-        self._request = request
-        self._is_first = True
-
-    def observe(self, choice: _ChoiceText, delta: TextDelta) -> None:
-        """Count one delta."""
-        now = time.monotonic()
-        if self._is_first:
-            self._is_first = False
-            self._metrics.time_to_first_token.observe(now - self._request.arrived_s)
-            self._metrics.prompt_tokens.inc(len(self._request.token_ids))
-        if delta.num_cached_prompt_tokens:
-            self._metrics.cached_prompt_tokens.inc(delta.num_cached_prompt_tokens)
-        self._metrics.generation_tokens.inc(len(delta.tokens))
-        if choice.last_delta_s is not None and delta.tokens:
-            self._metrics.inter_token_latency.observe((now - choice.last_delta_s) / len(delta.tokens))
-        choice.last_delta_s = now
-
-    def finished(self) -> None:
-        """Time the whole request."""
-        self._metrics.request_duration.observe(time.monotonic() - self._request.arrived_s)
+    with RequestObserver(served.metrics, request) as observer:
+        async with aclosing(tokens) as deltas:
+            async for delta in deltas:
+                choice = choices[delta.choice]
+                if choice.is_finished:
+                    continue
+                text_delta = choice.push(delta)
+                observer.observe(text_delta)
+                if choice.is_finished:
+                    num_running -= 1
+                    if delta.finish_reason is None:
+                        backend.abort_choice(request.request_id, delta.choice)
+                yield text_delta
+                if not num_running:
+                    break
+        if num_running:
+            raise RequestFailed("The request's tokens ended before its text was complete.")

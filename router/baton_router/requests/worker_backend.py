@@ -1,5 +1,6 @@
 """The workers as the front doors see them: requests queue, are let in, and fly."""
 
+import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
@@ -10,6 +11,30 @@ from baton_router.metrics import FrontMetrics
 from baton_router.requests.admission import Admission
 from baton_router.requests.flight import Flight
 from baton_router.workers.pool import WorkerPool
+
+
+class _Stages:
+    """Times a request's way: it waits for a place, its prompt is computed, tokens follow."""
+
+    def __init__(self, metrics: FrontMetrics, arrived_s: float) -> None:
+        """It has its place now."""
+        self._metrics = metrics
+        self._placed_s = time.monotonic()
+        self._first_s: float | None = None
+        metrics.queue_time.observe(self._placed_s - arrived_s)
+
+    def note_tokens(self) -> None:
+        """Some have come."""
+        if self._first_s is None:
+            self._first_s = time.monotonic()
+            self._metrics.prefill_time.observe(self._first_s - self._placed_s)
+
+    def note_end(self) -> None:
+        """No more will."""
+        if self._first_s is not None:
+            now = time.monotonic()
+            self._metrics.decode_time.observe(now - self._first_s)
+            self._metrics.inference_time.observe(now - self._placed_s)
 
 
 class WorkerBackend:
@@ -41,15 +66,18 @@ class WorkerBackend:
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[TokenDelta]:
         """See baton_router.backend.Backend."""
         self._pool.place(needed_features(request.sampling, is_answered=False))  # else it need not wait
-        num_slots = request.sampling.n
+        num_slots, arrived_s = request.sampling.n, time.monotonic()
         await self._admission.enter(num_slots, request.priority, len(request.token_ids))
+        stages = _Stages(self._metrics, arrived_s)
         try:
             flight = Flight(request, self._pool, self._metrics)
             self._flights[request.request_id] = flight
             async with aclosing(flight.run()) as deltas:
                 async for delta in deltas:
+                    stages.note_tokens()
                     yield delta
         finally:
+            stages.note_end()
             self._flights.pop(request.request_id, None)
             self._admission.leave(num_slots)
 
