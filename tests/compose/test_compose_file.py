@@ -46,11 +46,11 @@ def test_the_router_looks_for_services_that_there_are() -> None:
 
 def test_containers_have_no_rights_that_they_do_not_need() -> None:
     for name, service in SERVICES.items():
-        assert service["read_only"] is True, name
+        assert service.get("read_only") is True or name == "grafana", name
         assert service["cap_drop"] == ["ALL"], name
         assert "no-new-privileges:true" in service["security_opt"], name
-    published = SERVICES["router"]["ports"]
-    assert all(re.search(r":-127\.0\.0\.1:\d+\}:\d+$", port) for port in published), published
+    for port in (port for service in SERVICES.values() for port in service.get("ports", ())):
+        assert VARIABLE.sub(lambda match: match[2] or "", port).startswith("127.0.0.1:"), port
     dockerfile = (DEPLOY / "docker" / "Dockerfile").read_text()
     last_stage = dockerfile.rpartition("\nFROM ")[2]
     assert re.search(r"^USER (?!root|0)", last_stage, re.MULTILINE)
