@@ -49,6 +49,7 @@ OPTIONS = ("baton.option", "baton.option_values")
 SETTINGS = (
     "baton.core",
     "baton.config",
+    "baton.worker_sources",
     "baton.front_config",
     "baton.generation_defaults",
     "baton.__version__",
@@ -78,7 +79,9 @@ RULES = (
     Rule("baton.option_values",   ours=("baton.core",), stdlib_only=True),
     Rule("baton.option",          ours=("baton.option_values",), stdlib_only=True),
     Rule("baton.front_config",    ours=("baton.core", *OPTIONS), stdlib_only=True),
-    Rule("baton.config",          ours=("baton.core", "baton.front_config", *OPTIONS), stdlib_only=True),
+    Rule("baton.worker_sources",  ours=("baton.core",), never=IMPURE, stdlib_only=True),
+    Rule("baton.config",          ours=("baton.core", "baton.front_config", "baton.worker_sources", *OPTIONS),
+         stdlib_only=True),
     Rule("baton.architectures",   ours=("baton.core",), never=IMPURE, stdlib_only=True),
     Rule("baton.model_files",     ours=("baton.core",), stdlib_only=True),
     Rule("baton.generation_defaults", ours=("baton.core", "baton.model_files"), stdlib_only=True),

@@ -18,14 +18,24 @@ INTRODUCTION = """\
 All options of each command, as its `--help` tells them; `python -m tools.options_reference` writes this page.
 Names may have underscores for dashes. Options that vLLM has and Baton has not are answered with a line that
 says what holds instead (`launch/baton_launch/foreign_options.py`).
-The secret that the router and its workers share comes from the environment alone, as `BATON_CLUSTER_TOKEN`.
+Each may also stand in a file, `baton.toml` or the one that `--config` names, and in the environment, as
+`BATON_PORT` for `--port`: [how](how-to/configure.md). The secret that the router and its workers share comes
+from the environment alone, as `BATON_CLUSTER_TOKEN`.
 """
 
 
 def reference() -> str:
     """The page's text."""
     group: Any = typer.main.get_command(app)
-    return "\n".join([INTRODUCTION, *(_section(name, command) for name, command in group.commands.items())])
+    return "\n".join([INTRODUCTION, *_sections("", group)])
+
+
+def _sections(before: str, group: Any) -> Iterator[str]:
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from _sections(f"{before}{name} ", command)
+        else:
+            yield _section(f"{before}{name}", command)
 
 
 def _section(name: str, command: Any) -> str:

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from baton.core.errors import BatonError, StartupError
+from baton_launch import config_command
 from baton_launch.chat import chat
 from baton_launch.foreign_options import ForgivingCommand, with_dashes
 from baton_launch.health import health
@@ -31,6 +32,7 @@ _command()(serve)
 _command()(chat)
 _command()(router)
 _command()(health)
+app.add_typer(config_command.app, name="config")
 _command("prefill", help="Run one prefill server: it computes prompts.")(worker_command("prefill"))
 _command("decode", help="Run one decode server: it continues prompts.")(worker_command("decode"))
 _command("worker", help="Run one worker of both roles, or of the one that --role names.")(worker_command())

@@ -10,6 +10,7 @@ import typer
 
 from baton.core.errors import StartupError
 from baton.option import REQUIRED, Setting
+from baton_launch.config_file import ConfigFile, variable_of
 
 Command = Callable[..., None]
 ExitWithParent = Annotated[int | None, typer.Option("--exit-with-parent", hidden=True, metavar="PID")]
@@ -25,6 +26,7 @@ def takes_options(settings: Collection[Setting]) -> Callable[[Command], Command]
     def decorate(command: Command) -> Command:
         @functools.wraps(command)
         def run(**given: Any) -> None:
+            given.pop("config")
             for setting in settings:
                 written = given.pop(setting.field)
                 if written is not None:
@@ -33,7 +35,10 @@ def takes_options(settings: Collection[Setting]) -> Callable[[Command], Command]
 
         signature = inspect.signature(command)
         *own, _ = signature.parameters.values()
-        parameters = [*own, *map(_parameter, settings)]
+        config = inspect.Parameter(
+            "config", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=ConfigFile
+        )
+        parameters = [*own, *map(_parameter, settings), config]
         run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
         return run
 
@@ -61,6 +66,8 @@ def _parameter(setting: Setting) -> inspect.Parameter:
         option.flag,
         help=option.help,
         metavar=option.values.metavar,
+        envvar=variable_of(option),
+        show_envvar=False,
         min=least,
         max=greatest,
         show_default=option.unset or True,

@@ -18,6 +18,7 @@ import typer
 from baton.config import RouterConfig, WorkerConfig, available_cores, require_two_ports
 from baton.core.errors import StartupError
 from baton.option import arguments_of, make_config, settings_of
+from baton_launch.config_file import environment_of_children
 from baton_launch.foreign_options import answers_foreign_options
 from baton_launch.model_source import ModelSource, find_model
 from baton_launch.options import takes_options
@@ -172,7 +173,7 @@ def child_specs(plan: ServePlan) -> list["ChildSpec"]:
     """How to start every process; all share the secret, and end with this process."""
     from baton_launch.supervisor import ChildSpec
 
-    environment = {**os.environ, "BATON_CLUSTER_TOKEN": plan.router.cluster_token}
+    environment = {**environment_of_children(), "BATON_CLUSTER_TOKEN": plan.router.cluster_token}
     # -P: else files in the directory that a person happens to be in, such as a router.py, hide Baton's.
     program = (sys.executable, "-P", "-m", "baton")
     children = {
