@@ -16,6 +16,7 @@ from baton_launch.foreign_options import ForgivingCommand, with_dashes
 from baton_launch.health import health
 from baton_launch.router_command import router
 from baton_launch.serve import serve
+from baton_launch.top import top
 from baton_launch.worker_command import worker_command
 
 app = typer.Typer(
@@ -32,6 +33,7 @@ _command()(serve)
 _command()(chat)
 _command()(router)
 _command()(health)
+_command()(top)
 app.add_typer(config_command.app, name="config")
 _command("prefill", help="Run one prefill server: it computes prompts.")(worker_command("prefill"))
 _command("decode", help="Run one decode server: it continues prompts.")(worker_command("decode"))

@@ -9,6 +9,7 @@ import pytest
 import yaml
 from prometheus_client.registry import Collector
 
+from baton_launch import top_figures
 from baton_router.pool_metrics import PoolCollector
 from tests.services.cluster import cluster
 from tests.services.prompts import prompt_of
@@ -17,6 +18,7 @@ from tools.grafana_dashboard import FILE, expressions, text
 PROMETHEUS = Path(__file__).parents[2] / "deploy" / "prometheus"
 ALERTS = yaml.safe_load((PROMETHEUS / "alerts.yaml").read_text())
 RULES = [rule for group in ALERTS["groups"] for rule in group["rules"]]
+TOP = Path(top_figures.__file__).read_text()
 SUFFIXES = {"counter": ("_total",), "gauge": ("",), "histogram": ("_bucket", "_sum", "_count")}
 
 
@@ -46,6 +48,13 @@ async def test_every_series_and_label_is_there() -> None:
             label.strip() for group in re.findall(r"by \(([^)]+)\)", expression) for label in group.split(",")
         }
         assert labels <= set.union(*(names[name] for name in asked)), expression
+
+
+async def test_every_series_of_baton_top_is_there() -> None:
+    asked = set(re.findall(r"\"(baton_\w+)\"", TOP))
+    assert len(asked) > 10
+    names = await exported()
+    assert {name for name in asked if name not in names and f"{name}_bucket" not in names} == set()
 
 
 def test_the_dashboard_is_what_the_table_says() -> None:
