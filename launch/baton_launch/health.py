@@ -19,11 +19,16 @@ def health(
     ],
 ) -> None:
     """Say whether the server at ADDRESS serves; the exit status is 0 where it does, and 1 where not."""
-    reason = _of_http(address) if address.startswith(("http://", "https://")) else _of_grpc(address)
+    reason = reason_not_serving(address)
     if reason is not None:
         typer.echo(f"{address} does not serve: {reason}", err=True)
         raise typer.Exit(1)
     typer.echo(f"{address} serves")
+
+
+def reason_not_serving(address: str) -> str | None:
+    """Why the server does not; None: it does. Raises StartupError for what is no address."""
+    return _of_http(address) if address.startswith(("http://", "https://")) else _of_grpc(address)
 
 
 def _of_http(url: str) -> str | None:

@@ -12,6 +12,7 @@ import typer
 from baton.core.errors import BatonError, StartupError
 from baton_launch import config_command
 from baton_launch.chat import chat
+from baton_launch.doctor import doctor
 from baton_launch.foreign_options import ForgivingCommand, with_dashes
 from baton_launch.health import health
 from baton_launch.router_command import router
@@ -34,6 +35,7 @@ _command()(chat)
 _command()(router)
 _command()(health)
 _command()(top)
+_command()(doctor)
 app.add_typer(config_command.app, name="config")
 _command("prefill", help="Run one prefill server: it computes prompts.")(worker_command("prefill"))
 _command("decode", help="Run one decode server: it continues prompts.")(worker_command("decode"))
