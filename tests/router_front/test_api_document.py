@@ -39,6 +39,10 @@ CALLS: list[tuple[str, dict[str, Any] | None, int]] = [
     (CHAT, {"messages": MESSAGES, "max_tokens": 5}, 200),
     (CHAT, {"messages": MESSAGES, "logprobs": True, "top_logprobs": 2, "prompt_logprobs": 1}, 200),
     (CHAT, {"messages": []}, 400),
+    ("/v1/messages", {"messages": MESSAGES, "max_tokens": 5}, 200),
+    ("/v1/messages", {"messages": MESSAGES}, 400),
+    ("/v1/messages", {"messages": MESSAGES, "max_tokens": 5, "model": "gpt-9"}, 404),
+    ("/v1/messages/count_tokens", {"messages": MESSAGES}, 200),
 ]
 
 
@@ -106,7 +110,8 @@ async def test_every_route_types_its_answer_and_its_errors(client: httpx.AsyncCl
             if not content:  # those of probes are empty
                 assert (await client.get(path)).content == b"", path
             error = responses["default"]["content"]["application/json"]["schema"]
-            assert error == {"$ref": "#/components/schemas/ErrorBody"}
+            model = "AnthropicError" if path.startswith("/v1/messages") else "ErrorBody"
+            assert error == {"$ref": f"#/components/schemas/{model}"}
     metrics = (await client.get("/metrics")).headers["content-type"].partition(";")[0]
     assert metrics in document["paths"]["/metrics"]["get"]["responses"]["200"]["content"]
 

@@ -233,6 +233,56 @@ class Load(_Answer):
     server_load: int
 
 
+class AnthropicUsage(_Answer):
+    """Tokens; those that a prefix cache had are not among `input_tokens`."""
+
+    input_tokens: int
+    cache_creation_input_tokens: int
+    cache_read_input_tokens: int
+    output_tokens: int
+
+
+class AnthropicMessage(_Answer):
+    """Anthropic's message."""
+
+    id: str
+    type: Literal["message"]
+    role: Literal["assistant"]
+    model: str
+    content: list[dict[str, Any]]
+    stop_reason: Literal["end_turn", "max_tokens", "stop_sequence", "tool_use"] | None
+    stop_sequence: str | None
+    usage: AnthropicUsage
+
+
+class CountedTokens(_Answer):
+    """Of a prompt."""
+
+    input_tokens: int
+
+
+class AnthropicErrorDetail(_Answer):
+    """What went wrong."""
+
+    type: str
+    message: str
+
+
+class AnthropicError(_Answer):
+    """Anthropic's error."""
+
+    type: Literal["error"]
+    error: AnthropicErrorDetail
+
+
+def described_events(answer: Any) -> dict[int | str, dict[str, Any]]:
+    """A route's `responses` where a stream's events have names, and each its own fields beside `type`."""
+    text = "The answer; with `stream` named events, `message_start` first and `message_stop` last"
+    event = {"type": "object", "properties": {"type": {"type": "string"}}, "required": ["type"]}
+    content = {"text/event-stream": {"schema": event}}
+    return {200: {"model": answer, "description": text, "content": content}}
+
+
 def described(answer: Any, chunk: Any = None) -> dict[int | str, dict[str, Any]]:
     """A route's `responses`: its answer, and the events of its stream, errors among them, if it has one."""
     found: dict[str, Any] = {"model": answer, "description": "The answer"}

@@ -9,7 +9,8 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.responses import HTMLResponse
 from pydantic.json_schema import models_json_schema
 
-from baton_router.http.answer_models import ChatCompletionChunk, ErrorBody
+from baton_router.http.answer_models import AnthropicError, ChatCompletionChunk, ErrorBody
+from baton_router.http.errors import ANTHROPIC_PATH
 
 _REF = "#/components/schemas/{model}"
 _ANYWHERE = {"default": "Any other error, such as 405 for another method"}
@@ -51,12 +52,12 @@ def _put_in_errors(document: dict[str, Any]) -> None:
     schemas = document["components"]["schemas"]
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)
-    _, defined = models_json_schema(
-        [(ErrorBody, "serialization"), (ChatCompletionChunk, "serialization")], ref_template=_REF
-    )
+    extra = (ErrorBody, AnthropicError, ChatCompletionChunk)
+    _, defined = models_json_schema([(model, "serialization") for model in extra], ref_template=_REF)
     schemas |= {name: schema for name, schema in defined["$defs"].items() if name not in schemas}
-    content = {"application/json": {"schema": {"$ref": _REF.format(model=ErrorBody.__name__)}}}
     for path, operations in document["paths"].items():
+        error = AnthropicError if path.startswith(ANTHROPIC_PATH) else ErrorBody
+        content = {"application/json": {"schema": {"$ref": _REF.format(model=error.__name__)}}}
         for operation in operations.values():
             operation["responses"].pop("422", None)
             errors = dict(_ANYWHERE)

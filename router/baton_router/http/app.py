@@ -9,6 +9,7 @@ from starlette.middleware.cors import CORSMiddleware
 from baton_router.http import api_document, errors
 from baton_router.http.chat import chat_routes
 from baton_router.http.completions import completion_routes
+from baton_router.http.messages import message_routes
 from baton_router.http.middleware import BodyLimit, RequestGuard, RequestTarget
 from baton_router.http.request_note import IGNORED_FIELDS, REQUEST_ID, RequestNotes
 from baton_router.http.server_info import info_routes
@@ -36,7 +37,7 @@ def create_app(
         redoc_url=None,
     )
     errors.install(app)
-    for routes in (completion_routes, chat_routes, model_routes, service_routes):
+    for routes in (completion_routes, chat_routes, message_routes, model_routes, service_routes):
         app.include_router(routes(served))
     app.include_router(info_routes(served, options or {}))
     api_document.install(app)

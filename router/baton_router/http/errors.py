@@ -14,6 +14,8 @@ from baton.core.errors import BatonError, InvalidRequest, ModelNotFound, Overloa
 _log = logging.getLogger(__name__)
 
 ANSWER_ID = "baton.answer_id"  # in an ASGI scope
+ANTHROPIC_PATH = "/v1/messages"  # and what is below it
+_ANTHROPIC_KINDS = {404: "not_found_error", 413: "request_too_large", 503: "overloaded_error"}
 _INTERNAL_MESSAGE = "Internal error; the server's log has it."
 
 
@@ -44,6 +46,28 @@ def error_body(error: Exception) -> dict[str, Any]:
     return _body(message, "server_error", None, "internal_error")
 
 
+def anthropic_error_body(error: Exception) -> dict[str, Any]:
+    """The same as Anthropic has it."""
+    return _as_anthropic(error_body(error), _status(error))
+
+
+def _as_anthropic(body: Mapping[str, Any], status: int) -> dict[str, Any]:
+    kind = _ANTHROPIC_KINDS.get(status, "invalid_request_error" if status < 500 else "api_error")
+    return {"type": "error", "error": {"type": kind, "message": body["error"]["message"]}}
+
+
+def _response(
+    scope: MutableMapping[str, Any],
+    body: dict[str, Any],
+    status: int,
+    headers: Mapping[str, str] | None = None,
+) -> Response:
+    """In the shape of the API that was asked."""
+    is_anthropic = scope["path"].startswith(ANTHROPIC_PATH)
+    content = _as_anthropic(body, status) if is_anthropic else body
+    return JSONResponse(content, status_code=status, headers=headers)
+
+
 def log_unless_expected(error: Exception, scope: MutableMapping[str, Any]) -> None:
     """Log what is the server's own fault, with its traceback and what tells the request."""
     if not isinstance(error, InvalidRequest | Overloaded | Unavailable):
@@ -55,9 +79,9 @@ def request_name(scope: MutableMapping[str, Any]) -> str:
     return str(scope.get(ANSWER_ID) or f"{scope['method']} {scope['path']}")
 
 
-def internal_error_response() -> Response:
+def internal_error_response(scope: MutableMapping[str, Any]) -> Response:
     """The answer to an exception that nobody expected."""
-    return JSONResponse(error_body(Exception()), status_code=500)
+    return _response(scope, error_body(Exception()), 500)
 
 
 def _body(message: str, kind: str, param: str | None, code: str | None) -> dict[str, Any]:
@@ -78,13 +102,13 @@ async def _on_baton_error(request: Request, error: Exception) -> Response:
     headers = {}
     if isinstance(error, Overloaded | Unavailable):
         headers["Retry-After"] = str(error.retry_after_s)
-    return JSONResponse(error_body(error), status_code=_status(error), headers=headers)
+    return _response(request.scope, error_body(error), _status(error), headers)
 
 
 async def _on_validation_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     message, param = _describe(error.errors()[0])
-    return JSONResponse(_body(message, "invalid_request_error", param, None), status_code=400)
+    return _response(request.scope, _body(message, "invalid_request_error", param, None), 400)
 
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:
@@ -97,7 +121,7 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     elif error.status_code == 400 and error.__cause__ is not None:
         message = _why_unreadable(error.__cause__)
     body = _body(message, "invalid_request_error", None, None)
-    return JSONResponse(body, status_code=error.status_code, headers=error.headers)
+    return _response(request.scope, body, error.status_code, error.headers)
 
 
 def _describe(problem: Mapping[str, Any]) -> tuple[str, str | None]:

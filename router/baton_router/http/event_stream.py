@@ -31,9 +31,10 @@ class EventStream:
         self.is_started = True
         await self._send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
 
-    async def event(self, content: dict[str, Any]) -> None:
-        """Send one object."""
-        await self._body(f"data: {_encode(content)}\n\n".encode())
+    async def event(self, content: dict[str, Any], name: str | None = None) -> None:
+        """Send one object, as an event of that name."""
+        head = "" if name is None else f"event: {name}\n"
+        await self._body(f"{head}data: {_encode(content)}\n\n".encode())
 
     async def done(self) -> None:
         """Send OpenAI's mark of a complete answer."""

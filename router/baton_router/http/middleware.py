@@ -45,7 +45,7 @@ class RequestGuard:
             _log.exception("request %s failed", request_name(scope))
             if status != _CLIENT_GONE:  # the answer has begun: all that is left is to cut it off
                 raise
-            await internal_error_response()(scope, receive, watched_send)
+            await internal_error_response(scope)(scope, receive, watched_send)
         finally:
             endpoint = _endpoint(scope)
             if endpoint not in _PROBES:  # their number says nothing, and 503 is an answer there

@@ -14,6 +14,7 @@ from baton_router.request_ids import chosen_id, is_id
 _log = logging.getLogger(__name__)
 
 REQUEST_ID = "X-Request-Id"
+ANTHROPIC_REQUEST_ID = "request-id"  # where Anthropic's clients look for it
 IGNORED_FIELDS = "X-Baton-Ignored-Fields"
 _MAX_LOGGED_NAMES = 256  # clients choose them
 _MAX_NAME_LENGTH = 64
@@ -46,7 +47,7 @@ class RequestNote:
 
     def write_to(self, headers: MutableHeaders) -> None:
         """The headers of the response."""
-        headers[REQUEST_ID] = self.request_id
+        headers[REQUEST_ID] = headers[ANTHROPIC_REQUEST_ID] = self.request_id
         if self._ignored:
             names = ", ".join(self._ignored)
             if len(names) > _MAX_HEADER_LENGTH:

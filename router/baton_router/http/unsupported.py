@@ -39,6 +39,12 @@ CHAT: Mapping[str, tuple[Any, ...]] = {
     "web_search_options": (None,),
 }
 
+MESSAGES: Mapping[str, tuple[Any, ...]] = {
+    "container": _NONE_OR_EMPTY,
+    "context_management": (None, {}),
+    "mcp_servers": _NONE_OR_EMPTY,
+}
+
 _REASONS: Mapping[str, str] = {
     "suffix": "models that fill in the middle are not served",
     "audio": "models that speak are not served",
