@@ -42,8 +42,10 @@ def to_text(value: Any) -> RulesText:
 
 def from_text(text: str) -> dict[str, Mapping[str, Any]]:
     """Arguments by name. Raises InvalidRequest."""
+    if not text:
+        return {}
     try:
-        rules = json.loads(text) if text else {}
+        rules = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise InvalidRequest(f"{FIELD} is not valid JSON: {error}.", param=FIELD) from error
     to_text(rules)

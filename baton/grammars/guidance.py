@@ -3,6 +3,7 @@ regular expressions, about 50 microseconds a mask."""
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import tokenizers
@@ -38,16 +39,9 @@ class GuidanceCompiler:
     def compile(self, form: Format) -> "GuidanceGrammar":
         """Raises InvalidRequest, which says where a format can't become a grammar."""
         grammar = _grammar(form, self._special_tokens)
-        limits = LLParserLimits(verbose_errors=False)
-        matcher = LLMatcher(self._tokenizer, grammar, log_level=_SILENT, limits=limits)
-        if matcher.is_error():
-            raise _invalid(form, matcher.get_error())
-        compiled = GuidanceGrammar(matcher, self._num_mask_bytes)
-        first = compiled.matcher()
-        first.allowed(())  # what no text matches, or is too complex, shows at the first token alone
-        if first.reason is not None:
-            raise _invalid(form, first.reason)
-        return compiled
+        matcher = LLMatcher(self._tokenizer, grammar, log_level=_SILENT, limits=_limits())
+        _require_match(form, matcher)
+        return GuidanceGrammar(matcher, self._num_mask_bytes)
 
 
 class GuidanceGrammar:
@@ -67,7 +61,6 @@ class GuidanceMatcher:
 
     def __init__(self, matcher: LLMatcher, num_mask_bytes: int) -> None:
         self.failure: str | None = None
-        self.reason: str | None = None  # the library's, of the failure
         self._matcher = matcher
         self._num_mask_bytes = num_mask_bytes
         self._num_taken = 0
@@ -86,8 +79,8 @@ class GuidanceMatcher:
         return mask
 
     def _fail(self, reason: str) -> bytes:
-        self.reason = _reason(reason)
-        self.failure = f"The format of the answer can't be kept after {self._num_taken} tokens: {self.reason}"
+        where = f"after {self._num_taken} tokens"
+        self.failure = f"The format of the answer can't be kept {where}: {_reason(reason)}"
         return b"\xff" * self._num_mask_bytes
 
 
@@ -95,12 +88,32 @@ def check(form: Format) -> None:
     """Raises InvalidRequest, which says where a format can't become a grammar of any model."""
     if error := _error(form):
         raise _invalid(form, error)
+    _require_match(form, LLMatcher(_bytes(), _grammar(form, {}), log_level=_SILENT, limits=_limits()))
 
 
 def special_tokens(backend: tokenizers.Tokenizer) -> dict[str, int]:
     """Ids of the tokens that are no text, by what they are written as."""
     added = backend.get_added_tokens_decoder()
     return {token.content: token_id for token_id, token in added.items() if token.special}
+
+
+@cache
+def _bytes() -> LLTokenizer:
+    """A vocabulary of all bytes, for what does not depend on a model's."""
+    return LLTokenizer("byte")
+
+
+def _limits() -> LLParserLimits:
+    return LLParserLimits(verbose_errors=False)
+
+
+def _require_match(form: Format, matcher: LLMatcher) -> None:
+    """Raises InvalidRequest for what no text matches, or is too complex: the first token alone shows it."""
+    first = matcher.deep_copy()
+    if not first.is_error():
+        first.compute_bitmask()
+    if first.is_error():
+        raise _invalid(form, first.get_error())
 
 
 def _error(form: Format) -> str:

@@ -5,7 +5,7 @@ from typing import Any
 
 from baton.core.errors import InvalidRequest
 from baton.core.fields import Between, rows
-from baton.core.sampling import MAX_CHOICES, MAX_LOGPROBS, SamplingParams
+from baton.core.sampling import MAX_CHOICES, MAX_LOGPROBS, SampledToken, SamplingParams
 from baton_router.backend import GenerationRequest, TextOptions
 from baton_router.beams import BeamSearch, num_candidates
 
@@ -43,6 +43,13 @@ def read_answer_choice(
             code="out_of_range",
         )
     return 0, search
+
+
+def as_asked(tokens: tuple[SampledToken, ...], sampling: SamplingParams) -> tuple[SampledToken, ...]:
+    """Tokens as the client gets them: those by which answers are judged may say more than it asked for."""
+    if sampling.num_logprobs is not None:
+        return tokens
+    return tuple(SampledToken(token.token_id) for token in tokens)
 
 
 def check_streamed(request: GenerationRequest) -> None:

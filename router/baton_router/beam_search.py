@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from baton.core.errors import RequestFailed, first_error
 from baton.core.stopping import FinishReason
+from baton_router.answer_choice import as_asked
 from baton_router.backend import Backend, GenerationRequest, TokenDelta
 from baton_router.beams import Beam, Beams
 from baton_router.request_ids import unique_id
@@ -51,7 +52,7 @@ async def search_beams(backend: Backend, request: GenerationRequest) -> AsyncGen
     for choice, beam in enumerate(beams.best(sampling.n)):
         yield TokenDelta(
             choice,
-            beam.tokens,
+            as_asked(beam.tokens, sampling),
             FinishReason.STOP if beam.is_ended else FinishReason.LENGTH,
             num_cached_prompt_tokens=0 if choice else first.num_cached_prompt_tokens,
             prompt_logprobs=() if choice else first.prompt_logprobs,

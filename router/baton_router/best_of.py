@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
+from baton_router.answer_choice import as_asked
 from baton_router.backend import GenerationRequest
 from baton_router.text_delta import TextDelta
 
@@ -22,7 +23,13 @@ def best_candidates(candidates: Sequence[TextDelta], request: GenerationRequest)
     num_unseen -= sum(len(candidate.tokens) for candidate in chosen)
     first = candidates[0]
     best = [
-        replace(candidate, choice=choice, num_cached_prompt_tokens=0, prompt_logprobs=())
+        replace(
+            candidate,
+            choice=choice,
+            tokens=as_asked(candidate.tokens, request.sampling),
+            num_cached_prompt_tokens=0,
+            prompt_logprobs=(),
+        )
         for choice, candidate in enumerate(chosen)
     ]
     best[0] = replace(
@@ -31,13 +38,9 @@ def best_candidates(candidates: Sequence[TextDelta], request: GenerationRequest)
         prompt_logprobs=first.prompt_logprobs,
         num_unseen_tokens=num_unseen,
     )
-    return best if request.sampling.num_logprobs is not None else [_without_logprobs(each) for each in best]
+    return best
 
 
 def _mean_logprob(candidate: TextDelta) -> float:
     logprobs = [token.logprob for token in candidate.tokens if token.logprob is not None]
     return sum(logprobs) / max(1, len(logprobs))
-
-
-def _without_logprobs(delta: TextDelta) -> TextDelta:
-    return replace(delta, tokens=tuple(replace(token, logprob=None) for token in delta.tokens))

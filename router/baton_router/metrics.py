@@ -14,6 +14,49 @@ _CHOICE_BUCKETS = (1, 2, 5, 10, 20, 50, 100, 128)
 ABORTED = "abort"  # vLLM's word for what did not end by itself
 
 
+class RequestMetrics:
+    """How long requests and their parts are: in tokens, and in seconds of each stage."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._registry = registry
+        self.queue_time = self._seconds(
+            "queue", "From a request's arrival at the router's back to its place on workers."
+        )
+        self.inference_time = self._seconds("inference", "From its place on workers to its last token.")
+        self.prefill_time = self._seconds("prefill", "From its place on workers to its first token.")
+        self.decode_time = self._seconds("decode", "From its first token to its last.")
+        self.time_per_output_token = Histogram(
+            "baton_request_time_per_output_token_seconds",
+            "From a choice's first tokens to its last, divided by the tokens between; finished choices only.",
+            buckets=_TOKEN_BUCKETS,
+            registry=registry,
+        )
+        self.prompt_tokens = self._tokens("prompt_tokens", "Tokens of a request's prompt.")
+        self.generation_tokens = self._tokens("generation_tokens", "Tokens of a finished choice.")
+        self.longest_answer = self._tokens(
+            "longest_answer_tokens", "Tokens of a finished request's longest choice."
+        )
+        self.max_tokens = self._tokens("max_tokens", "A finished request's max_tokens.")
+        self.n = Histogram(
+            "baton_request_n", "A finished request's choices.", buckets=_CHOICE_BUCKETS, registry=registry
+        )
+        self.finished_choices = Counter(
+            "baton_finished_choices",
+            "Choices by why they ended; abort: the client went away, or the request failed.",
+            ["finished_reason"],
+            registry=registry,
+        )
+        for reason in (*(reason.value for reason in FinishReason), ABORTED):
+            self.finished_choices.labels(finished_reason=reason)  # shows as 0 before the first one
+
+    def _seconds(self, what: str, text: str) -> Histogram:
+        name = f"baton_request_{what}_seconds"
+        return Histogram(name, text, buckets=_REQUEST_BUCKETS, registry=self._registry)
+
+    def _tokens(self, what: str, text: str) -> Histogram:
+        return Histogram(f"baton_request_{what}", text, buckets=_LENGTH_BUCKETS, registry=self._registry)
+
+
 class FrontMetrics:
     """The metrics of one router's requests, registered in the registry that /metrics shows."""
 
@@ -54,35 +97,7 @@ class FrontMetrics:
         self.generation_tokens = Counter(
             "baton_generation_tokens", "Tokens given to clients.", registry=registry
         )
-        self.queue_time = self._seconds(
-            "queue", "From a request's arrival at the router's back to its place on workers."
-        )
-        self.inference_time = self._seconds("inference", "From its place on workers to its last token.")
-        self.prefill_time = self._seconds("prefill", "From its place on workers to its first token.")
-        self.decode_time = self._seconds("decode", "From its first token to its last.")
-        self.time_per_output_token = Histogram(
-            "baton_request_time_per_output_token_seconds",
-            "From a choice's first tokens to its last, divided by the tokens between; finished choices only.",
-            buckets=_TOKEN_BUCKETS,
-            registry=registry,
-        )
-        self.request_prompt_tokens = self._tokens("prompt_tokens", "Tokens of a request's prompt.")
-        self.request_generation_tokens = self._tokens("generation_tokens", "Tokens of a finished choice.")
-        self.request_longest_answer = self._tokens(
-            "longest_answer_tokens", "Tokens of a finished request's longest choice."
-        )
-        self.request_max_tokens = self._tokens("max_tokens", "A finished request's max_tokens.")
-        self.request_n = Histogram(
-            "baton_request_n", "A finished request's choices.", buckets=_CHOICE_BUCKETS, registry=registry
-        )
-        self.finished_requests = Counter(
-            "baton_finished_choices",
-            "Choices by why they ended; abort: the client went away, or the request failed.",
-            ["finished_reason"],
-            registry=registry,
-        )
-        for reason in (*(reason.value for reason in FinishReason), ABORTED):
-            self.finished_requests.labels(finished_reason=reason)  # shows as 0 before the first one
+        self.requests = RequestMetrics(registry)
         self.retries = Counter(
             "baton_retries",
             "Requests tried again because their KV transfer failed, or a worker was lost or about to stop; "
@@ -97,13 +112,6 @@ class FrontMetrics:
         )
         for reason in ("transfer", "lost", "draining"):
             self.retries.labels(reason=reason)  # shows as 0 before the first one
-
-    def _seconds(self, what: str, text: str) -> Histogram:
-        name = f"baton_request_{what}_seconds"
-        return Histogram(name, text, buckets=_REQUEST_BUCKETS, registry=self.registry)
-
-    def _tokens(self, what: str, text: str) -> Histogram:
-        return Histogram(f"baton_request_{what}", text, buckets=_LENGTH_BUCKETS, registry=self.registry)
 
     def exposition(self) -> tuple[bytes, str]:
         """The text of /metrics and its content type."""

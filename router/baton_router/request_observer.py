@@ -28,7 +28,7 @@ class RequestObserver:
         self._metrics.num_running -= 1
         num_open = sum(not choice.is_finished for choice in self._choices)
         if num_open:
-            self._metrics.finished_requests.labels(finished_reason=ABORTED).inc(num_open)
+            self._metrics.requests.finished_choices.labels(finished_reason=ABORTED).inc(num_open)
         else:
             self._note_request()
 
@@ -51,18 +51,18 @@ class RequestObserver:
         choice.num_tokens += num_new
         if delta.finish_reason is not None:
             choice.is_finished = True
-            metrics.finished_requests.labels(finished_reason=delta.finish_reason.value).inc()
-            metrics.request_generation_tokens.observe(choice.num_tokens)
+            metrics.requests.finished_choices.labels(finished_reason=delta.finish_reason.value).inc()
+            metrics.requests.generation_tokens.observe(choice.num_tokens)
             if (num_later := choice.num_tokens - choice.num_first_tokens) > 0:
-                metrics.time_per_output_token.observe((now - choice.first_s) / num_later)
+                metrics.requests.time_per_output_token.observe((now - choice.first_s) / num_later)
 
     def _note_request(self) -> None:
         metrics, sampling = self._metrics, self._request.sampling
         metrics.request_duration.observe(time.monotonic() - self._request.arrived_s)
-        metrics.request_prompt_tokens.observe(len(self._request.token_ids))
-        metrics.request_longest_answer.observe(max(choice.num_tokens for choice in self._choices))
-        metrics.request_max_tokens.observe(sampling.max_tokens)
-        metrics.request_n.observe(sampling.n)
+        metrics.requests.prompt_tokens.observe(len(self._request.token_ids))
+        metrics.requests.longest_answer.observe(max(choice.num_tokens for choice in self._choices))
+        metrics.requests.max_tokens.observe(sampling.max_tokens)
+        metrics.requests.n.observe(sampling.n)
 
 
 class _Choice:

@@ -167,8 +167,9 @@ def test_errors_say_where_in_the_schema(
 )
 def test_what_no_text_matches_is_refused(compiler: GuidanceCompiler, form: formats.Format) -> None:
     """Only the first mask shows it, which for such a grammar is that of a complete answer."""
-    with pytest.raises(InvalidRequest, match="no text matches it"):
-        compiler.compile(form)
+    for refuse in (compiler.compile, guidance.check):
+        with pytest.raises(InvalidRequest, match="no text matches it"):
+            refuse(form)
 
 
 def test_formats_that_say_nothing_are_left_out(compiler: GuidanceCompiler, files: TokenizerFiles) -> None:

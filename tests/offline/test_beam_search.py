@@ -83,6 +83,15 @@ def _without_end(token_ids: list[int], num_prompt: int, ends: bool) -> list[int]
     return token_ids[: num_prompt + places[0]] if places else token_ids
 
 
+def test_log_probabilities_are_told_where_they_are_asked_for(llm: LLM) -> None:
+    for choice in ({"use_beam_search": True}, {"best_of": 4}):
+        settings: dict[str, Any] = {"n": 2, "max_tokens": 4, **choice}
+        [plain] = llm.generate([PROMPTS[0]], SamplingParams(**settings), use_tqdm=False)
+        [asked] = llm.generate([PROMPTS[0]], SamplingParams(**settings, logprobs=1), use_tqdm=False)
+        assert all(each.logprobs is None for each in plain.outputs)
+        assert all(each.logprobs and len(each.logprobs) == len(each.token_ids) for each in asked.outputs)
+
+
 def test_some_beams_end_before_their_length(llm: LLM) -> None:
     """Else the test above would say nothing of beams that end."""
     outputs = llm.beam_search(PROMPTS, BeamSearchParams(4, 12), use_tqdm=False)

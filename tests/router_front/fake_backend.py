@@ -2,11 +2,14 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
+from dataclasses import replace
 
 from baton.core.errors import BatonError
 from baton.core.sampling import SampledToken, SamplingParams
 from baton.core.stopping import finish_reason
 from baton_router.backend import GenerationRequest, TokenDelta
+from baton_router.chat_output.formats import REASONING_FORMATS, TOOL_FORMATS
+from baton_router.served_model import ChatFormats, ServedModel
 
 MODEL = "tiny"
 NUM_CACHED = 2
@@ -109,3 +112,13 @@ def _sampled(params: SamplingParams, token_id: int) -> SampledToken:
         return SampledToken(token_id)
     top = tuple((token_id + rank, -0.5 - rank) for rank in range(params.num_logprobs))
     return SampledToken(token_id, -0.5, top)
+
+
+def says(served: ServedModel, backend: FakeBackend, text: str) -> None:
+    """Answers are this text from now on, and the model's own end."""
+    backend.reply = [*served.tokenizer.encode_now(text, add_special_tokens=False), *served.eos_token_ids]
+
+
+def like_qwen3(served: ServedModel) -> ServedModel:
+    """The model, if it thought and called tools as Qwen3 does."""
+    return replace(served, chat=ChatFormats(TOOL_FORMATS["hermes"], REASONING_FORMATS["qwen3"]))

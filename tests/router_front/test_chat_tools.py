@@ -1,7 +1,6 @@
 """Tools and thinking in chats: what the workers are asked, and the message that comes of an answer."""
 
 import json
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
 
@@ -12,11 +11,11 @@ from baton.core.errors import InvalidRequest
 from baton.grammars import formats
 from baton.grammars.guidance import check
 from baton.v1 import inference_pb2 as pb
-from baton_router.chat_output.formats import REASONING_FORMATS, TOOL_FORMATS
+from baton_router.chat_output.formats import REASONING_FORMATS
 from baton_router.grpc_front import InferenceServicer
 from baton_router.http.app import create_app
 from baton_router.served_model import ChatFormats, ServedModel
-from tests.router_front.fake_backend import FakeBackend
+from tests.router_front.fake_backend import FakeBackend, like_qwen3, says
 
 CHAT = "/v1/chat/completions"
 MESSAGES = [{"role": "user", "content": "Weather?"}]
@@ -29,19 +28,7 @@ CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Oslo"}}\n</tool_
 
 @pytest.fixture
 def served(served: ServedModel) -> ServedModel:
-    """A model that thinks and calls tools as Qwen3 does."""
-    return replace(served, chat=ChatFormats(TOOL_FORMATS["hermes"], REASONING_FORMATS["qwen3"]))
-
-
-@pytest.fixture
-async def client(served: ServedModel) -> AsyncIterator[httpx.AsyncClient]:
-    transport = httpx.ASGITransport(create_app(served), raise_app_exceptions=False)
-    async with httpx.AsyncClient(transport=transport, base_url="http://baton") as made:
-        yield made
-
-
-def says(served: ServedModel, backend: FakeBackend, text: str) -> None:
-    backend.reply = [*served.tokenizer.encode_now(text, add_special_tokens=False), *served.eos_token_ids]
+    return like_qwen3(served)
 
 
 async def messages_of(client: httpx.AsyncClient, **fields: Any) -> list[dict[str, Any]]:

@@ -165,6 +165,8 @@ async def test_a_path_before_the_api(served: ServedModel):
         for path in ("/llm/v1/models", "/v1/models"):
             assert (await client.get(path)).status_code == 200
         assert (await client.get("/openapi.json")).json()["servers"] == [{"url": "/llm"}]
+        for path in ("/llm/v1/messages", "/v1/messages"):
+            assert (await client.post(path, json={})).json()["type"] == "error", "Anthropic's shape"
 
 
 async def test_load(client: httpx.AsyncClient, backend: FakeBackend):

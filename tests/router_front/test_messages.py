@@ -3,7 +3,6 @@
 import json
 import re
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from typing import Any
 
 import anthropic
@@ -12,12 +11,10 @@ import pytest
 
 from baton.core.errors import Overloaded
 from baton.grammars import formats
-from baton_router.chat_output.formats import REASONING_FORMATS, TOOL_FORMATS
-from baton_router.http.app import create_app
 from baton_router.messages_api.blocks import blocks_of
 from baton_router.messages_api.conversation import read_messages, read_tool_choice
-from baton_router.served_model import ChatFormats, ServedModel
-from tests.router_front.fake_backend import MODEL, FakeBackend
+from baton_router.served_model import ServedModel
+from tests.router_front.fake_backend import MODEL, FakeBackend, like_qwen3, says
 
 PATH = "/v1/messages"
 USER: dict[str, Any] = {"role": "user", "content": "Weather?"}
@@ -31,25 +28,13 @@ EVERYTHING = f"<think>Well.</think>\n\nLet me look.{CALL}{CALL}"
 
 @pytest.fixture
 def served(served: ServedModel) -> ServedModel:
-    """A model that thinks and calls tools as Qwen3 does."""
-    return replace(served, chat=ChatFormats(TOOL_FORMATS["hermes"], REASONING_FORMATS["qwen3"]))
-
-
-@pytest.fixture
-async def client(served: ServedModel) -> AsyncIterator[httpx.AsyncClient]:
-    transport = httpx.ASGITransport(create_app(served), raise_app_exceptions=False)
-    async with httpx.AsyncClient(transport=transport, base_url="http://baton") as made:
-        yield made
+    return like_qwen3(served)
 
 
 @pytest.fixture
 async def claude(base_url: str) -> AsyncIterator[anthropic.AsyncAnthropic]:
     async with anthropic.AsyncAnthropic(base_url=base_url, api_key="none", max_retries=0, timeout=10) as made:
         yield made
-
-
-def says(served: ServedModel, backend: FakeBackend, text: str) -> None:
-    backend.reply = [*served.tokenizer.encode_now(text, add_special_tokens=False), *served.eos_token_ids]
 
 
 async def events_of(client: httpx.AsyncClient, **fields: Any) -> list[dict[str, Any]]:

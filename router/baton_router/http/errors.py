@@ -63,7 +63,7 @@ def _response(
     headers: Mapping[str, str] | None = None,
 ) -> Response:
     """In the shape of the API that was asked."""
-    is_anthropic = scope["path"].startswith(ANTHROPIC_PATH)
+    is_anthropic = scope["path"].removeprefix(scope.get("root_path", "")).startswith(ANTHROPIC_PATH)
     content = _as_anthropic(body, status) if is_anthropic else body
     return JSONResponse(content, status_code=status, headers=headers)
 

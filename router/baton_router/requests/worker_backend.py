@@ -21,20 +21,20 @@ class _Stages:
         self._metrics = metrics
         self._placed_s = time.monotonic()
         self._first_s: float | None = None
-        metrics.queue_time.observe(self._placed_s - arrived_s)
+        metrics.requests.queue_time.observe(self._placed_s - arrived_s)
 
     def note_tokens(self) -> None:
         """Some have come."""
         if self._first_s is None:
             self._first_s = time.monotonic()
-            self._metrics.prefill_time.observe(self._first_s - self._placed_s)
+            self._metrics.requests.prefill_time.observe(self._first_s - self._placed_s)
 
     def note_end(self) -> None:
         """No more will."""
         if self._first_s is not None:
             now = time.monotonic()
-            self._metrics.decode_time.observe(now - self._first_s)
-            self._metrics.inference_time.observe(now - self._placed_s)
+            self._metrics.requests.decode_time.observe(now - self._first_s)
+            self._metrics.requests.inference_time.observe(now - self._placed_s)
 
 
 class WorkerBackend:

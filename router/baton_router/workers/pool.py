@@ -37,21 +37,13 @@ class WorkerPool:
             *((source, worker_pb2.ROLE_BOTH) for source in config.worker_addresses),
         ]
         self.links: list[WorkerLink] = []
+        self.prefills: list[WorkerLink] = []  # of them, those that compute prompts
+        self.decodes: list[WorkerLink] = []  # and those that continue them
         self._tasks: dict[WorkerLink, asyncio.Task[None]] = {}
         self._changed = asyncio.Event()
         for source, role in self._sources:
             if not is_looked_at(source):
-                self.links.append(self._link(source, role))
-
-    @property
-    def prefills(self) -> list[WorkerLink]:
-        """Workers that compute prompts."""
-        return [link for link in self.links if link.role != worker_pb2.ROLE_DECODE]
-
-    @property
-    def decodes(self) -> list[WorkerLink]:
-        """Workers that continue them."""
-        return [link for link in self.links if link.role != worker_pb2.ROLE_PREFILL]
+                self._add(source, role)
 
     @property
     def is_ready(self) -> bool:
@@ -81,13 +73,12 @@ class WorkerPool:
 
         `needed`: features that both have to know. Raises Unavailable if there are none.
         """
-        prefills, decodes = self.prefills, self.decodes
-        placement = place(_views(prefills, needed), _views(decodes, needed))
+        placement = place(_views(self.prefills, needed), _views(self.decodes, needed))
         if placement is None:
             self._require_rules(needed)
             raise Unavailable(self._what_is_missing(needed))
-        decode = decodes[placement.decode]
-        return decode if placement.prefill is None else prefills[placement.prefill], decode
+        decode = self.decodes[placement.decode]
+        return decode if placement.prefill is None else self.prefills[placement.prefill], decode
 
     def reset_prefix_caches(self) -> None:
         """Ask all that are connected."""
@@ -108,8 +99,16 @@ class WorkerPool:
                 self._changed.clear()
                 on_change()
 
-    def _link(self, address: str, role: worker_pb2.Role) -> WorkerLink:
-        return WorkerLink(address, role, self._router_id, self._cluster_token, self.model)
+    def _add(self, address: str, role: worker_pb2.Role) -> WorkerLink:
+        link = WorkerLink(address, role, self._router_id, self._cluster_token, self.model)
+        for links in self._lists_of(role):
+            links.append(link)
+        return link
+
+    def _lists_of(self, role: worker_pb2.Role) -> list[list[WorkerLink]]:
+        lists = [self.links]
+        lists += [self.prefills] if role != worker_pb2.ROLE_DECODE else []
+        return lists + ([self.decodes] if role != worker_pb2.ROLE_PREFILL else [])
 
     async def _look_at(self, source: str, role: worker_pb2.Role, tasks: asyncio.TaskGroup) -> None:
         """Keep a link to every worker that a source names, for ever."""
@@ -125,8 +124,7 @@ class WorkerPool:
                 complaint, addresses = str(error), tuple(links)
             for address in addresses:
                 if address not in links and not any(link.address == address for link in self.links):
-                    links[address] = link = self._link(address, role)
-                    self.links.append(link)
+                    links[address] = link = self._add(address, role)
                     self._tasks[link] = tasks.create_task(link.run(self._changed))
             for address in [address for address in links if address not in addresses]:
                 if links[address].worker is None:  # while there is a session, that says that it lives
@@ -135,7 +133,8 @@ class WorkerPool:
 
     def _forget(self, link: WorkerLink) -> None:
         logger.info("the %s at %s is no longer named", link.noun, link.address)
-        self.links.remove(link)
+        for links in self._lists_of(link.role):
+            links.remove(link)
         self._tasks.pop(link).cancel()
         self._changed.set()
 
